@@ -1,0 +1,3 @@
+"""Text-to-3D pipelines optimized in parallel time with picardopt."""
+
+__version__ = "0.1.0"
