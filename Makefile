@@ -1,0 +1,79 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each first makes the virtual environment if it is missing or older than
+# the files it is made from. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+PROMPT ?= a red cube
+OUT ?= outputs/demo
+WORKERS ?= 2
+
+# torch is installed first and alone, so that another build of it can be chosen and nothing after replaces it:
+#   make demo TORCH="--extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu"
+# A value given here is remembered in the environment; without one, an existing environment keeps the torch it has.
+GIVEN_TORCH := $(TORCH)
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+INPUTS := Makefile constraints.txt pyproject.toml integrations/pyproject.toml
+
+ifneq ($(GIVEN_TORCH),)
+ifneq ($(GIVEN_TORCH),$(shell cat $(VENV)/torch.txt 2>/dev/null))
+.PHONY: $(STAMP)
+endif
+endif
+
+# One thread per process: with several workers on few cores, more threads are slower, and results stay the same from run to run.
+export OMP_NUM_THREADS ?= 1
+# Fonts, models and the like are cached in the repository, never in the home directory.
+run = XDG_CACHE_HOME="$(CURDIR)/.cache" MPLCONFIGDIR="$(CURDIR)/.cache/matplotlib"
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-slow bench lint format types wheels check clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+env: $(STAMP)  ## make the virtual environment (PYTHON=python3.12, TORCH="torch==...", VENV=dir)
+
+$(STAMP): $(INPUTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is older than Python 3.11 or missing; name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable ./integrations
+	@echo '$(TORCH)' > $(VENV)/torch.txt
+	@touch $@
+
+demo: $(STAMP)  ## a 3D object from a text prompt, on two worker processes (PROMPT="a blue sphere", OUT=dir, WORKERS=n)
+	$(run) $(BIN)/picardopt text-to-3d "$(PROMPT)" --out "$(OUT)" --workers $(WORKERS)
+
+test: $(STAMP)  ## the tests, without those that take long or need an accelerator
+	$(run) $(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(STAMP)  ## the long tests (nightly)
+	$(run) $(BIN)/python -m pytest -m "slow and not gpu"
+
+bench: $(STAMP)  ## cost of rollout, snapshot and commit, and the overhead of a sweep
+	$(run) $(BIN)/python -m pytest benchmarks
+	$(run) $(BIN)/python benchmarks/overhead.py
+
+lint: $(STAMP)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)  ## mypy --strict on picardopt
+	$(BIN)/mypy --strict picardopt
+
+wheels: $(STAMP)  ## source archives and wheels of both distributions, in dist/
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --outdir dist integrations
+
+check: lint types test  ## what every commit must pass
+
+clean:  ## remove the environment, caches and builds (not outputs/)
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks build dist
