@@ -1,0 +1,211 @@
+"""Cameras: where a view is taken from, the rays through its pixels, and what a score model is told.
+
+World axes are right-handed with z up; cameras look at the origin. A camera's own axes are OpenGL's: x right, y up,
+looking down -z. Angles are degrees throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+CONDITION_SIZE = 14
+"""Length of the vector that `Cameras.condition` gives for one view."""
+
+_AZIMUTH_HARMONICS = 4
+_ELEVATION_HARMONICS = 2
+_USUAL_DISTANCE = 1.8
+_USUAL_FOV = 45.0
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """The distribution that training views are drawn from.
+
+    Attributes:
+        elevation: Smallest and largest elevation above the horizon, degrees.
+        distance: Smallest and largest distance from the origin, in scene units (objects lie within 0.5).
+        fov: Smallest and largest vertical field of view, degrees.
+    """
+
+    elevation: tuple[float, float] = (-10.0, 60.0)
+    distance: tuple[float, float] = (1.6, 2.0)
+    fov: tuple[float, float] = (40.0, 50.0)
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ValueError: A range is empty or outside of what a camera can be.
+        """
+        limits = {"elevation": (-90.0, 90.0), "distance": (1e-6, math.inf), "fov": (1e-6, 179.0)}
+        for name, (smallest, largest) in limits.items():
+            low, high = getattr(self, name)
+            if not smallest <= low <= high <= largest:
+                raise ValueError(
+                    f"{name}={(low, high)!r}: give (low, high) with {smallest} <= low <= high <= {largest}"
+                )
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """A batch of pinhole cameras that look at the origin.
+
+    Attributes:
+        camera_to_world: Poses, OpenGL convention. [batch, 4, 4]
+        fov: Vertical field of view, degrees. [batch]
+        elevation: Angle above the horizon, degrees. [batch]
+        azimuth: Angle about the z axis from the x axis, degrees. [batch]
+        distance: Distance from the origin. [batch]
+    """
+
+    camera_to_world: Tensor
+    fov: Tensor
+    elevation: Tensor
+    azimuth: Tensor
+    distance: Tensor
+
+    def __len__(self) -> int:
+        return len(self.fov)
+
+    def __getitem__(self, index: slice | Tensor) -> Cameras:
+        """Some of the cameras, by a slice or an index tensor (never by one number: a batch stays a batch)."""
+        if isinstance(index, int):
+            raise TypeError(
+                f"index={index}: a batch stays a batch; use cameras[{index}:{index + 1}]"
+            )
+        return Cameras(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+    def to(self, device: torch.device | str) -> Cameras:
+        """The same cameras on another device."""
+        return Cameras(
+            **{field.name: getattr(self, field.name).to(device) for field in fields(self)}
+        )
+
+    @property
+    def position(self) -> Tensor:
+        """Where the cameras are. [batch, 3]"""
+        return self.camera_to_world[:, :3, 3]
+
+    def rays(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """The rays through the pixel centres, row 0 on top.
+
+        Args:
+            height: Pixels down.
+            width: Pixels across; pixels are square, so the horizontal field of view follows.
+
+        Returns:
+            Origins and unit directions in the world, each [batch, height, width, 3].
+        """
+        like = {"dtype": self.fov.dtype, "device": self.fov.device}
+        half = torch.tan(torch.deg2rad(self.fov) / 2)[:, None, None]  # [batch, 1, 1]
+        rows = (1 - (2 * torch.arange(height, **like) + 1) / height)[None, :, None] * half
+        columns = ((2 * torch.arange(width, **like) + 1 - width) / height)[None, None, :] * half
+        shape = (len(self), height, width)
+        local = torch.stack(
+            [columns.expand(shape), rows.expand(shape), -torch.ones(shape, **like)], dim=-1
+        )
+        rotation = self.camera_to_world[:, None, None, :3, :3]
+        directions = (rotation @ local[..., None]).squeeze(-1)
+        directions = directions / directions.norm(dim=-1, keepdim=True)
+        return self.position[:, None, None].expand_as(directions), directions
+
+    def condition(self) -> Tensor:
+        """What a view-conditioned score model is told of each camera.
+
+        Harmonics of the azimuth (1 to 4) and of the elevation (1 and 2), then distance and field of view about
+        their usual values. No camera has the zero vector, which therefore can stand for "unknown".
+
+        Returns:
+            [batch, CONDITION_SIZE]
+        """
+        azimuth, elevation = torch.deg2rad(self.azimuth), torch.deg2rad(self.elevation)
+        parts = [
+            f(n * azimuth) for n in range(1, _AZIMUTH_HARMONICS + 1) for f in (torch.sin, torch.cos)
+        ]
+        parts += [
+            f(n * elevation)
+            for n in range(1, _ELEVATION_HARMONICS + 1)
+            for f in (torch.sin, torch.cos)
+        ]
+        parts += [4 * torch.log(self.distance / _USUAL_DISTANCE), (self.fov - _USUAL_FOV) / 5]
+        return torch.stack(parts, dim=-1)
+
+
+def orbit_cameras(
+    elevation: Tensor | float,
+    azimuth: Tensor | float,
+    distance: Tensor | float = _USUAL_DISTANCE,
+    fov: Tensor | float = _USUAL_FOV,
+) -> Cameras:
+    """Cameras on spheres about the origin, upright and looking at it.
+
+    Args:
+        elevation: Degrees above the horizon, a number or [batch].
+        azimuth: Degrees about the z axis from the x axis, a number or [batch].
+        distance: Distance from the origin, a number or [batch].
+        fov: Vertical field of view in degrees, a number or [batch].
+
+    Returns:
+        The cameras; numbers are broadcast to the batch of the tensors.
+    """
+    given = [torch.as_tensor(x, dtype=torch.float32) for x in (elevation, azimuth, distance, fov)]
+    elevation, azimuth, distance, fov = torch.broadcast_tensors(*(x.reshape(-1) for x in given))
+    up, around = torch.deg2rad(elevation), torch.deg2rad(azimuth)
+    # Written out rather than by cross products with "up", so that the poles are no special case.
+    backward = torch.stack(
+        [up.cos() * around.cos(), up.cos() * around.sin(), up.sin()], dim=-1
+    )  # [batch, 3]
+    right = torch.stack([-around.sin(), around.cos(), torch.zeros_like(around)], dim=-1)
+    above = torch.stack([-up.sin() * around.cos(), -up.sin() * around.sin(), up.cos()], dim=-1)
+    pose = torch.eye(4, device=fov.device).repeat(len(fov), 1, 1)
+    pose[:, :3, :3] = torch.stack([right, above, backward], dim=-1)
+    pose[:, :3, 3] = backward * distance[:, None]
+    return Cameras(pose, *(x.contiguous() for x in (fov, elevation, azimuth, distance)))
+
+
+def random_cameras(
+    batch: int, config: CameraConfig | None = None, device: torch.device | str = "cpu"
+) -> Cameras:
+    """Training cameras, as DreamFusion draws them.
+
+    The elevation is uniform in degrees for half of the views and uniform on the sphere's area for the other half
+    (a fair coin a view); the azimuth is stratified over the batch. Everything is drawn from torch's global CPU
+    generator, so that the cameras of a step are the same on every device.
+
+    Args:
+        batch: How many.
+        config: The ranges; by default those that the shipped guidance was trained on.
+        device: Where the cameras are put.
+    """
+    config = config or CameraConfig()
+    draws = torch.rand(5, batch)
+    low, high = config.elevation
+    in_degrees = low + (high - low) * draws[0]
+    sine_low, sine_high = math.sin(math.radians(low)), math.sin(math.radians(high))
+    on_sphere = torch.rad2deg(torch.asin(sine_low + (sine_high - sine_low) * draws[0]))
+    elevation = torch.where(draws[1] < 0.5, in_degrees, on_sphere)
+    azimuth = (torch.arange(batch) + draws[2]) / batch * 360 - 180
+    distance = config.distance[0] + (config.distance[1] - config.distance[0]) * draws[3]
+    fov = config.fov[0] + (config.fov[1] - config.fov[0]) * draws[4]
+    return orbit_cameras(elevation, azimuth, distance, fov).to(device)
+
+
+def turntable_cameras(
+    count: int,
+    elevation: float = 15.0,
+    distance: float = _USUAL_DISTANCE,
+    fov: float = _USUAL_FOV,
+) -> Cameras:
+    """Cameras evenly around the object, at one elevation.
+
+    Args:
+        count: How many; azimuths are 0, 360 / count, ...
+        elevation: Degrees above the horizon.
+        distance: Distance from the origin.
+        fov: Vertical field of view, degrees.
+    """
+    return orbit_cameras(elevation, torch.arange(count) * (360.0 / count), distance, fov)
