@@ -17,8 +17,8 @@ CONDITION_SIZE = 14
 
 _AZIMUTH_HARMONICS = 4
 _ELEVATION_HARMONICS = 2
-_USUAL_DISTANCE = 1.8
-_USUAL_FOV = 45.0
+_USUAL_DISTANCE = 1.65
+_USUAL_FOV = 42.5
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class CameraConfig:
     """
 
     elevation: tuple[float, float] = (-10.0, 60.0)
-    distance: tuple[float, float] = (1.6, 2.0)
-    fov: tuple[float, float] = (40.0, 50.0)
+    distance: tuple[float, float] = (1.5, 1.8)
+    fov: tuple[float, float] = (40.0, 45.0)
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -131,7 +131,7 @@ class Cameras:
             for n in range(1, _ELEVATION_HARMONICS + 1)
             for f in (torch.sin, torch.cos)
         ]
-        parts += [4 * torch.log(self.distance / _USUAL_DISTANCE), (self.fov - _USUAL_FOV) / 5]
+        parts += [5 * torch.log(self.distance / _USUAL_DISTANCE), (self.fov - _USUAL_FOV) / 5]
         return torch.stack(parts, dim=-1)
 
 

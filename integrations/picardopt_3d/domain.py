@@ -103,7 +103,7 @@ def _torus(points: Tensor) -> Tensor:
 
 def _chair(points: Tensor) -> Tensor:
     seat = _box(points, (0.0, 0.0, -0.06), (0.24, 0.24, 0.05))
-    back = _box(points, (-0.20, 0.0, 0.19), (0.04, 0.24, 0.22))
+    back = _box(points, (-0.20, 0.0, 0.17), (0.04, 0.24, 0.20))
     mirrored = torch.cat([points[..., :2].abs(), points[..., 2:]], dim=-1)  # four legs as one
     leg = _box(mirrored, (0.19, 0.19, -0.25), (0.05, 0.05, 0.15))
     return torch.minimum(torch.minimum(seat, back), leg)
