@@ -6,6 +6,7 @@ VENV ?= .venv
 PROMPT ?= a red cube
 OUT ?= outputs/demo
 WORKERS ?= 2
+DIST ?= dist
 
 # torch is installed first and alone, so that another build of it can be chosen and nothing after replaces it:
 #   make demo TORCH="--extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu"
@@ -69,9 +70,9 @@ format: $(STAMP)  ## let ruff rewrite what it can
 types: $(STAMP)  ## mypy --strict on picardopt
 	$(BIN)/mypy --strict picardopt
 
-wheels: $(STAMP)  ## source archives and wheels of both distributions, in dist/
-	$(BIN)/python -m build --outdir dist .
-	$(BIN)/python -m build --outdir dist integrations
+wheels: $(STAMP)  ## source archives and wheels of both distributions, in DIST=dist
+	$(BIN)/python -m build --outdir $(DIST) .
+	$(BIN)/python -m build --outdir $(DIST) integrations
 
 check: lint types test  ## what every commit must pass
 
