@@ -1,0 +1,160 @@
+"""One closure evaluation at given parameters under one step's randomness: the paper's ``s(theta, t)``."""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from picardopt.errors import NoGradientError
+from picardopt.layout import Row
+from picardopt.rng import RngState, preserved_rng, seed_all, step_seed
+
+Closure = Callable[..., Any]
+
+
+class Outcome(enum.IntEnum):
+    """What came of an evaluation, from best to worst."""
+
+    FINITE = 0
+    NONFINITE = 1  # a NaN or an infinity in a gradient
+    FAILED = 2  # the closure raised
+    INTERRUPTED = 3  # KeyboardInterrupt, SystemExit: never held back
+
+
+@dataclass
+class Drift:
+    """Gradient and loss of one step's objective at one point.
+
+    Attributes:
+        step: The step whose randomness and data were used.
+        row: The gradients, one per parameter; meaningless where `present` is False.
+        present: Which parameters received a gradient (the others keep ``.grad = None``).
+        loss: What the closure returned; tensors are detached.
+        rng: The generators as the closure left them: the base's own step draws from there.
+        outcome: Whether the drift can be used.
+        error: What the closure raised, if it did.
+        trace: That exception's formatted traceback.
+    """
+
+    step: int
+    row: Row
+    present: tuple[bool, ...] = ()
+    loss: Any = None
+    rng: RngState | None = None
+    outcome: Outcome = Outcome.FINITE
+    error: BaseException | None = None
+    trace: str = field(default="", repr=False)
+
+
+def call_closure(closure: Closure, step: int) -> Any:
+    """Calls ``closure(step)`` if it has a required parameter of that name, else ``closure()``."""
+    return closure(step) if _wants_step(closure) else closure()
+
+
+def evaluate_drift(
+    closure: Closure, parameters: Sequence[Tensor], row: Row, step: int, seed: int
+) -> Drift:
+    """Evaluates one drift at the parameters' present values; never raises what the closure raises.
+
+    Args:
+        closure: The user's closure; it computes the loss and calls ``backward``.
+        parameters: The live parameters; their ``.grad`` is None before and after.
+        row: Where the gradients are written.
+        step: Step index t.
+        seed: The run's seed.
+
+    Returns:
+        The drift; `outcome` and `error` tell what went wrong.
+    """
+    drift = Drift(step, row)
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        with preserved_rng():
+            seed_all(step_seed(seed, step))
+            with torch.enable_grad():
+                loss = call_closure(closure, step)
+            drift.rng = RngState.capture()
+        drift.loss = loss.detach().clone() if isinstance(loss, Tensor) else loss
+        _collect(drift, parameters)
+    except BaseException as error:
+        drift.outcome = Outcome.FAILED if isinstance(error, Exception) else Outcome.INTERRUPTED
+        drift.error = error
+        drift.trace = "".join(traceback.format_exception(error))
+    finally:
+        for parameter in parameters:
+            parameter.grad = None
+    return drift
+
+
+def _collect(drift: Drift, parameters: Sequence[Tensor]) -> None:
+    """Moves the parameters' gradients into the drift's row and looks for non-finite ones."""
+    drift.present = tuple(p.grad is not None for p in parameters)
+    if not any(drift.present):
+        raise NoGradientError(
+            f"the closure left no parameter with a gradient at step {drift.step}: call loss.backward() inside "
+            "it, on a loss that depends on the optimizer's parameters"
+        )
+    targets, grads = [], []
+    for target, parameter in zip(drift.row.tensors, parameters, strict=True):
+        grad = parameter.grad
+        if grad is None:
+            target.zero_()
+        elif grad.layout is not torch.strided:
+            raise TypeError(
+                f"a gradient of layout {grad.layout} at step {drift.step}: picardopt needs dense gradients "
+                "(build embeddings with sparse=False)"
+            )
+        else:
+            targets.append(target)
+            grads.append(grad)
+    with torch.no_grad():
+        torch._foreach_copy_(targets, grads)
+    if not is_finite(drift.row):
+        drift.outcome = Outcome.NONFINITE
+
+
+def is_finite(row: Row) -> bool:
+    """Whether no element is NaN or infinite (one host sync)."""
+    checks = [torch.isfinite(segment).all() for segment in row.segments]
+    return bool(torch.stack(checks).all())
+
+
+def set_gradients(parameters: Sequence[Tensor], drift: Drift) -> None:
+    """Gives each parameter its own copy of the drift: some optimizers overwrite ``.grad``."""
+    targets, sources = [], []
+    for parameter, source, present in zip(
+        parameters, drift.row.tensors, drift.present, strict=True
+    ):
+        if present:
+            parameter.grad = torch.empty_like(parameter)
+            targets.append(parameter.grad)
+            sources.append(source)
+        else:
+            parameter.grad = None
+    torch._foreach_copy_(targets, sources)
+
+
+def _wants_step(closure: Closure) -> bool:
+    try:
+        parameters = inspect.signature(closure).parameters
+    except (TypeError, ValueError):  # builtins without a signature
+        return False
+    parameter = parameters.get("step")
+    return (
+        parameter is not None
+        and parameter.default is inspect.Parameter.empty
+        and parameter.kind
+        in (
+            inspect.Parameter.POSITIONAL_ONLY,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.KEYWORD_ONLY,
+        )
+    )

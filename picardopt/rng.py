@@ -1,0 +1,112 @@
+"""One stream of randomness per step, whatever the worker (law "same draw").
+
+The paper seeds step t with ``t`` (or ``t + s``; supplement C, "Eliminating stochasticity"). Here the
+seed is a 64-bit hash of (seed, t), so that seed 1 is not seed 0 shifted by one step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Hashes (seed, step) to an unsigned 64-bit integer."""
+    digest = hashlib.blake2b(f"{seed}:{step}".encode(), digest_size=8, person=b"picardopt").digest()
+    return int.from_bytes(digest, "little")
+
+
+@dataclass(frozen=True)
+class RngState:
+    """States of the generators that a step may draw from, on this rank."""
+
+    cpu: Tensor
+    accelerator: Tensor | None
+    numpy: dict[str, Any]
+    python: tuple[Any, ...]
+
+    @classmethod
+    def capture(cls) -> RngState:
+        """Reads the global generators; draws nothing."""
+        module = _live_accelerator()
+        return cls(
+            cpu=torch.default_generator.get_state(),
+            accelerator=None if module is None else module.get_rng_state(),
+            numpy=np.random.get_state(legacy=False),  # type: ignore[arg-type]
+            python=random.getstate(),
+        )
+
+    def restore(self) -> None:
+        """Puts the global generators back to this state."""
+        torch.default_generator.set_state(self.cpu)
+        module = _live_accelerator()
+        if module is not None and self.accelerator is not None:
+            module.set_rng_state(self.accelerator)
+        np.random.set_state(self.numpy)
+        random.setstate(self.python)
+
+
+def seed_all(value: int) -> None:
+    """Seeds torch CPU, this rank's accelerator, numpy and random with one 64-bit value."""
+    torch.default_generator.manual_seed(value)
+    if torch.accelerator.is_available():
+        # The device module's own function seeds the current device only, and lazily before its context is made.
+        _accelerator_module().manual_seed(value)
+    np.random.seed([value & 0xFFFFFFFF, value >> 32])
+    random.seed(value)
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Leaves the global generators as they were on entry."""
+    before = RngState.capture()
+    try:
+        yield
+    finally:
+        before.restore()
+
+
+@contextmanager
+def step_rng(seed: int, step: int) -> Iterator[None]:
+    """Runs a block under the randomness of one step.
+
+    With it anyone writes the sequential loop that a parallel run at tolerance 0 equals bitwise::
+
+        for step in range(total_steps):
+            with step_rng(seed, step):
+                loss = closure(step)
+                base.step()
+
+    Args:
+        seed: The run's seed, any integer.
+        step: Index of the optimizer step.
+
+    Yields:
+        Nothing; torch's CPU generator, the current accelerator's, numpy's and random's are seeded
+        inside the block and put back afterwards. Generators of your own are not touched.
+    """
+    with preserved_rng():
+        seed_all(step_seed(seed, step))
+        yield
+
+
+def _accelerator_module() -> Any:
+    device = torch.accelerator.current_accelerator()
+    return torch.get_device_module(device)
+
+
+def _live_accelerator() -> Any | None:
+    """The accelerator's module once it holds a context; reading a state must not create one."""
+    if not torch.accelerator.is_available():
+        return None
+    module = _accelerator_module()
+    initialized = getattr(module, "is_initialized", None)
+    return module if initialized is None or initialized() else None

@@ -1,0 +1,56 @@
+"""What happened so far: steps, sweeps, strides, residuals, waste, seconds. Always on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+PHASES = ("drift", "exchange", "rollout", "commit", "audit")
+
+
+@dataclass
+class Stats:
+    """Counters of one `ParallelPicardOptimizer`.
+
+    Attributes:
+        steps: Committed steps.
+        sweeps: Sweeps whose stride was chosen.
+        strides: How many steps each sweep made final.
+        residuals: Per sweep, the residuals j = 1..p.
+        tolerances: Per sweep, the largest residual that each slot would have accepted.
+        drift_evaluations: Slots evaluated, over all ranks; the audit's are counted apart.
+        wasted_evaluations: Those that never became a step.
+        audits: Queued drifts that were evaluated again to check the closure.
+        failed_speculations: Evaluations beyond the head that raised or were not finite.
+        seconds: Wall seconds on this rank by phase: drift, exchange, rollout, commit, audit.
+    """
+
+    steps: int = 0
+    sweeps: int = 0
+    strides: list[int] = field(default_factory=list)
+    residuals: list[list[float]] = field(default_factory=list)
+    tolerances: list[list[float]] = field(default_factory=list)
+    drift_evaluations: int = 0
+    wasted_evaluations: int = 0
+    audits: int = 0
+    failed_speculations: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+
+    @property
+    def mean_stride(self) -> float:
+        """Mean number of steps that a sweep made final (0 before the first sweep)."""
+        return sum(self.strides) / len(self.strides) if self.strides else 0.0
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times a block and names it for torch's profiler."""
+        start = time.perf_counter()
+        try:
+            with torch.profiler.record_function(f"picardopt.{name}"):
+                yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start

@@ -1,0 +1,92 @@
+"""One sweep's arithmetic as plain functions over iterates: residuals and stride (Algorithm 2).
+
+Knows nothing of optimizers, closures or ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from picardopt.layout import Row
+from picardopt.tolerance import Measures
+
+
+def squared_distance(a: Row, b: Row, scratch: Row, numel: int) -> Tensor:
+    """Squared distance per parameter, ``(1/D) d(a, b)^2``.
+
+    Args:
+        a: A row.
+        b: Another row.
+        scratch: A row that may be overwritten, neither `a` nor `b`.
+        numel: Number of parameters D.
+
+    Returns:
+        float64 scalar tensor on the rows' device; no host sync.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=a.buffer.device)
+    for x, y, out in zip(a.segments, b.segments, scratch.segments, strict=True):
+        if x.numel():
+            torch.sub(x, y, out=out)
+            total += torch.linalg.vector_norm(out, dtype=torch.float64).square()
+    return total / numel
+
+
+def same_bits(a: Row, b: Row) -> Tensor:
+    """Whether two rows agree bit for bit, as a float64 scalar tensor 1 or 0 (no host sync)."""
+    words = a.buffer.view(torch.int64) == b.buffer.view(torch.int64)
+    return words.all().to(torch.float64)
+
+
+def measure(before: Sequence[Row], after: Sequence[Row], scratch: Row, numel: int) -> Tensor:
+    """Compares the window before and after a sweep.
+
+    Args:
+        before: Iterates t .. t+p before the sweep.
+        after: Iterates t .. t+p after it; ``after[0]`` is the head.
+        scratch: A row that may be overwritten.
+        numel: Number of parameters D.
+
+    Returns:
+        float64 tensor [4, p]: residuals, step lengths, distances from the head, same bits (1 or 0).
+    """
+    slots = range(1, len(after))
+    rows = [
+        torch.stack([squared_distance(after[j], before[j], scratch, numel) for j in slots]),
+        torch.stack([squared_distance(after[j], after[j - 1], scratch, numel) for j in slots]),
+        torch.stack([squared_distance(after[j], after[0], scratch, numel) for j in slots]),
+        torch.stack([same_bits(after[j], before[j]) for j in slots]),
+    ]
+    return torch.stack(rows)
+
+
+def as_measures(table: Sequence[Sequence[float]]) -> Measures:
+    """Names the rows of `measure`'s table, once it is on the host."""
+    residuals, lengths, distances, same = table
+    return Measures(tuple(residuals), tuple(lengths), tuple(distances), tuple(map(bool, same)))
+
+
+def accepts(residual: float, threshold: float, same: bool, *, exact: bool) -> bool:
+    """Whether a guess was right. NaN is never accepted, whichever side it is on.
+
+    Squares of tiny differences underflow to 0, so at tolerance 0 the bits decide.
+    """
+    return same and residual == 0 if exact else residual <= threshold
+
+
+def choose_stride(measures: Measures, thresholds: Sequence[float], *, exact: bool) -> int:
+    """How many steps a sweep made final: the paper's ``skip``.
+
+    ``min({j : residual_j > e, j in [1, p]} + {p})``: stride j is safe although residual j failed, because
+    iterate t+j was made from drifts whose guesses 1 .. j-1 passed.
+
+    Returns:
+        The stride, 1 .. p.
+    """
+    table = zip(measures.residuals, thresholds, measures.same_bits, strict=True)
+    for j, (residual, threshold, same) in enumerate(table, start=1):
+        if not accepts(residual, threshold, same, exact=exact):
+            return j
+    return len(measures.residuals)

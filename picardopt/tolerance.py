@@ -1,0 +1,239 @@
+"""How large a residual may be: fixed, adaptive (the paper's) and relative to the step length.
+
+Everything here is plain Python on host numbers that are the same on every rank. NaN never enters a
+tolerance.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
+    "median": statistics.median,  # of an even count: the mean of the middle two
+    "mean": statistics.fmean,
+}
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What one sweep measured, as host numbers; all squared distances are per parameter.
+
+    Attributes:
+        residuals: Entry j-1: between iterate t+j before and after the sweep, j = 1..p.
+        step_lengths: Entry j: between the new iterates t+j and t+j+1, j = 0..p-1.
+        distances: Entry j-1: between the head and the new iterate t+j, j = 1..p.
+        same_bits: Entry j-1: whether iterate t+j came out with the bits that it had.
+    """
+
+    residuals: tuple[float, ...]
+    step_lengths: tuple[float, ...]
+    distances: tuple[float, ...]
+    same_bits: tuple[bool, ...]
+
+
+class Tolerance(Protocol):
+    """What a tolerance must offer."""
+
+    @property
+    def value(self) -> float:
+        """The present tolerance: largest accepted squared distance per parameter."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """Whether acceptance is a comparison of bits."""
+        ...
+
+    def thresholds(self, measures: Measures) -> list[float]:
+        """Largest accepted residual of each slot, j = 1..p."""
+        ...
+
+    def update(self, measures: Measures, stride: int) -> None:
+        """Learns from a sweep, after its stride was chosen."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what a checkpoint kept."""
+        ...
+
+
+class FixedTolerance:
+    """One number; 0 means exact: bitwise the sequential trajectory.
+
+    Args:
+        value: Largest accepted squared distance per parameter, 0 to infinity.
+
+    Raises:
+        ValueError: If the value is negative or NaN.
+    """
+
+    def __init__(self, value: float) -> None:
+        _require(value >= 0, "tolerance", value, "give a number >= 0 (0 is exact)")
+        self._value = float(value)
+
+    def __repr__(self) -> str:
+        return f"FixedTolerance({self._value:g})"
+
+    @property
+    def value(self) -> float:
+        """The number."""
+        return self._value
+
+    @property
+    def exact(self) -> bool:
+        """True at 0."""
+        return self._value == 0
+
+    def thresholds(self, measures: Measures) -> list[float]:
+        """The number for every slot."""
+        return [self._value] * len(measures.residuals)
+
+    def update(self, measures: Measures, stride: int) -> None:
+        """Learns nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Holds nothing that is learnt."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes nothing over: the number is the constructor's."""
+
+
+class AdaptiveTolerance:
+    """The paper's rule: ``e <- decay e + (1 - decay) M(error)`` after each sweep (Algorithm 2).
+
+    Args:
+        initial: The first tolerance e; 0 is legal and grows.
+        decay: The paper's gamma, in [0, 1].
+        statistic: The paper's M over the window's residuals, "median" or "mean"; residuals that are not
+            finite are left out.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    exact = False
+
+    def __init__(
+        self, initial: float = 5e-6, decay: float = 0.9, statistic: str = "median"
+    ) -> None:
+        _require(0 <= initial < math.inf, "initial", initial, "give a finite number >= 0")
+        _require(0 <= decay <= 1, "decay", decay, "give a number from 0 to 1 (the paper: 0.9)")
+        _require(statistic in STATISTICS, "statistic", statistic, "give 'median' or 'mean'")
+        self._value, self.decay, self.statistic = float(initial), decay, statistic
+
+    def __repr__(self) -> str:
+        return f"AdaptiveTolerance({self._value:g}, decay={self.decay:g}, {self.statistic!r})"
+
+    @property
+    def value(self) -> float:
+        """The present e."""
+        return self._value
+
+    def thresholds(self, measures: Measures) -> list[float]:
+        """The present e for every slot."""
+        return [self._value] * len(measures.residuals)
+
+    def update(self, measures: Measures, stride: int) -> None:
+        """One step of the moving average, over all of the window's residuals."""
+        finite = [r for r in measures.residuals if math.isfinite(r)]
+        if finite:
+            error = STATISTICS[self.statistic](finite)
+            self._value = self.decay * self._value + (1 - self.decay) * error
+
+    def state_dict(self) -> dict[str, Any]:
+        """The present e."""
+        return {"value": self._value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint's e."""
+        self._value = float(state.get("value", self._value))
+
+
+class StepRelativeTolerance:
+    """Accepts a residual up to `factor` times the running mean of the squared step length.
+
+    It needs no tuning across learning rates and scales: both sides are squared distances per parameter.
+
+    Args:
+        factor: Accepted residual in units of the mean squared step length; 0 to infinity.
+        distance: Accepted residual as a fraction of the iterate's squared distance from the head, where
+            that is more than the step-relative part.
+        decay: Weight of the past in the running mean, per accepted step, in [0, 1).
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    exact = False
+
+    def __init__(self, factor: float = 20.0, distance: float = 0.0, decay: float = 0.9) -> None:
+        _require(0 <= factor < math.inf, "factor", factor, "give a finite number >= 0")
+        _require(0 <= distance < math.inf, "distance", distance, "give a finite number >= 0")
+        _require(0 <= decay < 1, "decay", decay, "give a number from 0 to below 1")
+        self.factor, self.distance, self.decay = factor, distance, decay
+        self._mean: float | None = None
+
+    def __repr__(self) -> str:
+        return f"StepRelativeTolerance({self.factor:g}, distance={self.distance:g}, decay={self.decay:g})"
+
+    @property
+    def value(self) -> float:
+        """`factor` times the present mean squared step length (0 before the first sweep)."""
+        return self.factor * (self._mean or 0.0)
+
+    def thresholds(self, measures: Measures) -> list[float]:
+        """The larger of the step-relative and the distance-relative part, slot by slot."""
+        if self._mean is None and math.isfinite(measures.step_lengths[0]):
+            # The head's step is always exact, and known before anything is decided.
+            self._mean = measures.step_lengths[0]
+        floor = self.value
+        return [
+            max(floor, self.distance * d) if math.isfinite(d) else floor for d in measures.distances
+        ]
+
+    def update(self, measures: Measures, stride: int) -> None:
+        """Feeds the running mean with the accepted steps."""
+        for length in measures.step_lengths[:stride]:
+            if math.isfinite(length):
+                before = length if self._mean is None else self._mean
+                self._mean = self.decay * before + (1 - self.decay) * length
+
+    def state_dict(self) -> dict[str, Any]:
+        """The present mean squared step length."""
+        return {"mean": self._mean}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint's mean."""
+        self._mean = state.get("mean", self._mean)
+
+
+def as_tolerance(value: float | Tolerance) -> Tolerance:
+    """Turns the optimizer's `tolerance` argument into a tolerance.
+
+    Raises:
+        TypeError: If it is neither a number nor a tolerance.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return FixedTolerance(value)
+    if isinstance(value, FixedTolerance | AdaptiveTolerance | StepRelativeTolerance) or all(
+        hasattr(value, name) for name in ("value", "exact", "thresholds", "update")
+    ):
+        return value
+    raise TypeError(
+        f"tolerance={value!r}: give a number >= 0 (0 is exact), AdaptiveTolerance(...) or "
+        "StepRelativeTolerance(...)"
+    )
+
+
+def _require(condition: bool, name: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise ValueError(f"{name}={value!r}: {remedy}")
