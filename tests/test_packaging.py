@@ -1,0 +1,138 @@
+"""The two distributions: their metadata, what they import, and the command that joins them."""
+
+import ast
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECTS = {
+    "picardopt": ROOT / "pyproject.toml",
+    "picardopt-3d": ROOT / "integrations/pyproject.toml",
+}
+PACKAGES = {"picardopt": "picardopt", "picardopt-3d": "picardopt_3d"}
+
+
+def project_table(distribution: str) -> dict:
+    return tomllib.loads(PROJECTS[distribution].read_text())["project"]
+
+
+def package_folder(distribution: str) -> Path:
+    return Path(find_spec(PACKAGES[distribution]).origin).parent
+
+
+def third_party_imports(folder: Path) -> dict[str, str]:
+    """Top-level modules outside the standard library, each with a file that imports it."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            else:
+                continue
+            found.update({name.partition(".")[0]: str(path) for name in names})
+    return {name: path for name, path in found.items() if name not in sys.stdlib_module_names}
+
+
+def required(distribution: str) -> set[str]:
+    """Canonical names of what a distribution needs without extras."""
+    requirements = map(Requirement, metadata.requires(distribution))
+    return {canonicalize_name(r.name) for r in requirements if "extra" not in str(r.marker)}
+
+
+def run(*command: str, cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("distribution", PROJECTS)
+def test_installed_metadata_is_the_clones(distribution):
+    table = project_table(distribution)
+    installed = metadata.metadata(distribution)
+    assert installed["Version"] == table["version"]
+    assert installed["Requires-Python"] == table["requires-python"]
+    assert installed["License-Expression"] == "Apache-2.0"
+
+
+def test_both_distributions_agree():
+    core, threed = map(project_table, PROJECTS)
+    assert core["version"] == threed["version"]
+    assert core["requires-python"] == threed["requires-python"]
+    bounds = [
+        {r.name: r.specifier for r in map(Requirement, t["dependencies"])} for t in (core, threed)
+    ]
+    assert bounds[0]["torch"] == bounds[1]["torch"]
+    assert bounds[0]["numpy"] == bounds[1]["numpy"]
+    assert "picardopt" in bounds[1]
+    assert [Requirement(r).name for r in core["optional-dependencies"]["3d"]] == ["picardopt-3d"]
+
+
+@pytest.mark.parametrize("distribution", PROJECTS)
+def test_marked_as_typed(distribution):
+    assert (package_folder(distribution) / "py.typed").is_file()
+
+
+def test_core_needs_torch_and_numpy_only():
+    assert required("picardopt") == {"torch", "numpy"}
+    imports = third_party_imports(package_folder("picardopt"))
+    assert set(imports) <= {"torch", "numpy", "picardopt"}, imports
+
+
+def test_3d_declares_what_it_imports():
+    owners = metadata.packages_distributions()
+    declared = required("picardopt-3d") | {"picardopt-3d"}
+    undeclared = {
+        name: path
+        for name, path in third_party_imports(package_folder("picardopt-3d")).items()
+        if not {canonicalize_name(owner) for owner in owners.get(name, [name])} & declared
+    }
+    assert not undeclared
+
+
+def test_importing_the_core_loads_no_optional_package(tmp_path):
+    script = "import sys, picardopt; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    loaded = set(run(sys.executable, "-W", "error", "-c", script, cwd=tmp_path).split())
+    assert {"picardopt", "torch"} <= loaded
+    unwanted = {"picardopt_3d", "diffusers", "transformers", "tyro", "matplotlib", "imageio", "PIL"}
+    assert not loaded & (unwanted | {"tqdm", "safetensors", "scipy", "hypothesis", "pytest"})
+
+
+def test_command_lists_and_runs_the_entry_points(tmp_path):
+    command = Path(sysconfig.get_path("scripts"), "picardopt")
+    assert command.is_file(), f"{command} is missing: install both distributions (make env)"
+    names = metadata.entry_points(group="picardopt.commands").names
+    assert "text-to-3d" in names
+    listing = run(str(command), cwd=tmp_path)
+    assert all(name in listing for name in names)
+    page = run(str(command), "text-to-3d", "--help", cwd=tmp_path)
+    for option in (
+        "--out",
+        "--workers",
+        "--seed",
+        "--steps",
+        "--window",
+        "--tolerance",
+        "--sequential",
+    ):
+        assert option in page, option
+
+
+def test_unknown_command_fails_and_names_the_known_ones(tmp_path):
+    command = Path(sysconfig.get_path("scripts"), "picardopt")
+    done = subprocess.run(
+        [str(command), "no-such-command"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    assert "no-such-command" in done.stderr
+    assert "text-to-3d" in done.stderr
