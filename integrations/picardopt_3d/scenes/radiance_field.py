@@ -7,11 +7,14 @@ density) ride along as further channels of the same look-up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 
@@ -28,9 +31,9 @@ class FieldConfig:
         background: colour behind the object, in [0, 1].
     """
 
-    resolutions: tuple[int, ...] = (10, 20, 40)
-    radius: float = 0.8
-    samples: int = 32
+    resolutions: tuple[int, ...] = (8, 16, 32)
+    radius: float = 0.55
+    samples: int = 24
     blob_scale: float = 10.0
     blob_radius: float = 0.5
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -105,15 +108,11 @@ class RadianceField(nn.Module):
             raw density, then raw rgb. # [4, z, y, x]
         """
         size = self.config.resolutions[-1]
-        total: Tensor | None = None
-        for level in self.levels:
-            fine = level
-            if level.shape[-1] != size:
-                fine = F.interpolate(
-                    level[None], size=(size,) * 3, mode="trilinear", align_corners=True
-                )[0]
-            total = fine if total is None else total + fine
-        assert total is not None  # FieldConfig has at least one level
+        total = self.levels[-1]
+        for level in self.levels[:-1]:
+            total = total + F.interpolate(
+                level[None], size=(size,) * 3, mode="trilinear", align_corners=True
+            ).squeeze(0)
         return torch.cat([total[:1] + self.blob, total[1:]])
 
     def render(
@@ -169,7 +168,7 @@ class RadianceField(nn.Module):
 
         normal = back_facing = None
         if normals:
-            direction = F.normalize(values[4:7], dim=0, eps=1e-6)  # [3, hits, samples]
+            direction = values[4:7]  # [3, hits, samples]
             normal = image((weights * direction).sum(2).T)
             away = (direction * directions_hit.T[:, :, None]).sum(0).clamp_min(0.0)
             back_facing = (weights * away.square()).sum() / origins.shape[0]
@@ -182,7 +181,7 @@ class RadianceField(nn.Module):
         )
 
     def _chord(self, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances at which rays enter and leave the sphere. # two of [rays]; near = far: a miss"""
+        """Where rays enter and leave the sphere, each [rays]; near = far is a miss."""
         middle = -(origins * directions).sum(1)
         squared = self.config.radius**2 - (origins.square().sum(1) - middle.square())
         half = squared.clamp_min(0.0).sqrt()
@@ -190,19 +189,40 @@ class RadianceField(nn.Module):
         return near, torch.maximum(middle + half, near)
 
     def _normals(self, raw_density: Tensor) -> Tensor:
-        """Minus the density's gradient at every voxel by central differences. # [3 (xyz), z, y, x]"""
+        """Unit normals at the voxels, down the density's slope: [3 (xyz), z, y, x].
+
+        Central differences of the summed grid; interpolated normals are a little shorter than 1
+        where the surface bends.
+        """
         density = F.softplus(raw_density)
         padded = F.pad(density[None, None], (1,) * 6, mode="replicate")[0, 0]
         inner = slice(1, -1)
         along_z = padded[:-2, inner, inner] - padded[2:, inner, inner]
         along_y = padded[inner, :-2, inner] - padded[inner, 2:, inner]
         along_x = padded[inner, inner, :-2] - padded[inner, inner, 2:]
-        return torch.stack([along_x, along_y, along_z]) / (2.0 * self.voxel)
+        slope = torch.stack([along_x, along_y, along_z]) / (2.0 * self.voxel)
+        return F.normalize(slope, dim=0, eps=1e-4)
 
 
-def render_views(
-    field: RadianceField, rays: Sequence[tuple[Tensor, Tensor]], *, normals: bool = False
-) -> list[Render]:
-    """Render several ray batches without gradients, for pictures and films."""
-    with torch.no_grad():
-        return [field.render(o, d, normals=normals) for o, d in rays]
+def save_field(field: RadianceField, path: Path) -> None:
+    """Write the field as safetensors, its `FieldConfig` as JSON in the header."""
+    tensors = {name: value.detach().cpu() for name, value in field.state_dict().items()}
+    save_file(tensors, path, metadata={"field_config": json.dumps(asdict(field.config))})
+
+
+def load_field(path: Path) -> RadianceField:
+    """Read a field that `save_field` wrote.
+
+    Raises:
+        ValueError: The file is safetensors, but not a field.
+    """
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get("field_config")
+        if text is None:
+            raise ValueError(
+                f"path={path}: no field_config in its header; give a scene of this package"
+            )
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+        field = RadianceField(FieldConfig(**values))
+        field.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    return field

@@ -1,0 +1,1 @@
+"""Pictures, films and files of a finished or growing scene."""
