@@ -56,8 +56,10 @@ test-slow: $(STAMP)  ## the long tests (nightly)
 	$(run) $(BIN)/python -m pytest -m "slow and not gpu"
 
 bench: $(STAMP)  ## cost of rollout, snapshot and commit, and the overhead of a sweep
-	$(run) $(BIN)/python -m pytest benchmarks
-	$(run) $(BIN)/python benchmarks/overhead.py
+	@mkdir -p .benchmarks
+	$(run) $(BIN)/python -m pytest benchmarks --benchmark-json=.benchmarks/rollout.json
+	$(run) $(BIN)/python benchmarks/tables.py .benchmarks/rollout.json benchmarks/results/rollout.md
+	$(run) $(BIN)/python benchmarks/overhead.py --out benchmarks/results/overhead.md
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .

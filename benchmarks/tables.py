@@ -1,0 +1,101 @@
+"""Markdown tables of measurements, each with the command, machine and versions that made it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+
+def machine() -> str:
+    """One line: processor, cores, memory, accelerator if any, and versions."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    parts = [f"{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB"]
+    if torch.cuda.is_available():
+        parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
+    parts.append(f"Python {platform.python_version()}, torch {torch.__version__}")
+    return "; ".join(parts)
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Lays out a table, numbers to the right."""
+    lines = [headers, ["---:"] * len(headers), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def number(value: float) -> str:
+    """Three significant figures, never in exponent notation."""
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - int(torch.tensor(abs(value)).log10().floor()))
+    return f"{value:.{digits}f}"
+
+
+def document(title: str, command: str, notes: str, table: str) -> str:
+    """A result file: what was run, where, how to read it, and the table."""
+    return f"# {title}\n\n`{command}`\n\n{machine()}.\n\n{notes.strip()}\n\n{table}\n"
+
+
+COLUMNS = {
+    "test_plain_step": "plain step",
+    "test_snapshot": "snapshot",
+    "test_commit": "commit",
+    "test_rollout": "rollout of 8",
+    "test_residuals": "residuals of 8",
+}
+NOTES = """
+Milliseconds, medians, one thread, float32 Adam. *Plain step* is `base.step()` alone, for
+comparison; *snapshot* captures the optimizer's state and restores it; *commit* is one accepted step
+taken for real, with the copy of its drift into `.grad`; *rollout of 8* is what one sweep of a window
+of 8 does with the base: snapshot, eight speculative steps, each stored in its iterate, restore;
+*residuals of 8* compares the window before and after. The drifts, nearly all the cost of a real
+step, are not in here.
+"""
+
+
+def costs(report: Path) -> str:
+    """Turns pytest-benchmark's JSON of `test_rollout.py` into the table of costs."""
+    found: dict[tuple[int, int, bool], dict[str, float]] = {}
+    for bench in json.loads(report.read_text())["benchmarks"]:
+        size = bench["params"]
+        key = (size["numel"], size["tensors"], size["foreach"])
+        name = bench["name"].partition("[")[0]
+        found.setdefault(key, {})[name] = 1e3 * bench["stats"]["median"]
+    rows = [
+        [f"{numel:,}", tensors, "on" if foreach else "off", *(number(times[c]) for c in COLUMNS)]
+        for (numel, tensors, foreach), times in sorted(found.items())
+    ]
+    return markdown(["parameters", "tensors", "foreach", *COLUMNS.values()], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=costs.__doc__)
+    parser.add_argument("report", type=Path, help="what pytest --benchmark-json wrote")
+    parser.add_argument("out", type=Path, help="the Markdown file")
+    options = parser.parse_args()
+    command = f"pytest benchmarks --benchmark-json={options.report}"
+    command += f" && python benchmarks/tables.py {options.report} {options.out}"
+    text = document("Cost of rollout, snapshot and commit", command, NOTES, costs(options.report))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text)
+    sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()
