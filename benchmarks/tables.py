@@ -61,11 +61,11 @@ COLUMNS = {
 }
 NOTES = """
 Milliseconds, medians, one thread, float32 Adam. *Plain step* is `base.step()` alone, for
-comparison; *snapshot* captures the optimizer's state and restores it; *commit* is one accepted step
-taken for real, with the copy of its drift into `.grad`; *rollout of 8* is what one sweep of a window
-of 8 does with the base: snapshot, eight speculative steps, each stored in its iterate, restore;
-*residuals of 8* compares the window before and after. The drifts, nearly all the cost of a real
-step, are not in here.
+comparison; *snapshot* captures the optimizer's state and restores it; *commit* is one accepted
+step taken for real, with the copy of its drift into `.grad`; *rollout of 8* is what one sweep of a
+window of 8 does with the base: snapshot, eight speculative steps, each stored in its iterate,
+restore; *residuals of 8* compares the window before and after. The drifts, nearly all the cost of
+a real step, are not in here.
 """
 
 
