@@ -1,17 +1,20 @@
 """Runs of a problem, sequential and through the wrapper, and the comparison of their bits."""
 
 import copy
+import random
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from catalog import make_optimizer, make_scheduler
 from problems import PROBLEMS, Problem
 from torch import Tensor
 
-from picardopt import ParallelPicardOptimizer, step_rng
+from picardopt import ParallelPicardOptimizer, PicardWarning, step_rng
 
 STATS = (
     "steps",
@@ -213,3 +216,28 @@ def check_exact(case: Case, **options: Any) -> Trace:
     assert_same_trace(trace, sequential(case))
     assert_parallel(trace)
     return trace
+
+
+def finish(
+    problem: Problem, optimizer: Any, closure: Callable[..., Any], trace: Trace, steps: int
+) -> None:
+    """Takes ``steps`` more steps and records them."""
+    for _ in range(steps):
+        trace.record(optimizer.step(closure), problem, optimizer)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Lets the wrapper's own warning pass where a test is not about it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PicardWarning)
+        yield
+
+
+def outside_streams() -> list[Any]:
+    """States of the global generators that a user may draw from between steps."""
+    return [
+        torch.get_rng_state(),
+        [int(word) for word in np.random.get_state()[1]],  # type: ignore[index]
+        random.getstate(),
+    ]

@@ -1,0 +1,136 @@
+"""Law 6: speculation is disposable; a state_dict taken anywhere resumes at any window."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from runs import (
+    Case,
+    Trace,
+    assert_same_bits,
+    assert_same_trace,
+    make_closure,
+    sequential,
+    wrap,
+)
+
+from picardopt import AdaptiveTolerance, StepRelativeTolerance
+
+CASES = [
+    Case("network", "Adam", steps=18),
+    Case("groups", "SGD: nesterov", steps=18),
+    Case("network", "RMSprop", scheduler="ExponentialLR", steps=18),
+]
+
+
+def run(
+    problem: Any, optimizer: Any, scheduler: Any, steps: int, trace: Trace | None = None
+) -> Trace:
+    trace = trace or Trace()
+    closure = make_closure(problem, optimizer.zero_grad)
+    for _ in range(steps):
+        loss = optimizer.step(closure)
+        if scheduler is not None:
+            scheduler.step()
+        trace.record(loss, problem, optimizer)
+    return trace
+
+
+@pytest.mark.parametrize("resumed", [1, 3, 7])
+@pytest.mark.parametrize("saved_at", [0, 1, 5, 6, 7, 8])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.optimizer)
+def test_resuming_with_another_window(case: Case, saved_at: int, resumed: int) -> None:
+    """Saved in the middle of a window, resumed in fresh objects, bitwise at tolerance 0."""
+    problem, optimizer, scheduler = wrap(case, window=4)
+    trace = run(problem, optimizer, scheduler, saved_at)
+    saved = copy.deepcopy(
+        {
+            "parameters": [p.detach() for p in problem.parameters],
+            "optimizer": optimizer.state_dict(),
+            "scheduler": None if scheduler is None else scheduler.state_dict(),
+        }
+    )
+    run(problem, optimizer, scheduler, 3)  # the old run goes on; the checkpoint must not notice
+    problem, optimizer, scheduler = wrap(case, window=resumed)
+    with torch.no_grad():
+        for p, value in zip(problem.parameters, saved["parameters"], strict=True):
+            p.copy_(value)
+    optimizer.load_state_dict(saved["optimizer"])
+    if scheduler is not None:
+        scheduler.load_state_dict(saved["scheduler"])
+    assert optimizer.step_index == saved_at
+    assert optimizer.window == resumed
+    run(problem, optimizer, scheduler, case.steps - saved_at, trace)
+    assert_same_trace(trace, sequential(case))
+
+
+def test_loading_back_in_place_drops_the_queue() -> None:
+    """A state loaded into the running object, parameters included, goes on from there."""
+    case = CASES[0]
+    problem, optimizer, _ = wrap(case, window=4)
+    run(problem, optimizer, None, 4)
+    saved = copy.deepcopy(optimizer.state_dict())
+    parameters = [p.detach().clone() for p in problem.parameters]
+    run(problem, optimizer, None, 6)
+    optimizer.load_state_dict(saved)
+    with torch.no_grad():
+        for p, value in zip(problem.parameters, parameters, strict=True):
+            p.copy_(value)
+    assert optimizer.step_index == 4
+    run(problem, optimizer, None, case.steps - 4)
+    assert_same_bits([p.detach() for p in problem.parameters], sequential(case).parameters[-1])
+
+
+def test_a_plain_base_state_loads_too() -> None:
+    """A checkpoint made before the wrapper came, or by a tool that drops our key."""
+    case = CASES[0]
+    problem, optimizer, _ = wrap(case, window=4)
+    run(problem, optimizer, None, 7)
+    plain = copy.deepcopy(optimizer.base.state_dict())
+    parameters = [p.detach().clone() for p in problem.parameters]
+    problem, optimizer, _ = wrap(case, window=3)
+    with torch.no_grad():
+        for p, value in zip(problem.parameters, parameters, strict=True):
+            p.copy_(value)
+    optimizer.load_state_dict(plain)
+    optimizer.step_index = 7
+    run(problem, optimizer, None, case.steps - 7)
+    assert_same_bits([p.detach() for p in problem.parameters], sequential(case).parameters[-1])
+
+
+def test_our_state_loads_into_a_plain_base() -> None:
+    case = CASES[0]
+    problem, optimizer, _ = wrap(case, window=4)
+    run(problem, optimizer, None, 5)
+    _, base = case.build()
+    base.load_state_dict(optimizer.state_dict())
+    assert_same_bits(base.state_dict()["state"], optimizer.base.state_dict()["state"])
+
+
+@pytest.mark.parametrize("kind", [AdaptiveTolerance, StepRelativeTolerance])
+def test_the_tolerance_is_kept(kind: Any) -> None:
+    case = Case("smooth", "Adam", steps=9)
+    problem, optimizer, _ = wrap(case, window=4, tolerance=kind())
+    run(problem, optimizer, None, 9)
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert optimizer.tolerance.value != kind().value
+    _, resumed, _ = wrap(case, window=6, tolerance=kind())
+    resumed.load_state_dict(saved)
+    assert resumed.tolerance.value == optimizer.tolerance.value
+
+
+def test_the_seed_is_kept() -> None:
+    """A run that is resumed draws the numbers of the run that was saved."""
+    case = Case("network", "Adam", steps=12, seed=11)
+    problem, optimizer, _ = wrap(case, window=4)
+    trace = run(problem, optimizer, None, 5)
+    saved = copy.deepcopy(optimizer.state_dict())
+    parameters = [p.detach().clone() for p in problem.parameters]
+    problem, optimizer, _ = wrap(case, window=4, seed=99)
+    with torch.no_grad():
+        for p, value in zip(problem.parameters, parameters, strict=True):
+            p.copy_(value)
+    optimizer.load_state_dict(saved)
+    run(problem, optimizer, None, 7, trace)
+    assert_same_trace(trace, sequential(case))

@@ -1,0 +1,182 @@
+"""Law 1 on 2, 3 and 4 real processes, and the two planted faults that it must find."""
+
+import random
+from contextlib import ExitStack
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from pool import Pool, Pools
+from runs import (
+    Case,
+    Trace,
+    assert_parallel,
+    assert_same_trace,
+    check_exact,
+    parallel,
+    sequential,
+)
+
+import picardopt.drift
+import picardopt.rollout
+
+CASES = [
+    Case("network", "Adam: amsgrad & foreach"),
+    Case("network", "AdamW: nonzero weight_decay & fused"),
+    Case("network", "SGD: nesterov"),
+    Case("matrices", "Muon: default"),
+    Case("network", "Adafactor: default"),
+    Case("groups", "NAdam", scheduler="OneCycleLR"),
+    Case("partial", "Adam"),
+    Case("tied", "RMSprop", scheduler="CosineAnnealingLR", known="wrapper"),
+    Case("bf16", "AdamW"),
+    Case("clipping", "Adagrad", scheduler="StepLR", known="unknown"),
+    Case("complex64", "Adam"),
+    Case("integers", "Jumpy"),
+    Case("network", "Attribute"),
+    Case("network", "Langevin"),
+    Case("network", "Nested"),
+    Case("network", "pypi: Lamb"),
+]
+
+
+def case_id(case: Case) -> str:
+    return f"{case.problem}-{case.optimizer}-{case.scheduler}"
+
+
+def traced(case: Case, options: dict[str, Any]) -> Trace:
+    return parallel(case, **options)
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_exact_on_processes(pool: Pool, case: Case) -> None:
+    """Every rank ends every step with the sequential bits, in fewer sweeps than steps."""
+    expected = sequential(case)
+    for trace in pool.run(traced, case, {}):
+        assert_same_trace(trace, expected)
+        assert_parallel(trace)
+        assert len(trace.stats["residuals"][0]) == pool.world_size
+
+
+@pytest.mark.parametrize("predictor", ["hold", "coast"])
+@pytest.mark.parametrize("window", [1, 2, 3, 5, 8])
+def test_any_window_on_any_number_of_processes(pool: Pool, window: int, predictor: Any) -> None:
+    """More slots than ranks, fewer, and numbers that do not divide."""
+    case = Case("network", "Adam", steps=18)
+    expected = sequential(case)
+    traces = pool.run(traced, case, {"window": window, "predictor": predictor})
+    for trace in traces:
+        assert_same_trace(trace, expected)
+        assert trace.stats == traces[0].stats
+        assert len(trace.stats["residuals"][0]) == window
+        if window > 1:
+            assert_parallel(trace)
+
+
+def draws(window: int | None) -> dict[int, list[tuple[float, float, float]]]:
+    """What each evaluation on this rank drew, by step."""
+    from picardopt import ParallelPicardOptimizer
+
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = ParallelPicardOptimizer(torch.optim.SGD([weight], lr=0.1), window=window, seed=4)
+    seen: dict[int, list[tuple[float, float, float]]] = {}
+
+    def closure(step: int) -> torch.Tensor:
+        optimizer.zero_grad()
+        drawn = (float(torch.rand(())), float(np.random.rand()), random.random())
+        seen.setdefault(step, []).append(drawn)
+        loss = (weight * drawn[0]).sum()
+        loss.backward()
+        return loss
+
+    torch.manual_seed(dist.get_rank())
+    np.random.seed(dist.get_rank())
+    random.seed(dist.get_rank())
+    for _ in range(10):
+        optimizer.step(closure)
+    # The worker's own streams go on as if nothing had been drawn.
+    outside = (float(torch.rand(())), float(np.random.rand()), random.random())
+    torch.manual_seed(dist.get_rank())
+    np.random.seed(dist.get_rank())
+    random.seed(dist.get_rank())
+    assert outside == (float(torch.rand(())), float(np.random.rand()), random.random())
+    return seen
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_the_same_draw_on_every_rank(pool: Pool, window: int | None) -> None:
+    """Law 3: step t draws the same numbers whichever worker evaluates it, however often."""
+    by_step: dict[int, set[tuple[float, float, float]]] = {}
+    ranks: dict[int, set[int]] = {}
+    for rank, seen in enumerate(pool.run(draws, window)):
+        for step, drawn in seen.items():
+            by_step.setdefault(step, set()).update(drawn)
+            ranks.setdefault(step, set()).add(rank)
+    assert all(len(drawn) == 1 for drawn in by_step.values())
+    assert len(set.union(*by_step.values())) == len(by_step)
+    assert any(len(who) > 1 for who in ranks.values())
+
+
+def initially_different(case: Case) -> tuple[list[torch.Tensor], Trace]:
+    """Ranks start from different parameters, as a script without a seed does."""
+    from picardopt import ParallelPicardOptimizer
+
+    torch.manual_seed(dist.get_rank())
+    weight = torch.nn.Parameter(torch.randn(3))
+    own = weight.detach().clone()
+    ParallelPicardOptimizer(torch.optim.SGD([weight], lr=0.1))
+    return [own, weight.detach().clone()], parallel(case)
+
+
+def test_initial_parameters_are_those_of_rank_0(pool: Pool) -> None:
+    case = Case("network", "Adam")
+    results = pool.run(initially_different, case)
+    first = results[0][0][0]
+    assert not torch.equal(results[1][0][0], first)
+    for (_, after), trace in results:
+        assert torch.equal(after, first)
+        assert_same_trace(trace, sequential(case))
+
+
+# --- Two planted faults: the checks above must find them. -----------------------------------------
+
+
+def _seed_by_rank() -> Any:
+    """The randomness of a step depends on the rank that evaluates it."""
+    honest = picardopt.drift.step_seed
+    return mock.patch.object(
+        picardopt.drift, "step_seed", lambda seed, step: honest(seed + dist.get_rank(), step)
+    )
+
+
+def _state_not_restored() -> Any:
+    """The rollout's steps stay in the base's state."""
+    return mock.patch.object(picardopt.rollout.Snapshot, "restore", return_value=None)
+
+
+PLANTED = {"seed by rank": _seed_by_rank, "state not restored": _state_not_restored}
+
+
+def traced_with(fault: str, case: Case, options: dict[str, Any]) -> Trace:
+    with ExitStack() as stack:
+        stack.enter_context(PLANTED[fault]())
+        return parallel(case, **options)
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+@pytest.mark.parametrize("case", CASES[:3], ids=case_id)
+def test_planted_faults_are_found_on_processes(pools: Pools, case: Case, fault: str) -> None:
+    traces = pools(2).run(traced_with, fault, case, {"audit": "never"})
+    with pytest.raises(AssertionError, match="step"):
+        assert_same_trace(traces[0], sequential(case))
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "SGD: momentum", "Attribute", "Nested"])
+def test_a_state_that_is_not_restored_is_found(optimizer: str) -> None:
+    case = Case("network", optimizer)
+    check_exact(case, window=4)
+    with _state_not_restored(), pytest.raises(AssertionError, match="step"):
+        check_exact(case, window=4, audit="never")
