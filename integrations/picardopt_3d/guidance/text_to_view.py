@@ -1,0 +1,101 @@
+"""A small pixel-space diffusion pipeline: a caption and a camera in, a view out.
+
+The folder that it saves and loads is the ordinary diffusers layout (`model_index.json`, `unet/`, `text_encoder/`,
+`tokenizer/`, `scheduler/`), and every component is a stock diffusers or transformers class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from picardopt_3d.cameras import Cameras
+
+
+class TextToViewPipeline(DiffusionPipeline):
+    """Samples views of what a caption says, from given cameras.
+
+    Args:
+        unet: The score model, in pixel space; the camera goes in as class labels (`class_embed_type="projection"`).
+        text_encoder: Embeds captions for the cross-attention.
+        tokenizer: Its tokenizer.
+        scheduler: The noise schedule.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet"
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        scheduler: SchedulerMixin,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
+        )
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Embed captions.
+
+        Args:
+            prompts: [batch] captions; the empty one is the unconditional one.
+
+        Returns:
+            [batch, tokens, channels]
+        """
+        return encode_prompts(self.text_encoder, self.tokenizer, prompts)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        cameras: Cameras,
+        guidance_scale: float = 3.0,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Sample one view per camera.
+
+        Args:
+            prompts: One caption per camera.
+            cameras: Where from.
+            guidance_scale: `s` of `uncond + s (cond - uncond)`, over the caption; the camera is always given.
+            num_inference_steps: Denoising steps.
+            generator: For the noise.
+
+        Returns:
+            RGB in [0, 1]. [batch, 3, height, width]
+        """
+        count, size = len(cameras), self.unet.config.sample_size
+        embeddings = self.encode([*prompts, *[""] * count])  # [2 batch, tokens, channels]
+        conditions = cameras.condition().to(embeddings).repeat(2, 1)
+        views = torch.randn(count, 3, size, size, generator=generator).to(embeddings)
+        self.scheduler.set_timesteps(num_inference_steps)
+        for timestep in self.progress_bar(self.scheduler.timesteps):
+            scaled = self.scheduler.scale_model_input(views.repeat(2, 1, 1, 1), timestep)
+            predicted = self.unet(
+                scaled, timestep, encoder_hidden_states=embeddings, class_labels=conditions
+            ).sample
+            conditional, unconditional = predicted.chunk(2)
+            guided = unconditional + guidance_scale * (conditional - unconditional)
+            views = self.scheduler.step(guided, timestep, views, generator=generator).prev_sample
+        return (views / 2 + 0.5).clamp(0, 1)
+
+
+def encode_prompts(text_encoder: Any, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+    """Last hidden states of captions, padded to the encoder's length. [batch, tokens, channels]."""
+    tokens = tokenizer(
+        list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    ).input_ids
+    return text_encoder(tokens.to(text_encoder.device)).last_hidden_state
