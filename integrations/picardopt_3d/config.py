@@ -1,16 +1,17 @@
-"""What a text-to-3D run is told, and how it is kept beside the run.
-
-Nothing here imports torch, so that `--help` and a mistyped option answer at once.
-"""
+"""What a text-to-3D run is told, and how it is kept beside the run."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from .methods.dreamfusion import DreamFusionConfig
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,14 @@ class TextTo3DConfig:
         sequential: run the plain loop with the wrapped optimizer alone, in one process.
         guidance: "diffusion" (the shipped model) or "exact" (the closed-form score of the prompt's
             true views; a yardstick that only knows the prompts of the domain).
-        batch: views rendered a step; None: the method's default.
-        learning_rate: Adam's; None: the method's default.
+        method: the recipe: batch, learning rate, losses, the field's resolution.
         picture_every: steps between progress pictures; 0: none.
         threads: CPU threads a process; the same number gives the same bits.
         device: "auto" (accelerators if there are), "cpu" or "cuda".
         overwrite: allow an `out` that holds files of an earlier run.
     """
 
-    prompt: str
+    prompt: Positional[str]
     out: Path
     seed: int = 0
     steps: int = 600
@@ -49,8 +49,7 @@ class TextTo3DConfig:
     predictor: Literal["coast", "hold"] | None = None
     sequential: bool = False
     guidance: Literal["diffusion", "exact"] = "diffusion"
-    batch: int | None = None
-    learning_rate: float | None = None
+    method: DreamFusionConfig = field(default_factory=DreamFusionConfig)
     picture_every: int = 100
     threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -62,7 +61,7 @@ class TextTo3DConfig:
             raise ValueError('prompt is empty: describe an object, e.g. "a red cube"')
         for name, least in (("steps", 1), ("threads", 1), ("picture_every", 0), ("seed", 0)):
             _at_least(name, getattr(self, name), least)
-        for name in ("workers", "window", "batch"):
+        for name in ("workers", "window"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         if isinstance(self.tolerance, float | int) and not self.tolerance >= 0:
@@ -70,8 +69,6 @@ class TextTo3DConfig:
                 f"tolerance={self.tolerance}: give 0 (exact), a positive number, inf, "
                 '"adaptive" or "step-relative"'
             )
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate={self.learning_rate}: give a positive number")
         if self.sequential and (self.workers or 1) > 1:
             raise ValueError(
                 f"sequential with workers={self.workers}: the sequential run is one process; "

@@ -14,7 +14,7 @@ from .files import replacing
 from .pictures import enlarge, normal_colours, to_pixels
 
 
-def frame(render: Render, scale: int = 1) -> list[np.ndarray]:
+def frames_of(render: Render, scale: int = 1) -> list[np.ndarray]:
     """Colour and normals side by side, one frame a view; each [height, 2 width, 3]."""
     both: Tensor = normal_colours(render)
     pairs = zip(to_pixels(render.rgb), to_pixels(both), strict=True)

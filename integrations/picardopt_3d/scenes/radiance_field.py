@@ -108,8 +108,8 @@ class RadianceField(nn.Module):
             raw density, then raw rgb. # [4, z, y, x]
         """
         size = self.config.resolutions[-1]
-        total = self.levels[-1]
-        for level in self.levels[:-1]:
+        *coarse, total = self.levels
+        for level in coarse:
             total = total + F.interpolate(
                 level[None], size=(size,) * 3, mode="trilinear", align_corners=True
             ).squeeze(0)

@@ -1,0 +1,99 @@
+"""DreamFusion (arXiv 2209.14988) at the size of the shipped guidance: 32 pixels, one CPU thread.
+
+What is kept of the recipe: a density blob, random cameras, score distillation, Adam with betas
+(0.9, 0.99) and eps 1e-15, the sparsity and orientation losses. What the size changes: a voxel grid
+instead of a network (so the learning rate is larger), and ambient light only (the shipped model's
+objects are matt and lit from one side, which a field without view dependence can show).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..cameras import CameraConfig, random_cameras
+from ..guidance import Guidance, sds_loss
+from ..scenes import FieldConfig, RadianceField
+
+
+@dataclass(frozen=True)
+class DreamFusionConfig:
+    """The recipe's numbers.
+
+    Args:
+        batch: views a step.
+        size: pixels along each edge of a view.
+        learning_rate: Adam's.
+        guidance_scale: classifier-free guidance, s in `uncond + s (text - uncond)`.
+        min_timestep: smallest diffusion time, as a fraction of the schedule.
+        max_timestep: largest diffusion time at the first step, as a fraction of the schedule.
+        final_max_timestep: largest diffusion time at the last step (linear in between).
+        sparsity: weight of the opacity loss sqrt(opacity^2 + 0.01), which clears floaters.
+        orientation: weight of the penalty on visible normals that face away; 0 leaves it out (it
+            doubles the cost of a view).
+        cameras: where views are taken from.
+        field: the scene's sizes.
+    """
+
+    batch: int = 4
+    size: int = 32
+    learning_rate: float = 0.02
+    guidance_scale: float = 7.5
+    min_timestep: float = 0.02
+    max_timestep: float = 0.98
+    final_max_timestep: float = 0.98
+    sparsity: float = 0.0
+    orientation: float = 0.0
+    cameras: CameraConfig = field(default_factory=CameraConfig)
+    field: FieldConfig = field(default_factory=FieldConfig)
+
+
+class DreamFusion:
+    """A scene, its optimizer and the loss of each step.
+
+    Args:
+        config: the numbers.
+        guidance: scores views of the prompt.
+        steps: length of the run, for what is annealed.
+        device: where the scene lives.
+    """
+
+    def __init__(
+        self,
+        config: DreamFusionConfig,
+        guidance: Guidance,
+        steps: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config, self.guidance, self.steps, self.device = config, guidance, steps, device
+        self.scene = RadianceField(config.field).to(device)
+
+    def optimizer(self) -> torch.optim.Adam:
+        """The recipe's Adam over the scene."""
+        return torch.optim.Adam(
+            self.scene.parameters(), lr=self.config.learning_rate, betas=(0.9, 0.99), eps=1e-15
+        )
+
+    def loss(self, step: int) -> Tensor:
+        """The loss of one step: a function of the parameters, the step and its randomness."""
+        config = self.config
+        cameras = random_cameras(config.batch, config.cameras, self.device)
+        render = self.scene.render(
+            *cameras.rays(config.size, config.size), jitter=True, normals=config.orientation > 0
+        )
+        progress = step / max(1, self.steps - 1)
+        highest = config.max_timestep + progress * (config.final_max_timestep - config.max_timestep)
+        loss = sds_loss(
+            self.guidance,
+            render.rgb,
+            cameras,
+            scale=config.guidance_scale,
+            timesteps=(config.min_timestep, highest),
+        )
+        if config.sparsity > 0:
+            loss = loss + config.sparsity * (render.opacity.square() + 0.01).sqrt().mean()
+        if render.back_facing is not None:
+            loss = loss + config.orientation * render.back_facing
+        return loss

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from picardopt_3d.cameras import random_cameras, turntable_cameras
+from picardopt_3d.scenes import FieldConfig, RadianceField, Render, load_field, save_field
+from safetensors.torch import save_file
+
+SMALL = FieldConfig(resolutions=(5, 9), samples=8)
+
+
+def random_field(config: FieldConfig = SMALL, seed: int = 0) -> RadianceField:
+    field = RadianceField(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for level in field.levels:
+            level.copy_(torch.randn(level.shape, generator=generator))
+    return field
+
+
+def test_a_render_is_finite_in_range_and_shaped() -> None:
+    render = random_field().render(*turntable_cameras(3).rays(8, 10), normals=True)
+    assert render.rgb.shape == (3, 3, 8, 10)
+    assert render.opacity.shape == render.depth.shape == (3, 1, 8, 10)
+    assert render.normal is not None
+    assert render.normal.shape == (3, 3, 8, 10)
+    for image in (render.rgb, render.opacity, render.depth, render.normal):
+        assert torch.isfinite(image).all()
+    assert 0 <= render.rgb.min() <= render.rgb.max() <= 1
+    assert 0 <= render.opacity.min() < 0.01  # corners miss the sphere
+    assert 0.5 < render.opacity.max() <= 1
+    assert (render.normal.norm(dim=1) <= render.opacity[:, 0] + 1e-5).all()
+
+
+def test_rays_that_miss_see_exactly_the_background() -> None:
+    config = FieldConfig(resolutions=(5,), samples=4, background=(0.25, 0.5, 0.75))
+    origins = torch.tensor([2.0, 0.0, 0.0]).expand(1, 2, 2, 3)
+    away = torch.tensor([1.0, 0.0, 0.0]).expand(1, 2, 2, 3)  # behind the camera
+    render = random_field(config).render(origins, away)
+    expected = torch.tensor(config.background)[None, :, None, None].expand(1, 3, 2, 2)
+    assert torch.equal(render.rgb, expected)
+    assert render.opacity.abs().max() == 0
+
+
+def test_opacity_is_that_of_the_absorption_law() -> None:
+    # One constant density: the optical depth along the axis is density times the sphere's diameter.
+    config = FieldConfig(resolutions=(9,), samples=16, radius=0.5)
+    field = RadianceField(config)
+    density = 1.3
+    with torch.no_grad():
+        raw = math.log(math.expm1(density))
+        field.levels[0][0] = raw - field.blob
+    origins = torch.tensor([0.0, 0.0, 2.0]).expand(1, 1, 1, 3)
+    down = torch.tensor([0.0, 0.0, -1.0]).expand(1, 1, 1, 3)
+    render = field.render(origins, down)
+    assert render.opacity.item() == pytest.approx(1 - math.exp(-density * 1.0), rel=1e-4)
+
+
+def test_normals_of_the_blob_point_outward() -> None:
+    field = RadianceField(FieldConfig(resolutions=(17,), samples=32))
+    with torch.no_grad():
+        field.levels[0][0] = 20.0 * torch.sign(field.blob)  # a hard ball
+    cameras = turntable_cameras(2, elevation=0.0)
+    render = field.render(*cameras.rays(9, 9), normals=True)
+    assert render.normal is not None
+    middle = render.normal[:, :, 4, 4]  # [batch, 3], at the pixel that looks at the centre
+    towards = torch.nn.functional.normalize(cameras.position, dim=1)
+    assert ((middle * towards).sum(1) > 0.9).all()
+    assert render.depth[:, 0, 4, 4].tolist() == pytest.approx([1.8 - 0.5] * 2, abs=0.15)
+    assert render.back_facing is not None
+    assert render.back_facing.item() < 1e-3
+
+
+class Rendering(torch.nn.Module):
+    """Calls `render` through `forward`, for `functional_call`."""
+
+    def __init__(self, field: RadianceField, normals: bool) -> None:
+        super().__init__()
+        self.field, self.normals = field, normals
+
+    def forward(self, origins: torch.Tensor, directions: torch.Tensor) -> Render:
+        return self.field.render(origins, directions, normals=self.normals)
+
+
+@pytest.mark.parametrize("normals", [False, True])
+def test_gradients_are_those_of_finite_differences(normals: bool) -> None:
+    field = random_field(FieldConfig(resolutions=(3, 4), samples=5)).double()
+    rays = tuple(x.double() for x in turntable_cameras(1).rays(4, 4))
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(1, 3, 4, 4, dtype=torch.float64, generator=generator)
+
+    def loss(*levels: torch.Tensor) -> torch.Tensor:
+        values = {f"field.levels.{i}": level for i, level in enumerate(levels)}
+        render = torch.func.functional_call(Rendering(field, normals), values, rays)
+        total = (render.rgb * weights).sum() + render.opacity.sum() + 0.1 * render.depth.sum()
+        return total + render.back_facing if normals else total
+
+    levels = tuple(level.detach().clone().requires_grad_() for level in field.levels)
+    assert torch.autograd.gradcheck(loss, levels, eps=1e-6, atol=1e-5)
+
+
+def test_a_render_is_repeated_to_the_bit_and_jitter_follows_the_generator() -> None:
+    field = random_field()
+    rays = turntable_cameras(2).rays(8, 8)
+
+    def gradients(seed: int) -> list[torch.Tensor]:
+        torch.manual_seed(seed)
+        field.zero_grad()
+        field.render(*rays, jitter=True, normals=True).rgb.square().sum().backward()
+        return [level.grad.clone() for level in field.levels if level.grad is not None]
+
+    first, again, other = gradients(1), gradients(1), gradients(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_a_field_can_be_kept_and_read_again(tmp_path: Path) -> None:
+    field = random_field()
+    save_field(field, tmp_path / "scene.safetensors")
+    again = load_field(tmp_path / "scene.safetensors")
+    assert again.config == field.config
+    rays = random_cameras(2).rays(8, 8)
+    assert torch.equal(field.render(*rays).rgb, again.render(*rays).rgb)
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="no field_config"):
+        load_field(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"resolutions": ()}, "resolutions"),
+        ({"resolutions": (1,)}, "resolutions"),
+        ({"radius": 0.0}, "radius"),
+        ({"samples": 0}, "samples"),
+    ],
+)
+def test_sizes_that_cannot_be_rendered_are_refused_by_name(options: dict, name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        FieldConfig(**options)
