@@ -6,6 +6,7 @@ import enum
 import inspect
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +60,12 @@ def call_closure(closure: Closure, step: int) -> Any:
 
 
 def evaluate_drift(
-    closure: Closure, parameters: Sequence[Tensor], row: Row, step: int, seed: int
+    closure: Closure,
+    parameters: Sequence[Tensor],
+    row: Row,
+    step: int,
+    seed: int,
+    around: AbstractContextManager[None],
 ) -> Drift:
     """Evaluates one drift at the parameters' present values; never raises what the closure raises.
 
@@ -69,6 +75,7 @@ def evaluate_drift(
         row: Where the gradients are written.
         step: Step index t.
         seed: The run's seed.
+        around: Entered around the closure; what it raises counts as raised by the closure.
 
     Returns:
         The drift; `outcome` and `error` tell what went wrong.
@@ -79,7 +86,7 @@ def evaluate_drift(
             parameter.grad = None
         with preserved_rng():
             seed_all(step_seed(seed, step))
-            with torch.enable_grad():
+            with torch.enable_grad(), around:
                 loss = call_closure(closure, step)
             drift.rng = RngState.capture()
         drift.loss = loss.detach().clone() if isinstance(loss, Tensor) else loss

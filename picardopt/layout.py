@@ -34,6 +34,10 @@ class Row:
         """Takes over another row's bits."""
         self.buffer.copy_(other.buffer)
 
+    def fingerprint(self) -> int:
+        """63-bit sum over the bits, to compare ranks with (one host sync)."""
+        return int(self.buffer.view(torch.int64).sum()) & (2**63 - 1)
+
     @torch.no_grad()
     def store(self, tensors: Sequence[Tensor]) -> None:
         """Copies tensors [one per parameter] into this row."""

@@ -40,7 +40,7 @@ class RngState:
         return cls(
             cpu=torch.default_generator.get_state(),
             accelerator=None if module is None else module.get_rng_state(),
-            numpy=np.random.get_state(legacy=False),  # type: ignore[arg-type]
+            numpy=np.random.get_state(legacy=False),
             python=random.getstate(),
         )
 

@@ -226,8 +226,13 @@ class Rollout:
 
     def commit(self, parameters: Sequence[Tensor], drift: Drift) -> None:
         """Takes a step for real; the base's own hooks fire, the global ones are the wrapper's."""
-        with interrupts_deferred(), preserved_rng(), hooks_held_back(self.base, own=False):
+        with preserved_rng(), hooks_held_back(self.base, own=False):
             self.apply(parameters, drift)
+
+    def plain_step(self) -> None:
+        """Steps the base on the present gradients, with the caller's generators."""
+        with hooks_held_back(self.base, own=False):
+            self.base.step()
 
     def _advance_scheduler(self) -> None:
         scheduler = self.lr_scheduler

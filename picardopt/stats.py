@@ -39,6 +39,7 @@ class Stats:
     audits: int = 0
     failed_speculations: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    _inner: float = field(default=0.0, repr=False)
 
     @property
     def mean_stride(self) -> float:
@@ -47,10 +48,13 @@ class Stats:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times a block and names it for torch's profiler."""
-        start = time.perf_counter()
+        """Times a block and names it for torch's profiler; a phase inside it counts for itself only."""
+        start, inner_before = time.perf_counter(), self._inner
+        self._inner = 0.0
         try:
             with torch.profiler.record_function(f"picardopt.{name}"):
                 yield
         finally:
-            self.seconds[name] += time.perf_counter() - start
+            elapsed = time.perf_counter() - start
+            self.seconds[name] += elapsed - self._inner
+            self._inner = inner_before + elapsed

@@ -224,7 +224,7 @@ def as_tolerance(value: float | Tolerance) -> Tolerance:
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return FixedTolerance(value)
-    if isinstance(value, FixedTolerance | AdaptiveTolerance | StepRelativeTolerance) or all(
+    if not isinstance(value, int | float) and all(
         hasattr(value, name) for name in ("value", "exact", "thresholds", "update")
     ):
         return value

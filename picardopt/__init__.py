@@ -1,0 +1,21 @@
+"""Parallel-in-time training: run any torch optimizer ahead of itself across devices, exactly."""
+
+from picardopt.errors import DesynchronizedError as DesynchronizedError
+from picardopt.errors import ImpureClosureError as ImpureClosureError
+from picardopt.errors import NoGradientError as NoGradientError
+from picardopt.errors import NonFiniteGradientError as NonFiniteGradientError
+from picardopt.errors import PicardError as PicardError
+from picardopt.errors import PicardWarning as PicardWarning
+from picardopt.errors import RankLostError as RankLostError
+from picardopt.errors import RankMismatchError as RankMismatchError
+from picardopt.errors import RemoteClosureError as RemoteClosureError
+from picardopt.errors import UnsupportedOptimizerError as UnsupportedOptimizerError
+from picardopt.launch import launch as launch
+from picardopt.optimizer import ParallelPicardOptimizer as ParallelPicardOptimizer
+from picardopt.rng import step_rng as step_rng
+from picardopt.stats import Stats as Stats
+from picardopt.tolerance import AdaptiveTolerance as AdaptiveTolerance
+from picardopt.tolerance import FixedTolerance as FixedTolerance
+from picardopt.tolerance import StepRelativeTolerance as StepRelativeTolerance
+
+__version__ = "0.1.0"

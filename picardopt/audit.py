@@ -1,0 +1,163 @@
+"""Is the closure a function of (parameters, step)? Running ahead is only right if it is.
+
+The commonest misuse is ``batch = next(it)`` before ``step(closure)``: the whole window then silently sees
+one batch. It shows when a drift that was evaluated ahead is evaluated again, later, with the closure of
+its own call; and buffers that a closure changes show at once.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from picardopt.drift import Drift
+from picardopt.errors import ImpureClosureError
+from picardopt.layout import Row
+from picardopt.sweep import same_bits, squared_distance
+
+MODES = ("auto", "always", "never")
+REMEDY = (
+    "Make step t's work a function of the parameters and t alone:\n"
+    "  1. take the data inside the closure, by step: `def closure(step): batch = dataset.batch(step)`;\n"
+    "  2. draw randomness only from torch's, numpy's or random's global generators, inside the closure;\n"
+    '  3. keep counters, iterators and buffers out of it. (`audit="never"` switches this check off.)'
+)
+_FIRST_SWEEPS = 3
+_LONGEST_GAP = 1000  # sweeps
+_LARGEST_NOISE = 0.05  # of the drift's norm: more than that is no rounding
+
+
+class Audit:
+    """When to check, and what counts as different.
+
+    Args:
+        mode: "auto" (the first sweeps, then ever more rarely), "always" (every sweep) or "never".
+
+    Raises:
+        ValueError: If the mode is unknown.
+    """
+
+    def __init__(self, mode: str) -> None:
+        if mode not in MODES:
+            raise ValueError(f"audit={mode!r}: give one of {', '.join(map(repr, MODES))}")
+        self.mode = mode
+        self._done = 0
+        self._next = 0
+        self._modules: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+    def due(self, sweep: int) -> bool:
+        """Whether a drift of this sweep is to be evaluated again."""
+        return self.mode == "always" or (self.mode == "auto" and sweep >= self._next)
+
+    def passed(self, sweep: int) -> None:
+        """Plans the next check after one that found nothing."""
+        self._done += 1
+        self._next = sweep + 1 if self._done < _FIRST_SWEEPS else 2 * sweep + 1
+        self._next = min(self._next, sweep + _LONGEST_GAP)
+
+    def guard(self, parameters: Sequence[Tensor]) -> StateGuard:
+        """Watches what one call of the closure leaves behind."""
+        return StateGuard(self._modules, parameters)
+
+
+class StateGuard:
+    """Context around a closure: raises if it changed a module's buffer or a parameter, and undoes it.
+
+    Modules are found as they are called; those known from earlier calls are watched from the start.
+
+    Args:
+        modules: Modules known so far; grows.
+        parameters: The optimizer's parameters.
+    """
+
+    def __init__(
+        self, modules: weakref.WeakSet[torch.nn.Module], parameters: Sequence[Tensor]
+    ) -> None:
+        self._known = modules
+        self._parameters = parameters
+        self._seen: set[int] = set()
+        self._kept: list[tuple[str, Tensor, Tensor]] = []
+
+    def __enter__(self) -> None:
+        for index, parameter in enumerate(self._parameters):
+            self._keep(f"parameter {index} of shape {tuple(parameter.shape)}", parameter.detach())
+        for module in list(self._known):
+            self._visit(module)
+        self._handle = register_module_forward_pre_hook(self._on_call)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._handle.remove()
+        changed = []
+        for name, tensor, before in self._kept:
+            # NaN that stays NaN is no change.
+            if bool(((tensor != before) & ((tensor == tensor) | (before == before))).any()):
+                changed.append(name)
+                with torch.no_grad():
+                    tensor.copy_(before)
+        if changed and error is None:
+            raise ImpureClosureError(
+                f"the closure changed {', '.join(changed)}: run ahead of time, and more than once a step, it "
+                "would leave there what never happened. Use eval mode (or track_running_stats=False), or update "
+                f"such state after step(). {REMEDY}"
+            )
+
+    def _on_call(self, module: torch.nn.Module, args: Any) -> None:
+        if id(module) not in self._seen:
+            self._known.add(module)
+            self._visit(module)
+
+    def _visit(self, module: torch.nn.Module) -> None:
+        for name, child in module.named_modules():
+            if id(child) not in self._seen:
+                self._seen.add(id(child))
+                prefix = f"{type(module).__name__}.{name}" if name else type(module).__name__
+                for key, buffer in child.named_buffers(recurse=False):
+                    self._keep(f"buffer {prefix}.{key}", buffer)
+
+    def _keep(self, name: str, tensor: Tensor) -> None:
+        self._kept.append((name, tensor, tensor.clone()))
+
+
+def differs(queued: Drift, again: Drift, scratch: Row, numel: int) -> float:
+    """How far two evaluations of one drift lie apart.
+
+    Returns:
+        Squared distance over the queued drift's squared norm; 0 only for equal bits, infinity if one has
+        gradients (or an outcome) that the other has not.
+    """
+    if queued.outcome is not again.outcome or queued.present != again.present:
+        return float("inf")
+    if bool(same_bits(queued.row, again.row)):
+        return 0.0
+    distance = float(squared_distance(queued.row, again.row, scratch, numel))
+    norm = sum(
+        float(torch.linalg.vector_norm(s, dtype=torch.float64)) ** 2 for s in queued.row.segments
+    )
+    return (
+        max(distance * numel / norm, torch.finfo(torch.float64).tiny) if norm > 0 else float("inf")
+    )
+
+
+def is_noise(difference: float, noise: float) -> bool:
+    """Whether a difference is explained by an accelerator's own noise between two equal evaluations."""
+    return difference <= 16 * noise and noise <= _LARGEST_NOISE**2
+
+
+def impure(step: int, ranks: Sequence[int], difference: float) -> ImpureClosureError:
+    """The error for a closure that did not give its own drift again."""
+    where = f" on rank {', '.join(map(str, ranks))}" if len(ranks) else ""
+    return ImpureClosureError(
+        f"the closure is not a function of (parameters, step): evaluated again at the same parameters for step "
+        f"{step}, it gave another gradient{where} (relative squared difference here {difference:.3g}). {REMEDY}"
+    )

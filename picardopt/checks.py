@@ -1,0 +1,109 @@
+"""Arguments and base optimizers that cannot work are refused at construction, by name and with a remedy."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import torch
+from torch.optim import Optimizer
+
+from picardopt.errors import UnsupportedOptimizerError
+from picardopt.predictor import PREDICTORS
+
+# Optimizers that evaluate the closure inside their step, though its signature may say it is optional.
+_NEED_CLOSURE = {
+    "LBFGS",
+    "SAM",
+    "GSAM",
+    "WSAM",
+    "BSAM",
+    "LookSAM",
+    "FriendlySAM",
+    "AliG",
+    "AdaHessian",
+    "SophiaH",
+}
+_NEED_SPARSE = {"SparseAdam"}
+
+
+def check_base(base: object) -> None:
+    """Refuses what cannot be stepped, as it is, from dense gradients alone.
+
+    Raises:
+        TypeError: If it is no torch optimizer, or already wrapped.
+        UnsupportedOptimizerError: If its step needs a closure, or its gradients or parameters are sparse.
+    """
+    if not isinstance(base, Optimizer):
+        raise TypeError(f"base={base!r}: give a torch.optim.Optimizer (the object, not its class)")
+    names = {cls.__name__ for cls in type(base).__mro__}
+    if "ParallelPicardOptimizer" in names:
+        raise TypeError("base is already a ParallelPicardOptimizer: wrap the optimizer inside it")
+    if names & _NEED_CLOSURE or _requires_closure(base):
+        raise UnsupportedOptimizerError(
+            f"base={type(base).__name__}: its step evaluates the closure itself, so a step is not a function of "
+            "one gradient; use an optimizer that steps from gradients (Adam, SGD, ...)"
+        )
+    if names & _NEED_SPARSE:
+        raise UnsupportedOptimizerError(
+            f"base={type(base).__name__}: it needs sparse gradients; use Adam with sparse=False embeddings"
+        )
+    for group in base.param_groups:
+        for p in group["params"]:
+            if p.layout is not torch.strided:
+                raise UnsupportedOptimizerError(
+                    f"base has a parameter of layout {p.layout}: only dense ones work"
+                )
+
+
+def check_arguments(
+    window: object,
+    predictor: object,
+    total_steps: object,
+    seed: object,
+    lr_scheduler: object,
+    nonfinite: object,
+    timeout: object,
+) -> None:
+    """Checks the constructor's options.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range.
+    """
+    _integer(
+        "window", window, 1, "steps evaluated per sweep, or None for one per rank", optional=True
+    )
+    _integer("total_steps", total_steps, 1, "steps of the whole run, or None", optional=True)
+    _integer("seed", seed, None, "any integer")
+    if predictor not in PREDICTORS:
+        raise ValueError(f"predictor={predictor!r}: give one of {', '.join(map(repr, PREDICTORS))}")
+    if nonfinite not in ("raise", "skip"):
+        raise ValueError(f"nonfinite={nonfinite!r}: give 'raise' or 'skip'")
+    if lr_scheduler is not None and not callable(getattr(lr_scheduler, "step", None)):
+        raise TypeError(
+            f"lr_scheduler={lr_scheduler!r}: give a torch.optim.lr_scheduler object or None"
+        )
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(f"timeout={timeout!r}: give seconds, a number")
+    if not 0 < timeout < math.inf:
+        raise ValueError(f"timeout={timeout!r}: give seconds, more than 0 and finite")
+
+
+def _integer(
+    name: str, value: object, least: int | None, meaning: str, *, optional: bool = False
+) -> None:
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r}: give an integer ({meaning})")
+    if least is not None and value < least:
+        raise ValueError(f"{name}={value!r}: give an integer >= {least} ({meaning})")
+
+
+def _requires_closure(base: Optimizer) -> bool:
+    try:
+        parameter = inspect.signature(type(base).step).parameters.get("closure")
+    except (TypeError, ValueError):
+        return False
+    return parameter is not None and parameter.default is inspect.Parameter.empty

@@ -1,0 +1,95 @@
+"""What an engine is: whoever evaluates a window's drifts. Knows nothing of tolerances or closures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import Protocol
+
+from torch import Tensor
+
+from picardopt.drift import Drift, Outcome
+from picardopt.layout import ParameterLayout, Row
+
+EvaluateSlot = Callable[[int, Row], Drift]
+"""Evaluates slot j of the window and writes the gradients into a row."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a rank believes it is about to compute; all ranks must believe the same.
+
+    Attributes:
+        step: The head's step.
+        sweep: Number of sweeps before this one.
+        slots: Drifts to evaluate.
+        window: The configured window.
+        seed: Hash of the run's seed.
+        layout: Digest of the parameters' shapes and dtypes.
+        parameters: Fingerprint of the head's bits.
+    """
+
+    step: int
+    sweep: int
+    slots: int
+    window: int
+    seed: int
+    layout: int
+    parameters: int
+
+    def as_list(self) -> list[int]:
+        """The fields in order, as 64-bit integers."""
+        return [int(value) for value in astuple(self)]
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The fields' names, in the order of `as_list`."""
+        return [field.name for field in fields(cls)]
+
+
+class Engine(Protocol):
+    """Evaluates windows."""
+
+    @property
+    def rank(self) -> int:
+        """This process's Picard rank."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Number of Picard ranks."""
+        ...
+
+    def start(self, layout: ParameterLayout, head: Row, claim: Claim) -> None:
+        """Checks that the ranks agree and gives all of them rank 0's parameters."""
+        ...
+
+    def evaluate(
+        self, layout: ParameterLayout, evaluate: EvaluateSlot, claim: Claim
+    ) -> tuple[list[Drift], int]:
+        """Evaluates slots 0 .. claim.slots-1.
+
+        Returns:
+            The drifts in order of slots, the same on every rank, ending at the first that is not finite;
+            and how many evaluations were made over all ranks.
+
+        Raises:
+            BaseException: What interrupted a closure on any rank (Ctrl-C, SystemExit), at once.
+        """
+        ...
+
+    def agree(self, table: Tensor) -> list[float]:
+        """Rank 0's numbers, on the host of every rank; `table` is float64 [n], the same n everywhere."""
+        ...
+
+    def any_rank(self, flag: bool) -> list[int]:
+        """The ranks on which a flag is set."""
+        ...
+
+
+def usable_prefix(drifts: Sequence[Drift]) -> list[Drift]:
+    """Cuts a window's drifts behind the first that is not finite: nothing after it can be kept."""
+    for index, drift in enumerate(drifts):
+        if drift.outcome is not Outcome.FINITE:
+            return list(drifts[: index + 1])
+    return list(drifts)

@@ -1,0 +1,56 @@
+"""One process evaluates a window's slots one after the other: no speed, the same results."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from picardopt.drift import Drift, Outcome
+from picardopt.engines.base import Claim, EvaluateSlot
+from picardopt.layout import ParameterLayout, Row
+from picardopt.stats import Stats
+
+
+class SerialEngine:
+    """Evaluates every slot in this process.
+
+    Args:
+        stats: Where the seconds go.
+    """
+
+    rank = 0
+    size = 1
+
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
+        self._layout: ParameterLayout | None = None
+        self._rows: list[Row] = []
+
+    def start(self, layout: ParameterLayout, head: Row, claim: Claim) -> None:
+        """Has nobody to agree with."""
+
+    def evaluate(
+        self, layout: ParameterLayout, evaluate: EvaluateSlot, claim: Claim
+    ) -> tuple[list[Drift], int]:
+        """Evaluates the slots in order and stops at the first that cannot be used."""
+        if layout is not self._layout:
+            self._layout, self._rows = layout, []
+        while len(self._rows) < claim.slots:
+            self._rows.append(layout.row())
+        drifts: list[Drift] = []
+        with self._stats.phase("drift"):
+            for slot in range(claim.slots):
+                drifts.append(evaluate(slot, self._rows[slot]))
+                if drifts[-1].outcome is not Outcome.FINITE:
+                    break
+        last = drifts[-1]
+        if last.outcome is Outcome.INTERRUPTED and last.error is not None:
+            raise last.error
+        return drifts, len(drifts)
+
+    def agree(self, table: Tensor) -> list[float]:
+        """Brings the numbers to the host (the sweep's one sync)."""
+        return [float(x) for x in table.tolist()]
+
+    def any_rank(self, flag: bool) -> list[int]:
+        """This rank, if the flag is set."""
+        return [0] if flag else []

@@ -1,0 +1,88 @@
+"""Start workers on this host with torch's own elastic launcher."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def launch(
+    target: Callable[..., Any] | str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    args: Sequence[Any] = (),
+) -> list[Any]:
+    """Runs a function or a script in several worker processes on this host.
+
+    Args:
+        target: A module-level function, or a path to a Python script. A function finds
+            torch.distributed's default group initialised (NCCL with one accelerator a worker, else gloo)
+            and its accelerator selected; a script initialises the group itself, as under torchrun.
+        workers: Number of processes; by default one per accelerator, or one per two CPU cores.
+        args: Arguments of the function (picklable), or of the script (strings).
+
+    Returns:
+        What the function returned, by rank; for a script, a list of None.
+
+    Raises:
+        ValueError: If `workers` is not a positive integer.
+        FileNotFoundError: If there is no such script.
+        torch.distributed.elastic.multiprocessing.errors.ChildFailedError: If a worker failed; the others
+            are stopped.
+    """
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    workers = default_workers() if workers is None else workers
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        raise ValueError(f"workers={workers!r}: give a positive number of processes")
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=workers,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="spawn",
+        monitor_interval=0.1,
+    )
+    if callable(target):
+        results = elastic_launch(config, _work)(target, tuple(args), workers)
+    else:
+        script = Path(target)
+        if not script.is_file():
+            raise FileNotFoundError(f"target={str(target)!r}: no such script")
+        command = [sys.executable, "-u", str(script), *map(str, args)]
+        results = elastic_launch(config, command[0])(*command[1:])
+    return [results[rank] for rank in range(workers)]
+
+
+def default_workers() -> int:
+    """One worker per accelerator of this host, or one per two CPU cores."""
+    if torch.accelerator.is_available():
+        return torch.accelerator.device_count()
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
+def _work(target: Callable[..., Any], args: tuple[Any, ...], workers: int) -> Any:
+    """One worker: its threads, its accelerator, the process group, the function."""
+    if torch.accelerator.is_available() and torch.accelerator.device_count() >= workers:
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+        backend = None  # one for each kind of device
+    else:
+        backend = "gloo"
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    dist.init_process_group(backend)
+    try:
+        result = target(*args)
+        dist.barrier()
+        return result
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,379 @@
+"""`ParallelPicardOptimizer`: the torch.optim contract around a `Speculator`, and the commit."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from picardopt.audit import Audit
+from picardopt.checks import check_arguments, check_base
+from picardopt.drift import Closure, Outcome, set_gradients
+from picardopt.engines import DistributedEngine, Engine, SerialEngine
+from picardopt.errors import PicardWarning
+from picardopt.predictor import PREDICTORS
+from picardopt.rollout import Rollout, interrupts_deferred
+from picardopt.speculator import Accepted, Options, Speculator
+from picardopt.stats import Stats
+from picardopt.tolerance import StepRelativeTolerance, Tolerance, as_tolerance
+
+STATE_KEY = "picard"
+
+
+class ParallelPicardOptimizer(Optimizer):
+    """Wraps any torch optimizer and evaluates future steps ahead of time, on all ranks at once.
+
+    ``step(closure)`` takes exactly one step of the wrapped optimizer and returns that step's loss, like the
+    loop that it replaces. Behind it a window of future steps is guessed, evaluated in parallel and kept
+    as far as the guesses were right to within `tolerance` (DreamPropeller, arXiv 2311.17082, Algorithm 2).
+    With ``tolerance=0`` every committed number is bitwise the sequential one.
+
+    The closure must be a function of the parameters and the step alone: it takes its data by step
+    (``closure(step)``, handed over if it has a required parameter of that name) and draws from torch's, numpy's or
+    random's global generators, which are seeded for it from (seed, step).
+
+    Args:
+        base: The optimizer to run; stepped in place, with its own code. Keep using either object.
+        window: Steps evaluated per sweep, p; default: the number of Picard ranks.
+        tolerance: Largest accepted squared distance per parameter between a guess and what it should have
+            been: a number (0 is exact), `StepRelativeTolerance` or `AdaptiveTolerance` (the paper's).
+        predictor: What fills the window's new slots: "coast" (the base steps on with zero gradients) or
+            "hold" (the paper: copies the last iterate).
+        total_steps: Steps of the whole run, T, if known: nothing is evaluated beyond it.
+        seed: The run's seed; step t draws from a hash of (seed, t).
+        lr_scheduler: The scheduler that your loop steps after each step, so that running ahead knows future
+            learning rates; without it they are taken as constant over a window. Settable later.
+        process_group: The ranks that share the window, a ProcessGroup or a one-dimensional DeviceMesh;
+            default: torch.distributed's default group if it is initialised, else this process alone.
+        nonfinite: At a gradient with NaN or infinity: "raise", or "skip" the base's step.
+        audit: Whether the closure is checked to be pure: "auto" (often at first, then rarely), "always", "never".
+        timeout: Seconds that any rank is waited for.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range.
+        UnsupportedOptimizerError: If the base cannot be stepped from dense gradients alone.
+        RankMismatchError: If the ranks were given different models or options.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        window: int | None = None,
+        tolerance: float | Tolerance | None = None,
+        predictor: str = "coast",
+        total_steps: int | None = None,
+        seed: int = 0,
+        lr_scheduler: LRScheduler | None = None,
+        process_group: dist.ProcessGroup | DeviceMesh | None = None,
+        nonfinite: str = "raise",
+        audit: str = "auto",
+        timeout: float = 600.0,
+    ) -> None:
+        check_base(base)
+        check_arguments(window, predictor, total_steps, seed, lr_scheduler, nonfinite, timeout)
+        self.base = base
+        # Hook registries and zero_grad's profile name, without Optimizer.__init__: the groups are the base's.
+        Optimizer.__setstate__(self, {})
+        self.tolerance = as_tolerance(StepRelativeTolerance() if tolerance is None else tolerance)
+        self.stats = Stats()
+        self._audit = Audit(audit)
+        self._group = _resolve_group(process_group)
+        self._timeout = timeout
+        self._engine = self._make_engine()
+        self._rollout = Rollout(base, self)
+        self._options = Options(
+            window=self._engine.size if window is None else window,
+            predictor=PREDICTORS[predictor],
+            total_steps=total_steps,
+            seed=seed,
+            nonfinite=nonfinite,
+        )
+        self._step_index = 0
+        self._told_plain = False
+        self._speculator: Speculator | None = None
+        self.lr_scheduler = lr_scheduler
+        self._ready().start(0)
+
+    # -- the step ---------------------------------------------------------------------------------------
+
+    def step(self, closure: Closure | None = None) -> Any:
+        """Commits one step of the base and returns that step's loss.
+
+        Args:
+            closure: Computes the loss of a step and its gradients: zero_grad, forward, backward, return
+                the loss. ``closure(step)`` if it has a required parameter called `step`, else ``closure()``.
+                Without a closure the base steps on the present gradients: nothing runs ahead.
+
+        Returns:
+            The closure's loss at this step, detached; None without a closure.
+
+        Raises:
+            Exception: What the closure raised at this step, on every rank.
+            NonFiniteGradientError: If this step's gradient is not finite (unless ``nonfinite="skip"``).
+            ImpureClosureError: If the closure is found not to be a function of (parameters, step).
+            RankMismatchError: If the ranks do different things.
+            RankLostError: If a rank died or did not answer in time.
+        """
+        if closure is None:
+            return self._plain_step()
+        if not callable(closure):
+            raise TypeError(
+                f"closure={closure!r}: give a function that computes a loss and its gradients"
+            )
+        speculator = self._ready()
+        accepted = speculator.next(closure, self._step_index)
+        with self.stats.phase("commit"), interrupts_deferred():
+            self._commit(speculator, accepted)
+        return accepted.drift.loss
+
+    def _commit(self, speculator: Speculator, accepted: Accepted) -> None:
+        try:
+            if accepted.drift.outcome is Outcome.FINITE:
+                self._rollout.commit(speculator.parameters, accepted.drift)
+            else:  # nonfinite="skip": t advances, the base is untouched
+                set_gradients(speculator.parameters, accepted.drift)
+        except BaseException:
+            speculator.drop()
+            raise
+        speculator.pop()
+        self._step_index += 1
+        self.stats.steps += 1
+
+    def _plain_step(self) -> None:
+        if not self._told_plain:
+            self._told_plain = True
+            warnings.warn(
+                "step() without a closure takes a plain step of the base optimizer: nothing runs ahead. Pass a "
+                "closure that computes the loss and its gradients",
+                PicardWarning,
+                stacklevel=3,
+            )
+        if self._speculator is not None:
+            self._speculator.drop()
+        with self.stats.phase("commit"):
+            self._rollout.plain_step()
+        self._step_index += 1
+        self.stats.steps += 1
+
+    def _ready(self) -> Speculator:
+        """The speculator over the present parameters; a new one if tensors were added or replaced."""
+        parameters = self._parameters()
+        if self._speculator is None or not self._speculator.layout.describes(parameters):
+            if self._speculator is not None:
+                self._speculator.drop()
+            self._speculator = Speculator(
+                parameters,
+                self._parameters,
+                self._engine,
+                self._rollout,
+                self.tolerance,
+                self._audit,
+                self._options,
+                self.stats,
+            )
+        return self._speculator
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.base.param_groups for p in group["params"]]
+
+    def _make_engine(self) -> Engine:
+        if self._group is None or dist.get_world_size(self._group) == 1:
+            return SerialEngine(self.stats)
+        device = self._parameters()[0].device
+        return DistributedEngine(self._group, device, self._timeout, self.stats)
+
+    # -- what tells about the run -----------------------------------------------------------------------
+
+    @property
+    def window(self) -> int:
+        """Steps evaluated per sweep, the paper's p."""
+        return self._options.window
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole run, the paper's T, if they were given."""
+        return self._options.total_steps
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self._options.seed
+
+    @property
+    def step_index(self) -> int:
+        """Index of the next step: how many were committed. Setting it drops what was evaluated ahead."""
+        return self._step_index
+
+    @step_index.setter
+    def step_index(self, value: int) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(
+                f"step_index={value!r}: give the number of committed steps, an integer >= 0"
+            )
+        self._flush()
+        self._step_index = value
+
+    @property
+    def lr_scheduler(self) -> LRScheduler | None:
+        """The scheduler that tells future learning rates; your loop still steps it."""
+        return self._rollout.lr_scheduler
+
+    @lr_scheduler.setter
+    def lr_scheduler(self, value: LRScheduler | None) -> None:
+        self._rollout.watch(value)
+
+    def __repr__(self) -> str:
+        return (
+            f"ParallelPicardOptimizer(window={self.window}, tolerance={self.tolerance!r}, "
+            f"ranks={self._engine.size}, seed={self.seed})\n{self.base!r}"
+        )
+
+    # -- the torch.optim contract -----------------------------------------------------------------------
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base's parameter groups, live."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:
+        self.base.param_groups = value
+
+    @property
+    def state(self) -> Any:
+        """The base's state, live."""
+        return self.base.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.base.state = value
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The base's defaults, live."""
+        return self.base.defaults
+
+    @defaults.setter
+    def defaults(self, value: dict[str, Any]) -> None:
+        self.base.defaults = value
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group to the base; the window is rebuilt at the next step."""
+        self.base.add_param_group(param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """The base's own zero_grad."""
+        self.base.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state dict and, under one more key, the step, the seed and the tolerance.
+
+        Speculation is disposable: nothing of the window is in it.
+        """
+        state = self.base.state_dict()
+        state[STATE_KEY] = {
+            "step": self._step_index,
+            "seed": self.seed,
+            "tolerance": self.tolerance.state_dict(),
+        }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state dict of this class or of the base; what was evaluated ahead is dropped.
+
+        Args:
+            state_dict: From `state_dict` (any window, any number of ranks), or from the base's own. Without our
+                key the step index stays as it is: set `step_index`.
+
+        Raises:
+            ValueError: If the state was made under another seed, or does not fit the parameters.
+        """
+        ours = state_dict.get(STATE_KEY)
+        if ours is not None and ours["seed"] != self.seed:
+            raise ValueError(
+                f"seed={self.seed} but the state dict was made with seed {ours['seed']}: construct the optimizer "
+                "with that seed, or steps would draw other randomness than the run that is resumed"
+            )
+        self.base.load_state_dict({k: v for k, v in state_dict.items() if k != STATE_KEY})
+        if ours is not None:
+            self._step_index = int(ours["step"])
+            self.tolerance.load_state_dict(ours["tolerance"])
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._speculator is not None:
+            self._speculator.drop()
+        self._speculator = None
+
+    def register_state_dict_pre_hook(self, hook: Callable[..., Any], prepend: bool = False) -> Any:
+        """Registers on the base, whose state dict it is."""
+        return self.base.register_state_dict_pre_hook(hook, prepend)
+
+    def register_state_dict_post_hook(self, hook: Callable[..., Any], prepend: bool = False) -> Any:
+        """Registers on the base, whose state dict it is."""
+        return self.base.register_state_dict_post_hook(hook, prepend)
+
+    def register_load_state_dict_pre_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> Any:
+        """Registers on the base, which loads it."""
+        return self.base.register_load_state_dict_pre_hook(hook, prepend)
+
+    def register_load_state_dict_post_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> Any:
+        """Registers on the base, which loads it."""
+        return self.base.register_load_state_dict_post_hook(hook, prepend)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The process group cannot travel, speculation need not; `step` is what a scheduler patched.
+        left = ("_group", "_engine", "_rollout", "_speculator", "step")
+        state = {key: value for key, value in self.__dict__.items() if key not in left}
+        return {**state, "_lr_scheduler": self.lr_scheduler, "_had_ranks": self._engine.size > 1}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        lr_scheduler, had_ranks = state.pop("_lr_scheduler"), state.pop("_had_ranks")
+        self.__dict__.update(state)
+        self._group = None
+        self._engine = self._make_engine()
+        self._rollout = Rollout(self.base, self)
+        self._speculator = None
+        self.lr_scheduler = lr_scheduler
+        if had_ranks:
+            warnings.warn(
+                "a copied or unpickled ParallelPicardOptimizer has no process group: it evaluates its window in "
+                "this process alone",
+                PicardWarning,
+                stacklevel=2,
+            )
+
+
+def _resolve_group(group: dist.ProcessGroup | DeviceMesh | None) -> dist.ProcessGroup | None:
+    """The process group to use; never creates one."""
+    if isinstance(group, DeviceMesh):
+        if group.ndim != 1:
+            raise ValueError(
+                f"process_group={group!r}: give a one-dimensional mesh or a ProcessGroup"
+            )
+        return group.get_group()
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"process_group={group!r}: give a ProcessGroup, a DeviceMesh or None")
+    if group is not None:
+        return group
+    if dist.is_available() and dist.is_initialized():
+        return dist.group.WORLD
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RuntimeError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} but torch.distributed is not initialised: call "
+            "torch.distributed.init_process_group() first, or every process would train on its own"
+        )
+    return None

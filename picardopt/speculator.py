@@ -1,0 +1,338 @@
+"""The window, the queue of accepted drifts and the sweep that refills it.
+
+This is Algorithm 2's loop body between two commits: evaluate the window's drifts, roll the base out over
+them, measure residuals, choose the stride, slide. What it accepts waits in a queue until the optimizer
+takes the steps for real, one a call.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from picardopt.audit import Audit, differs, impure, is_noise
+from picardopt.drift import Closure, Drift, Outcome, evaluate_drift
+from picardopt.engines import Claim, Engine
+from picardopt.errors import ImpureClosureError, NonFiniteGradientError, PicardWarning
+from picardopt.layout import ParameterLayout, Row
+from picardopt.predictor import Predictor
+from picardopt.rng import step_seed
+from picardopt.rollout import Rollout, interrupts_deferred
+from picardopt.stats import Stats
+from picardopt.sweep import (
+    accepts,
+    as_measures,
+    choose_stride,
+    measure,
+    same_bits,
+    squared_distance,
+)
+from picardopt.tolerance import Tolerance
+from picardopt.window import Window
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A drift that a sweep accepted, waiting to be committed.
+
+    Attributes:
+        drift: The drift.
+        sweep: The sweep it came from.
+        slot: Its place in that sweep's window; 0 is the head.
+        threshold: Largest accepted distance between its guess and the live parameters.
+    """
+
+    drift: Drift
+    sweep: int
+    slot: int
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Options:
+    """What does not change over a run; see `ParallelPicardOptimizer`."""
+
+    window: int
+    predictor: Predictor
+    total_steps: int | None
+    seed: int
+    nonfinite: str
+
+
+class Speculator:
+    """Runs ahead over one list of parameters.
+
+    Args:
+        parameters: The live parameters.
+        current_parameters: Tells the optimizer's parameters now: a closure must not change them.
+        engine: Who evaluates.
+        rollout: The base, to be driven.
+        tolerance: What is accepted.
+        audit: When the closure is checked.
+        options: The rest.
+        stats: What happened.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        current_parameters: Callable[[], list[Tensor]],
+        engine: Engine,
+        rollout: Rollout,
+        tolerance: Tolerance,
+        audit: Audit,
+        options: Options,
+        stats: Stats,
+    ) -> None:
+        self.parameters = list(parameters)
+        self.layout = ParameterLayout(parameters)
+        self.window = Window(self.layout)
+        self.queue: deque[Accepted] = deque()
+        self._current_parameters = current_parameters
+        self._engine, self._rollout, self._tolerance = engine, rollout, tolerance
+        self._audit, self._options, self._stats = audit, options, stats
+        self._live, self._scratch = self.layout.row(), self.layout.row()
+        self._zeros = self.layout.row()
+        self._warned = False
+
+    def start(self, step: int) -> None:
+        """Makes the ranks agree, on rank 0's parameters."""
+        head = self.window.head
+        head.store(self.parameters)
+        self._engine.start(self.layout, head, self._claim(step, 0))
+        head.load(self.parameters)
+
+    def drop(self) -> None:
+        """Forgets the queue; the window's iterates stay as guesses."""
+        self._stats.wasted_evaluations += len(self.queue)
+        self.queue.clear()
+
+    def next(self, closure: Closure, step: int) -> Accepted:
+        """The accepted drift of a step, from the queue or from a new sweep.
+
+        Raises:
+            Exception: What the closure raised at the head.
+            NonFiniteGradientError: If the head's gradient is not finite and that is to be raised.
+            ImpureClosureError: If the audit found the closure out.
+        """
+        if self.queue and self._moved():
+            self.drop()
+        if not self.queue:
+            self._sweep(closure, step)
+        accepted = self.queue[0]
+        if self._speculates and self._audit.due(accepted.sweep):
+            last = self._stats.strides[-1] - 1 if self._stats.strides else 0
+            if accepted.slot == min(1, last):
+                self._check(closure, accepted)
+        return accepted
+
+    def pop(self) -> None:
+        """Moves on by the step that was just committed."""
+        self.queue.popleft()
+        self.window.release([self.window.shift()])
+
+    @property
+    def _speculates(self) -> bool:
+        """Whether anything is ever evaluated at a guess or on another rank."""
+        return self._options.window > 1 or self._engine.size > 1
+
+    def _slots(self, step: int) -> int:
+        """How many drifts to evaluate at a step: ``p <- min(p, T - tau)``, at least 1."""
+        total = self._options.total_steps
+        return (
+            self._options.window
+            if total is None
+            else max(1, min(self._options.window, total - step))
+        )
+
+    def _claim(self, step: int, slots: int) -> Claim:
+        return Claim(
+            step=step,
+            sweep=self._stats.sweeps,
+            slots=slots,
+            window=self._options.window,
+            seed=step_seed(self._options.seed, 0) >> 1,
+            layout=self.layout.digest,
+            parameters=self.window.head.fingerprint() if self._engine.size > 1 else 0,
+        )
+
+    def _sweep(self, closure: Closure, step: int) -> None:
+        slots = self._slots(step)
+        self.window.head.store(self.parameters)
+        self.window.resize(slots + 1)
+        watched = self._speculates and self._audit.due(self._stats.sweeps)
+
+        def evaluate(slot: int, out: Row) -> Drift:
+            self.window.rows[slot].load(self.parameters)
+            return self._evaluate(closure, step + slot, out, watched)
+
+        with self._borrowed(self.window.head):
+            drifts, evaluations = self._engine.evaluate(
+                self.layout, evaluate, self._claim(step, slots)
+            )
+        self._stats.drift_evaluations += evaluations
+        head = drifts[0]
+        if head.outcome is not Outcome.FINITE:
+            self._stats.wasted_evaluations += evaluations
+            self._bad_present(head)
+            return
+        if isinstance(drifts[-1].error, ImpureClosureError):
+            raise drifts[-1].error
+        if drifts[-1].outcome is not Outcome.FINITE:
+            self._bad_future(drifts.pop())
+        if self._options.window == 1:
+            thresholds = [self._tolerance.value]
+            self.queue.append(Accepted(head, self._stats.sweeps, 0, thresholds[0]))
+            stride = 1
+        else:
+            with self._stats.phase("rollout"):
+                stride = self._roll_out(drifts, step)
+        self._stats.wasted_evaluations += evaluations - stride
+        self._stats.strides.append(stride)
+        self._stats.sweeps += 1
+
+    def _roll_out(self, drifts: list[Drift], step: int) -> int:
+        """Rolls the base out, measures, chooses the stride, queues and slides."""
+        with self._rollout.speculation(self.parameters, self.window.head):
+            after = [self.window.head]
+            for drift in drifts:
+                try:
+                    self._rollout.advance(self.parameters, drift)
+                except Exception as error:
+                    if len(after) == 1:
+                        raise
+                    self._bad_future(
+                        Drift(drift.step, drift.row, outcome=Outcome.FAILED, error=error)
+                    )
+                    break
+                after.append(self.window.spare())
+                after[-1].store(self.parameters)
+            whole = len(after) == len(drifts) + 1
+            count = len(after) - 1
+            table = measure(self.window.rows[: count + 1], after, self._scratch, self.layout.numel)
+            told = self._engine.agree(table.reshape(-1))
+            measures = as_measures([told[i * count : (i + 1) * count] for i in range(4)])
+            thresholds = self._tolerance.thresholds(measures)
+            stride = choose_stride(measures, thresholds, exact=self._tolerance.exact)
+            self._tolerance.update(measures, stride)
+            self.window.refine(after[1:], stride)
+            if whole:
+                self._extend(drifts[-1], step, stride)
+        self._stats.residuals.append(list(measures.residuals))
+        self._stats.tolerances.append(thresholds)
+        for slot, drift in enumerate(drifts[:stride]):
+            threshold = thresholds[slot - 1] if slot else float("inf")
+            self.queue.append(Accepted(drift, self._stats.sweeps, slot, threshold))
+        return stride
+
+    def _extend(self, last: Drift, step: int, stride: int) -> None:
+        """Fills the slots behind the tail; the rollout stands there."""
+        wanted = stride + self._slots(step + stride) + 1
+        rows = [self.window.spare() for _ in range(wanted - len(self.window.rows))]
+        still = Drift(last.step, self._zeros, last.present)
+        self._options.predictor(self._rollout, self.parameters, still, self.window.rows[-1], rows)
+        self.window.rows.extend(rows)
+
+    def _evaluate(self, closure: Closure, step: int, out: Row, watched: bool = False) -> Drift:
+        """One drift at the live parameters' values."""
+        around = self._around(watched)
+        return evaluate_drift(closure, self.parameters, out, step, self._options.seed, around)
+
+    @contextmanager
+    def _around(self, watched: bool) -> Iterator[None]:
+        """Stands around a closure and raises, as if the closure did, if it changed what it must not."""
+        with self._audit.guard(self.parameters) if watched else nullcontext():
+            yield
+        if not self.layout.describes(self._current_parameters()):
+            raise RuntimeError(
+                "the closure changed the optimizer's parameter list (other tensors, shapes or groups): do that "
+                "between two calls of step(), where the window is rebuilt"
+            )
+
+    def _moved(self) -> bool:
+        """Whether the live parameters have left the point at which the next queued drift was evaluated."""
+        accepted = self.queue[0]
+        if accepted.slot == 0:
+            return False
+        self._live.store(self.parameters)
+        if self._tolerance.exact:
+            return not bool(same_bits(self._live, self.window.head))
+        distance = squared_distance(self._live, self.window.head, self._scratch, self.layout.numel)
+        return not accepts(float(distance), accepted.threshold, False, exact=False)
+
+    def _check(self, closure: Closure, accepted: Accepted) -> None:
+        """Evaluates a queued drift again, with the closure of its own call, at the guess it was made at."""
+        with self._stats.phase("audit"):
+            self._stats.audits += 1
+            queued, row = accepted.drift, self.window.spare()
+            self._live.store(self.parameters)
+            with self._borrowed(self._live):
+                difference = self._difference(closure, queued, row)
+                if difference > 0 and self.layout.device.type != "cpu":
+                    again = self._again(closure, queued.step, row)
+                    noise = self._difference(closure, again, self.window.spare())
+                    difference = 0.0 if is_noise(difference, noise) else difference
+            self.window.release([row])
+            ranks = self._engine.any_rank(difference > 0)
+        if ranks:
+            self.drop()
+            raise impure(queued.step, ranks if self._engine.size > 1 else [], difference)
+        self._audit.passed(accepted.sweep)
+
+    def _again(self, closure: Closure, step: int, out: Row) -> Drift:
+        self.window.head.load(self.parameters)
+        return self._evaluate(closure, step, out)
+
+    def _difference(self, closure: Closure, queued: Drift, out: Row) -> float:
+        again = self._again(closure, queued.step, out)
+        if again.outcome is Outcome.INTERRUPTED and again.error is not None:
+            raise again.error
+        return differs(queued, again, self._scratch, self.layout.numel)
+
+    def _bad_present(self, head: Drift) -> None:
+        """The user's own trajectory went wrong: raise, or queue a step that leaves the base alone."""
+        if head.error is not None:
+            raise head.error
+        if self._options.nonfinite == "raise":
+            raise NonFiniteGradientError(
+                f"the gradient of step {head.step} has a NaN or an infinity at the committed parameters; nothing "
+                'was changed (nonfinite="skip" leaves such steps out)'
+            )
+        self.window.resize(1)
+        self.queue.append(Accepted(head, self._stats.sweeps, 0, float("inf")))
+        self._stats.wasted_evaluations -= 1
+        self._stats.strides.append(1)
+        self._stats.residuals.append([])
+        self._stats.tolerances.append([])
+        self._stats.sweeps += 1
+
+    def _bad_future(self, drift: Drift) -> None:
+        """Speculation went wrong beyond the head: it shortens the stride, no more."""
+        self._stats.failed_speculations += 1
+        if self._warned or self._engine.rank != 0:
+            return
+        self._warned = True
+        what = drift.trace or drift.error or "its gradient has a NaN or an infinity"
+        warnings.warn(
+            f"running ahead failed at step {drift.step}, evaluated at a guess; this shortens the stride and changes "
+            f"no result (told once, counted in stats.failed_speculations): {what}",
+            PicardWarning,
+            stacklevel=2,
+        )
+
+    @contextmanager
+    def _borrowed(self, row: Row) -> Iterator[None]:
+        """Lends the live parameters out; afterwards they hold `row` and have their gradients back."""
+        grads = [p.grad for p in self.parameters]
+        try:
+            yield
+        finally:
+            with interrupts_deferred():
+                row.load(self.parameters)
+                for parameter, grad in zip(self.parameters, grads, strict=True):
+                    parameter.grad = grad
