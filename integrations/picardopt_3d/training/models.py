@@ -33,7 +33,7 @@ class ModelConfig:
     """
 
     size: int = 32
-    channels: tuple[int, ...] = (16, 48, 96)
+    channels: tuple[int, ...] = (16, 32, 64)
     layers: int = 1
     heads: int = 4
     embedding: int = 128

@@ -60,13 +60,13 @@ class TrainingConfig:
     images: int = 300_000
     minutes: float = 0.0
     stop_after: int = 0
-    batch: int = 32
+    batch: int = 16
     lr: float = 1e-3
     warmup: int = 200
     weight_decay: float = 1e-3
     drop_caption: float = 0.1
     drop_camera: float = 0.1
-    ema: float = 0.998
+    ema: float = 0.999
     views: int = 1536
     seed: int = 0
     checkpoint_minutes: float = 4.0
@@ -263,7 +263,6 @@ def train(config: TrainingConfig) -> Trainer:
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             if time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 trainer.save()
-                trainer.export()
                 saved = time.monotonic()
     trainer.save()
     trainer.export()
