@@ -13,18 +13,10 @@ from picardopt.predictor import PREDICTORS
 
 # Optimizers that evaluate the closure inside their step, though its signature may say it is optional.
 _NEED_CLOSURE = {
-    "LBFGS",
-    "SAM",
-    "GSAM",
-    "WSAM",
-    "BSAM",
-    "LookSAM",
-    "FriendlySAM",
-    "AliG",
-    "AdaHessian",
-    "SophiaH",
+    *("lbfgs", "sam", "gsam", "wsam", "bsam", "looksam", "friendlysam", "alig"),
+    *("adahessian", "sophiah"),  # read the Hessian through the loss's graph
 }
-_NEED_SPARSE = {"SparseAdam"}
+_NEED_SPARSE = {"sparseadam"}
 
 
 def check_base(base: object) -> None:
@@ -36,8 +28,8 @@ def check_base(base: object) -> None:
     """
     if not isinstance(base, Optimizer):
         raise TypeError(f"base={base!r}: give a torch.optim.Optimizer (the object, not its class)")
-    names = {cls.__name__ for cls in type(base).__mro__}
-    if "ParallelPicardOptimizer" in names:
+    names = {cls.__name__.lower() for cls in type(base).__mro__}
+    if "parallelpicardoptimizer" in names:
         raise TypeError("base is already a ParallelPicardOptimizer: wrap the optimizer inside it")
     if names & _NEED_CLOSURE or _requires_closure(base):
         raise UnsupportedOptimizerError(

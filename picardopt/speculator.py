@@ -176,25 +176,26 @@ class Speculator:
                 self.layout, evaluate, self._claim(step, slots)
             )
         self._stats.drift_evaluations += evaluations
-        head = drifts[0]
-        if head.outcome is not Outcome.FINITE:
-            self._stats.wasted_evaluations += evaluations
-            self._bad_present(head)
-            return
-        if isinstance(drifts[-1].error, ImpureClosureError):
-            raise drifts[-1].error
-        if drifts[-1].outcome is not Outcome.FINITE:
+        self._stats.wasted_evaluations += evaluations
+        self._raise_bad_present(drifts)
+        if len(drifts) > 1 and drifts[-1].outcome is not Outcome.FINITE:
             self._bad_future(drifts.pop())
-        if self._options.window == 1:
-            thresholds = [self._tolerance.value]
-            self.queue.append(Accepted(head, self._stats.sweeps, 0, thresholds[0]))
-            stride = 1
+        if self._options.window == 1 or drifts[0].outcome is not Outcome.FINITE:
+            stride = self._take_head(drifts[0])
         else:
             with self._stats.phase("rollout"):
                 stride = self._roll_out(drifts, step)
-        self._stats.wasted_evaluations += evaluations - stride
+        self._stats.wasted_evaluations -= stride
         self._stats.strides.append(stride)
         self._stats.sweeps += 1
+
+    def _take_head(self, head: Drift) -> int:
+        """Queues the head's drift alone: a window of 1, or a step to be skipped. Nothing is compared."""
+        self.window.resize(1)
+        self.queue.append(Accepted(head, self._stats.sweeps, 0, float("inf")))
+        self._stats.residuals.append([])
+        self._stats.tolerances.append([])
+        return 1
 
     def _roll_out(self, drifts: list[Drift], step: int) -> int:
         """Rolls the base out, measures, chooses the stride, queues and slides."""
@@ -294,22 +295,18 @@ class Speculator:
             raise again.error
         return differs(queued, again, self._scratch, self.layout.numel)
 
-    def _bad_present(self, head: Drift) -> None:
-        """The user's own trajectory went wrong: raise, or queue a step that leaves the base alone."""
+    def _raise_bad_present(self, drifts: Sequence[Drift]) -> None:
+        """The user's own trajectory went wrong, or the closure is no function of it: that is an error."""
+        head, last = drifts[0], drifts[-1]
+        if isinstance(last.error, ImpureClosureError):
+            raise last.error
         if head.error is not None:
             raise head.error
-        if self._options.nonfinite == "raise":
+        if head.outcome is Outcome.NONFINITE and self._options.nonfinite == "raise":
             raise NonFiniteGradientError(
                 f"the gradient of step {head.step} has a NaN or an infinity at the committed parameters; nothing "
                 'was changed (nonfinite="skip" leaves such steps out)'
             )
-        self.window.resize(1)
-        self.queue.append(Accepted(head, self._stats.sweeps, 0, float("inf")))
-        self._stats.wasted_evaluations -= 1
-        self._stats.strides.append(1)
-        self._stats.residuals.append([])
-        self._stats.tolerances.append([])
-        self._stats.sweeps += 1
 
     def _bad_future(self, drift: Drift) -> None:
         """Speculation went wrong beyond the head: it shortens the stride, no more."""

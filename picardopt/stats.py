@@ -20,8 +20,9 @@ class Stats:
         steps: Committed steps.
         sweeps: Sweeps whose stride was chosen.
         strides: How many steps each sweep made final.
-        residuals: Per sweep, the residuals j = 1..p.
-        tolerances: Per sweep, the largest residual that each slot would have accepted.
+        residuals: Per sweep, the residuals j = 1..p; empty where nothing was compared (a window of 1, a
+            step skipped for its non-finite gradient).
+        tolerances: Per sweep, the largest residual that each slot would have accepted; empty likewise.
         drift_evaluations: Slots evaluated, over all ranks; the audit's are counted apart.
         wasted_evaluations: Those that never became a step.
         audits: Queued drifts that were evaluated again to check the closure.
