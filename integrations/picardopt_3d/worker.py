@@ -24,10 +24,9 @@ from picardopt import (
 
 from .cameras import turntable_cameras
 from .config import TextTo3DConfig
-from .domain import parse_prompt
 from .export.files import replacing
 from .export.pictures import rows_of, save_png, tile
-from .guidance import ExactScore, Guidance, PixelDiffusion
+from .guidance import Guidance, ScoreDistillation, ScoreModel
 from .methods.dreamfusion import DreamFusion
 from .scenes import RadianceField, save_field
 
@@ -63,7 +62,8 @@ def train(config: TextTo3DConfig, started: float) -> Trained:
     torch.set_num_threads(config.threads)
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = torch.device(_device_name(config))
-    method = DreamFusion(config.method, make_guidance(config, device), config.steps, device)
+    guidance = make_guidance(config, device)
+    method = DreamFusion(config.method, guidance, config.prompt, config.steps, device)
     base = method.optimizer()
     optimizer = None if config.sequential else _wrap(base, config)
 
@@ -124,13 +124,18 @@ def _closure(
 
 
 def make_guidance(config: TextTo3DConfig, device: torch.device) -> Guidance:
-    """The score model that the options name."""
+    """Score distillation over the score model that the options name."""
+    # Here, not above: diffusers and transformers take seconds to import, and the exact score needs neither.
+    score: ScoreModel
     if config.guidance == "diffusion":
-        return PixelDiffusion(config.prompt, device=device)
-    subject = parse_prompt(config.prompt)
-    if subject is None:
-        raise ValueError(f"prompt={config.prompt!r} is not one that the exact guidance knows")
-    return ExactScore(subject)
+        from .guidance.pixel_diffusion import PixelDiffusion
+
+        score = PixelDiffusion(device=device)
+    else:
+        from .guidance.exact import ExactScore
+
+        score = ExactScore()
+    return ScoreDistillation(score, config.method.sds)
 
 
 def save_progress_picture(scene: RadianceField, path: Path, size: int = 64) -> None:

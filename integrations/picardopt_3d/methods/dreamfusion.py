@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import CameraConfig, random_cameras
-from ..guidance import Guidance, sds_loss
+from ..guidance import Guidance, SdsConfig
 from ..scenes import FieldConfig, RadianceField
 
 
@@ -26,7 +26,7 @@ class DreamFusionConfig:
         batch: views a step.
         size: pixels along each edge of a view.
         learning_rate: Adam's.
-        guidance_scale: classifier-free guidance, s in `uncond + s (text - uncond)`.
+        sds: classifier-free guidance and the weighting of noise levels.
         min_timestep: smallest diffusion time, as a fraction of the schedule.
         max_timestep: largest diffusion time at the first step, as a fraction of the schedule.
         final_max_timestep: largest diffusion time at the last step (linear in between).
@@ -40,7 +40,7 @@ class DreamFusionConfig:
     batch: int = 4
     size: int = 32
     learning_rate: float = 0.02
-    guidance_scale: float = 7.5
+    sds: SdsConfig = field(default_factory=SdsConfig)
     min_timestep: float = 0.02
     max_timestep: float = 0.98
     final_max_timestep: float = 0.98
@@ -55,7 +55,8 @@ class DreamFusion:
 
     Args:
         config: the numbers.
-        guidance: scores views of the prompt.
+        guidance: judges rendered views.
+        prompt: what to make.
         steps: length of the run, for what is annealed.
         device: where the scene lives.
     """
@@ -64,10 +65,12 @@ class DreamFusion:
         self,
         config: DreamFusionConfig,
         guidance: Guidance,
+        prompt: str,
         steps: int,
         device: torch.device | str = "cpu",
     ) -> None:
         self.config, self.guidance, self.steps, self.device = config, guidance, steps, device
+        self.prompt = guidance.encode(prompt)
         self.scene = RadianceField(config.field).to(device)
 
     def optimizer(self) -> torch.optim.Adam:
@@ -85,13 +88,7 @@ class DreamFusion:
         )
         progress = step / max(1, self.steps - 1)
         highest = config.max_timestep + progress * (config.final_max_timestep - config.max_timestep)
-        loss = sds_loss(
-            self.guidance,
-            render.rgb,
-            cameras,
-            scale=config.guidance_scale,
-            timesteps=(config.min_timestep, highest),
-        )
+        loss = self.guidance(render.rgb, self.prompt, cameras, (config.min_timestep, highest))
         if config.sparsity > 0:
             loss = loss + config.sparsity * (render.opacity.square() + 0.01).sqrt().mean()
         if render.back_facing is not None:
