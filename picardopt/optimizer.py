@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -291,21 +292,17 @@ class ParallelPicardOptimizer(Optimizer):
         """Loads a state dict of this class or of the base; what was evaluated ahead is dropped.
 
         Args:
-            state_dict: From `state_dict` (any window, any number of ranks), or from the base's own. Without our
-                key the step index stays as it is: set `step_index`.
+            state_dict: From `state_dict` (any window, any number of ranks): the step, the seed and the
+                tolerance go on from there; or from the base's own: then set `step_index`.
 
         Raises:
-            ValueError: If the state was made under another seed, or does not fit the parameters.
+            ValueError: If the groups do not fit the base's.
         """
         ours = state_dict.get(STATE_KEY)
-        if ours is not None and ours["seed"] != self.seed:
-            raise ValueError(
-                f"seed={self.seed} but the state dict was made with seed {ours['seed']}: construct the optimizer "
-                "with that seed, or steps would draw other randomness than the run that is resumed"
-            )
         self.base.load_state_dict({k: v for k, v in state_dict.items() if k != STATE_KEY})
         if ours is not None:
             self._step_index = int(ours["step"])
+            self._options = replace(self._options, seed=int(ours["seed"]))
             self.tolerance.load_state_dict(ours["tolerance"])
         self._flush()
 
