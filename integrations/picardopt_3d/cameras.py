@@ -87,7 +87,7 @@ class Cameras:
 
     @property
     def position(self) -> Tensor:
-        """Where the cameras are. [batch, 3]"""
+        """Where the cameras are. [batch, 3]."""
         return self.camera_to_world[:, :3, 3]
 
     def rays(self, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -226,7 +226,7 @@ def _trace(
 
 
 def _normals(distance: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-    """Unit normals by central differences. [points, 3]"""
+    """Unit normals by central differences. [points, 3]."""
     offsets = 1e-3 * torch.eye(3, dtype=points.dtype, device=points.device)
     slopes = [distance(points + offset) - distance(points - offset) for offset in offsets]
     return torch.nn.functional.normalize(torch.stack(slopes, dim=-1), dim=-1)

@@ -1,12 +1,20 @@
-"""Guidance: score models, and the losses that they put on rendered views."""
+"""Guidance: score models, and the losses that they put on rendered views.
 
+`PixelDiffusion` is imported from `picardopt_3d.guidance.pixel_diffusion`: it brings diffusers with it, which takes
+seconds to import, and the rest does not need it.
+"""
+
+from picardopt_3d.guidance.exact_score import ExactScore, KnownViews, RenderedSubjects
 from picardopt_3d.guidance.protocol import Guidance, NoisePair, Prompt, ScoreModel
 from picardopt_3d.guidance.sds import ScoreDistillation, SdsConfig
 
 __all__ = [
+    "ExactScore",
     "Guidance",
+    "KnownViews",
     "NoisePair",
     "Prompt",
+    "RenderedSubjects",
     "ScoreDistillation",
     "ScoreModel",
     "SdsConfig",

@@ -1,0 +1,1 @@
+"""Training of the guidance model that ships with the package."""

@@ -1,0 +1,198 @@
+"""The exact score of finitely many views, in closed form: guidance without a network.
+
+If a clean view is one of `v[i]` with probability `p[i]`, then given its noisy version the view's mean is
+`sum_i w[i] v[i]` with `w[i]` proportional to `p[i] exp(-|noisy - sqrt(abar) v[i]|^2 / (2 (1 - abar)))`. A
+perfectly trained diffusion model would predict exactly the noise that this mean implies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from picardopt_3d.cameras import Cameras
+from picardopt_3d.domain import (
+    COLOURS,
+    Subject,
+    all_subjects,
+    colourize,
+    parse_prompt,
+    render_shading,
+)
+from picardopt_3d.guidance.protocol import NoisePair, Prompt
+
+
+class Candidates(NamedTuple):
+    """The views that a camera could have seen.
+
+    Attributes:
+        views: RGB in [-1, 1]. [batch or 1, candidates, 3, size, size]
+        log_prior: Logarithm of their prior probabilities, up to a constant. [batch, candidates]
+    """
+
+    views: Tensor
+    log_prior: Tensor
+
+
+class ViewSet(Protocol):
+    """A finite set of views, for every camera.
+
+    Attributes:
+        captions: What each candidate shows.
+        size: Pixels along a side.
+    """
+
+    captions: Sequence[str]
+    size: int
+
+    def candidates(self, cameras: Cameras) -> Candidates:
+        """The candidates for each camera, in the order of `captions`."""
+        ...
+
+
+class RenderedSubjects:
+    """Subjects of the built-in world, rendered at exactly the camera that is asked for; a `ViewSet`.
+
+    Args:
+        subjects: The subjects, all equally probable; by default all of the world's.
+        size: Pixels along a side.
+    """
+
+    def __init__(self, subjects: Sequence[Subject] | None = None, size: int = 32) -> None:
+        self.subjects = all_subjects() if subjects is None else tuple(subjects)
+        if not self.subjects:
+            raise ValueError("subjects=(): give at least one subject")
+        self.captions = [subject.caption for subject in self.subjects]
+        self.size = size
+
+    def candidates(self, cameras: Cameras) -> Candidates:
+        """One view a subject and camera."""
+        shaded = {
+            shape: render_shading(shape, cameras, self.size, self.size)
+            for shape in dict.fromkeys(subject.shape for subject in self.subjects)
+        }
+        views = [
+            colourize(shaded[subject.shape], torch.tensor(COLOURS[subject.colour]))
+            for subject in self.subjects
+        ]
+        return Candidates(
+            2 * torch.stack(views, dim=1) - 1, torch.zeros(len(cameras), len(self.subjects))
+        )
+
+
+class KnownViews:
+    """Given views with their cameras; a `ViewSet`.
+
+    For another camera, a view's prior falls with the angle between the two lines of sight as a normal distribution.
+
+    Args:
+        views: RGB in [0, 1]. [views, 3, size, size]
+        cameras: Where they were taken from.
+        captions: What they show.
+        bandwidth: Standard deviation of the angle, degrees.
+    """
+
+    def __init__(
+        self, views: Tensor, cameras: Cameras, captions: Sequence[str], bandwidth: float = 10.0
+    ) -> None:
+        if not len(views) == len(cameras) == len(captions) > 0:
+            raise ValueError(
+                f"{len(views)} views, {len(cameras)} cameras and {len(captions)} captions: give one of each a view"
+            )
+        if not bandwidth > 0:
+            raise ValueError(f"bandwidth={bandwidth}: give a positive angle in degrees")
+        self.captions = list(captions)
+        self.size = views.shape[-1]
+        self._views = (2 * views - 1)[None]
+        self._sight = torch.nn.functional.normalize(cameras.position, dim=-1)
+        self._bandwidth = math.radians(bandwidth)
+
+    def candidates(self, cameras: Cameras) -> Candidates:
+        """All views, the nearer ones more probable."""
+        sight = torch.nn.functional.normalize(cameras.position, dim=-1)
+        angle = torch.acos((sight @ self._sight.T).clamp(-1, 1))
+        return Candidates(self._views, -(angle**2) / (2 * self._bandwidth**2))
+
+
+class ExactScore:
+    """The exact score of a finite set of views; a `ScoreModel`.
+
+    A prompt selects the candidates whose caption speaks of the same subject (or is the same text); the empty prompt
+    selects all of them.
+
+    Args:
+        view_set: The views; by default the whole built-in world from exactly the camera asked for.
+        timesteps: Noise levels of the schedule (cosine, as the shipped model's).
+    """
+
+    def __init__(self, view_set: ViewSet | None = None, timesteps: int = 1000) -> None:
+        self.view_set: ViewSet = view_set or RenderedSubjects()
+        self.size = self.view_set.size
+        self.alphas_cumprod = cosine_schedule(timesteps)
+
+    def encode(self, prompt: str, negative: str = "") -> Prompt:
+        """Select the candidates of a prompt; its encoding is a mask. [candidates].
+
+        Raises:
+            ValueError: No candidate is what the prompt says.
+        """
+        return Prompt(prompt, negative, self._select(prompt), self._select(negative))
+
+    def _select(self, text: str) -> Tensor:
+        captions = self.view_set.captions
+        if not text:
+            return torch.ones(len(captions), dtype=torch.bool)
+        subject = parse_prompt(text)
+        mask = torch.tensor(
+            [
+                caption == text or (subject is not None and parse_prompt(caption) == subject)
+                for caption in captions
+            ]
+        )
+        if not mask.any():
+            raise ValueError(
+                f"prompt={text!r}: this exact score knows only {', '.join(sorted(set(captions)))}"
+            )
+        return mask
+
+    @torch.no_grad()
+    def predict_noise(
+        self, noisy: Tensor, timesteps: Tensor, prompt: Prompt, cameras: Cameras
+    ) -> NoisePair:
+        """The noise that the posterior mean implies, with and without the prompt.
+
+        Args:
+            noisy: [batch, 3, size, size]
+            timesteps: Integers. [batch]
+            prompt: From `encode`.
+            cameras: Where each view was taken from.
+        """
+        abar = self.alphas_cumprod[timesteps]
+        views, log_prior = self.view_set.candidates(cameras.to("cpu"))
+        views, log_prior = views.to(noisy), log_prior.to(noisy)
+        abar = abar.to(noisy)[:, None]  # [batch, 1]
+        away = noisy[:, None] - abar.sqrt()[..., None, None, None] * views
+        squared = away.flatten(2).square().sum(-1, dtype=torch.float64)  # [batch, candidates]
+        logits = log_prior - squared / (2 * (1 - abar))
+
+        def noise(mask: Tensor) -> Tensor:
+            weights = (
+                logits.masked_fill(~mask.to(noisy.device), -math.inf).softmax(-1).to(noisy.dtype)
+            )
+            mean = torch.einsum("bn,bnchw->bchw", weights, views.expand(len(noisy), -1, -1, -1, -1))
+            alpha = abar[..., None, None]
+            return (noisy - alpha.sqrt() * mean) / (1 - alpha).sqrt()
+
+        return NoisePair(noise(prompt.conditional), noise(prompt.unconditional))
+
+
+def cosine_schedule(timesteps: int) -> Tensor:
+    """The cosine schedule's abar (Nichol and Dhariwal, arXiv 2102.09672, equation 17). [timesteps]."""
+    ends = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
+    signal = torch.cos((ends + 0.008) / 1.008 * math.pi / 2).square()
+    betas = (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
+    return (1 - betas).cumprod(0).float()

@@ -1,0 +1,159 @@
+"""A diffusion model in pixel space as a score model, the one that ships with the package among them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from picardopt_3d.cameras import CONDITION_SIZE, Cameras
+from picardopt_3d.guidance.protocol import NoisePair, Prompt
+from picardopt_3d.guidance.text_to_view import TextToViewPipeline
+
+SHIPPED = Path(__file__).parent.parent / "weights" / "text-to-view"
+"""Folder of the model that ships with the package."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class PixelDiffusion:
+    """The score of a pixel-space text-to-view diffusion pipeline; a `ScoreModel`.
+
+    The camera is given to the model with and without the prompt, so that classifier-free guidance strengthens the
+    prompt and not the camera.
+
+    Args:
+        pipeline: The loaded pipeline; its weights are frozen.
+    """
+
+    def __init__(self, pipeline: TextToViewPipeline) -> None:
+        unet = pipeline.unet.requires_grad_(False).eval()
+        self._takes_camera = _check_unet(unet)
+        self.unet = unet.to(memory_format=torch.channels_last)
+        self.pipeline = pipeline
+        pipeline.text_encoder.requires_grad_(False).eval()
+        self.size: int = unet.config.sample_size
+        self.alphas_cumprod: Tensor = pipeline.scheduler.alphas_cumprod
+        self._prediction: str = pipeline.scheduler.config.prediction_type
+        self._embeddings: dict[str, Tensor] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path = SHIPPED, device: torch.device | str = "cpu"
+    ) -> PixelDiffusion:
+        """Load a pipeline folder or a model of the Hugging Face hub.
+
+        Args:
+            source: A folder in diffusers' layout, or a hub id "owner/name"; by default the shipped model.
+            device: Where the model runs.
+
+        Raises:
+            FileNotFoundError: There is no such folder, or the hub has no such model or cannot be reached.
+            ValueError: The folder holds another kind of pipeline.
+        """
+        folder = Path(source)
+        if folder.is_dir():
+            _check_index(folder)
+        elif not _HUB_ID.fullmatch(str(source)):
+            raise FileNotFoundError(
+                f"source={str(source)!r}: there is no such folder; give a folder that holds a model_index.json (the "
+                f"shipped model's is {SHIPPED}) or a hub id such as 'owner/name'"
+            )
+        try:
+            pipeline = TextToViewPipeline.from_pretrained(
+                source, torch_dtype=torch.float32, low_cpu_mem_usage=False
+            )
+        except OSError as error:
+            raise FileNotFoundError(
+                f"source={str(source)!r} could not be loaded: {error}. Give a complete pipeline folder "
+                f"(model_index.json, unet/, text_encoder/, tokenizer/, scheduler/), or reach the hub first"
+            ) from error
+        return cls(pipeline.to(device))
+
+    def encode(self, prompt: str, negative: str = "") -> Prompt:
+        """Encode a prompt; each text is encoded once.
+
+        Args:
+            prompt: What is asked for.
+            negative: What is pushed away from; empty for the unconditional score.
+        """
+        return Prompt(prompt, negative, self._embed(prompt), self._embed(negative))
+
+    def _embed(self, text: str) -> Tensor:
+        if text not in self._embeddings:
+            with torch.no_grad():
+                self._embeddings[text] = self.pipeline.encode([text])
+        return self._embeddings[text]
+
+    @torch.no_grad()
+    def predict_noise(
+        self, noisy: Tensor, timesteps: Tensor, prompt: Prompt, cameras: Cameras
+    ) -> NoisePair:
+        """Both predictions in one pass of twice the batch.
+
+        Args:
+            noisy: Views in [-1, 1] with noise. [batch, 3, size, size]
+            timesteps: Integers. [batch]
+            prompt: From `encode`.
+            cameras: Where each view was taken from.
+        """
+        batch = len(noisy)
+        both = noisy.repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+        texts = [
+            prompt.conditional.expand(batch, -1, -1),
+            prompt.unconditional.expand(batch, -1, -1),
+        ]
+        conditions = cameras.condition().to(noisy).repeat(2, 1) if self._takes_camera else None
+        predicted = self.unet(
+            both,
+            timesteps.repeat(2),
+            encoder_hidden_states=torch.cat(texts),
+            class_labels=conditions,
+        ).sample
+        noise = self._as_noise(predicted, both, timesteps.repeat(2))
+        return NoisePair(*noise.contiguous().chunk(2))
+
+    def _as_noise(self, predicted: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """The noise that a prediction implies, whichever quantity the model predicts. [batch, 3, height, width]."""
+        abar = self.alphas_cumprod.to(noisy)[timesteps][:, None, None, None]
+        if self._prediction == "epsilon":
+            return predicted
+        if self._prediction == "v_prediction":
+            return abar.sqrt() * predicted + (1 - abar).sqrt() * noisy
+        return (noisy - abar.sqrt() * predicted) / (1 - abar).sqrt()  # "sample"
+
+
+def _check_index(folder: Path) -> None:
+    index = folder / "model_index.json"
+    if not index.exists():
+        raise FileNotFoundError(
+            f"source={str(folder)!r} has no model_index.json: give the pipeline's own folder, not one of its parts"
+        )
+    name = json.loads(index.read_text()).get("_class_name")
+    if name != TextToViewPipeline.__name__:
+        raise ValueError(
+            f"source={str(folder)!r} holds a {name}: give a {TextToViewPipeline.__name__} folder, as "
+            f"`python -m picardopt_3d.training.text_to_view` writes it"
+        )
+
+
+def _check_unet(unet: torch.nn.Module) -> bool:
+    """Whether the UNet takes a camera."""
+    config = unet.config
+    if config.in_channels != 3 or config.out_channels != 3:
+        raise ValueError(
+            f"the unet has {config.in_channels} input and {config.out_channels} output channels: give a model that "
+            f"works on RGB pixels (3 and 3); latent models need another score model"
+        )
+    if config.class_embed_type is None:
+        return False
+    inputs = config.projection_class_embeddings_input_dim
+    if config.class_embed_type != "projection" or inputs != CONDITION_SIZE:
+        raise ValueError(
+            f"the unet's class embedding is {config.class_embed_type!r} of {inputs} numbers: give a model without "
+            f"one, or with 'projection' of the {CONDITION_SIZE} numbers of `Cameras.condition`"
+        )
+    return True
