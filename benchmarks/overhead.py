@@ -1,8 +1,8 @@
 """What a sweep costs beside its drifts, over several processes; plain data parallelism beside it.
 
-The closure *waits*, as a host does for its accelerator, then hands over a ready gradient: so few cores
-can stand for many devices, and what is left is the cost of running ahead. Everything is accepted
-(tolerance infinite), so a sweep of n ranks makes n steps; real runs make fewer (`optimizer.stats`).
+The closure *waits*, as a host does for its accelerator, then hands over a ready gradient: so few
+cores can stand for many devices, and what is left is the cost of running ahead. Everything is
+accepted (tolerance infinite), so a sweep of n ranks makes n steps; real runs make fewer.
 
     python benchmarks/overhead.py --ranks 1 2 4 8 --parameters 10000 1000000
 """
@@ -95,7 +95,7 @@ def time_picard(numel: int, drift_ms: float, sweeps: int) -> tuple[list[float], 
 
 
 def time_data_parallel(numel: int, drift_ms: float, steps: int) -> list[float]:
-    """Splits the same waiting over the ranks and averages one flat gradient: milliseconds a step."""
+    """Splits the waiting over the ranks and averages one flat gradient: milliseconds a step."""
     ranks = dist.get_world_size()
     parameters = make_parameters(numel)
     flat = torch.zeros(sum(p.numel() for p in parameters))
@@ -147,8 +147,8 @@ HEADERS = (
 )
 NOTES = """
 Milliseconds. The closure **waits** (sleep), as a host waits for its accelerator, and hands over a
-ready gradient: all that computes here is picardopt, gloo and Adam, on far fewer cores than ranks, so
-with many ranks the replicated rollouts stand in line for the cores. *drift*: the slowest rank's
+ready gradient: all that computes here is picardopt, gloo and Adam, on far fewer cores than ranks,
+so with many ranks the replicated rollouts stand in line for the cores. *drift*: the slowest rank's
 closure; *sweep*: the slowest rank's wall time for one sweep and all its commits; *overhead*: their
 difference (medians over {repeats} sweeps); *exchange, rollout, commits*: the parts, from
 `optimizer.stats.seconds` (means; the exchange includes waiting for slower ranks). Window = ranks;
