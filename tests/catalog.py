@@ -28,9 +28,13 @@ def torch_optimizers() -> dict[str, tuple[type[torch.optim.Optimizer], dict[str,
         if name in UNSUPPORTED:
             continue
         for sample in _get_optim_inputs_including_global_cliquey_kwargs(
-            "cpu", None, info, skip=("differentiable",)
+            "cpu", None, info, skip=("differentiable", "foreach")
         ):
             found[f"{name}: {sample.desc}"] = (info.optim_cls, sample.kwargs)
+            # The database runs foreach on accelerators only, but it is legal and different here.
+            if "foreach" in info.supported_impls and not sample.kwargs.get("fused"):
+                options = {**copy.deepcopy(sample.kwargs), "foreach": True}
+                found[f"{name}: {sample.desc} & foreach"] = (info.optim_cls, options)
     return found
 
 

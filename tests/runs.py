@@ -194,7 +194,7 @@ def parallel(case: Case, expect: Any = None, **options: Any) -> Trace:
 def advance(scheduler: Any, loss: Tensor) -> None:
     """Steps a scheduler as a training loop does."""
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        scheduler.step(float(loss))
+        scheduler.step(float(loss.detach()))
     else:
         scheduler.step()
 
