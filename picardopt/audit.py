@@ -51,6 +51,13 @@ class Audit:
         self._next = 0
         self._modules: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Modules that were seen are weak references: they do not travel and are found again.
+        return {key: value for key, value in vars(self).items() if key != "_modules"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _modules=weakref.WeakSet())
+
     def due(self, sweep: int) -> bool:
         """Whether a drift of this sweep is to be evaluated again."""
         return self.mode == "always" or (self.mode == "auto" and sweep >= self._next)
