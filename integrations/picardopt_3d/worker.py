@@ -24,9 +24,10 @@ from picardopt import (
 
 from .cameras import turntable_cameras
 from .config import TextTo3DConfig
+from .domain import COLOURS, Subject, parse_prompt
 from .export.files import replacing
 from .export.pictures import rows_of, save_png, tile
-from .guidance import Guidance, ScoreDistillation, ScoreModel
+from .guidance import ExactScore, Guidance, RenderedSubjects, ScoreDistillation, ScoreModel
 from .methods.dreamfusion import DreamFusion
 from .scenes import RadianceField, save_field
 
@@ -125,16 +126,19 @@ def _closure(
 
 def make_guidance(config: TextTo3DConfig, device: torch.device) -> Guidance:
     """Score distillation over the score model that the options name."""
-    # Here, not above: diffusers and transformers take seconds to import, and the exact score needs neither.
     score: ScoreModel
-    if config.guidance == "diffusion":
+    if config.guidance == "exact":
+        subject = parse_prompt(config.prompt)
+        if subject is None:
+            raise ValueError(f"prompt={config.prompt!r} is not one that the exact guidance knows")
+        # The prompt's shape in every colour, so that there is something to be guided away from.
+        known = [Subject(subject.shape, colour) for colour in COLOURS]
+        score = ExactScore(RenderedSubjects(known, config.method.size))
+    else:
+        # Here, not above: diffusers takes seconds to import, and the exact score needs none of it.
         from .guidance.pixel_diffusion import PixelDiffusion
 
-        score = PixelDiffusion(device=device)
-    else:
-        from .guidance.exact import ExactScore
-
-        score = ExactScore()
+        score = PixelDiffusion.from_pretrained(device=device)
     return ScoreDistillation(score, config.method.sds)
 
 
