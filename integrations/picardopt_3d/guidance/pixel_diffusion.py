@@ -64,7 +64,7 @@ class PixelDiffusion:
             )
         try:
             pipeline = TextToViewPipeline.from_pretrained(
-                source, torch_dtype=torch.float32, low_cpu_mem_usage=False
+                source, dtype=torch.float32, low_cpu_mem_usage=False
             )
         except OSError as error:
             raise FileNotFoundError(

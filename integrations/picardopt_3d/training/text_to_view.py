@@ -53,6 +53,7 @@ class TrainingConfig:
         views: Rendered views a shape.
         seed: Of the weights, the views and the draws.
         checkpoint_minutes: Minutes between checkpoints.
+        sample_steps: Denoising steps of the sample sheet.
         model: Sizes.
     """
 
@@ -70,6 +71,7 @@ class TrainingConfig:
     views: int = 1536
     seed: int = 0
     checkpoint_minutes: float = 4.0
+    sample_steps: int = 50
     model: ModelConfig = field(default_factory=ModelConfig)
 
 
@@ -214,7 +216,7 @@ class Trainer:
 
 def _fingerprint(config: TrainingConfig) -> str:
     """What must agree between a run and its checkpoint, as text."""
-    ignored = {"out", "stop_after", "checkpoint_minutes", "minutes"}
+    ignored = {"out", "stop_after", "checkpoint_minutes", "minutes", "sample_steps"}
     return json.dumps({k: v for k, v in asdict(config).items() if k not in ignored}, sort_keys=True)
 
 
@@ -228,7 +230,13 @@ def _sample_sheet(trainer: Trainer, path: Path) -> None:
     for shape, colour in zip(SHAPES, COLOURS, strict=True):
         prompts = [Subject(shape, colour).caption] * len(cameras)
         generator = torch.Generator().manual_seed(0)
-        rows.append(torch.cat(list(pipeline(prompts, cameras, generator=generator)), dim=-1))
+        views = pipeline(
+            prompts,
+            cameras,
+            num_inference_steps=trainer.config.sample_steps,
+            generator=generator,
+        )
+        rows.append(torch.cat(list(views), dim=-1))
     sheet = (torch.cat(rows, dim=-2) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     image = Image.fromarray(sheet)
     image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST).save(path)

@@ -1,0 +1,218 @@
+"""The diffusion pipeline: folders in the hub's format, and the training that writes them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from picardopt_3d.cameras import random_cameras, turntable_cameras
+from picardopt_3d.domain import all_subjects, render
+from picardopt_3d.guidance import ScoreDistillation, ScoreModel
+from picardopt_3d.guidance.pixel_diffusion import SHIPPED, PixelDiffusion
+from picardopt_3d.guidance.text_to_view import TextToViewPipeline
+from picardopt_3d.training.models import ModelConfig, build_pipeline, save_half_precision
+from picardopt_3d.training.text_to_view import Trainer, TrainingConfig, train
+from transformers import CLIPTextModel, CLIPTokenizer
+
+TINY = ModelConfig(
+    size=16, channels=(8, 16), heads=2, embedding=16, text_channels=16, text_layers=1
+)
+CAPTIONS = [text for subject in all_subjects() for text in subject.captions]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random pipeline in the hub's format."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("hub") / "pipeline"
+    build_pipeline(TINY, CAPTIONS).save_pretrained(path)
+    return path
+
+
+def test_the_parts_are_stock_classes(folder: Path) -> None:
+    UNet2DConditionModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False)
+    CLIPTextModel.from_pretrained(folder / "text_encoder")
+    CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    pipeline = TextToViewPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    views = pipeline(["a red cube"] * 2, turntable_cameras(2), num_inference_steps=2)
+    assert views.shape == (2, 3, 16, 16)
+    assert 0 <= views.min() <= views.max() <= 1
+
+
+def test_words_are_single_tokens_and_others_are_spelled(folder: Path) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    for caption in CAPTIONS:
+        words = caption.replace("3d", "3 d")  # CLIP's own rule: digits stand alone
+        tokens = tokenizer(caption).input_ids
+        assert len(tokens) == len(words.split()) + 2
+        assert tokenizer.decode(tokens, skip_special_tokens=True).strip() == words
+    assert tokenizer.unk_token_id not in tokenizer("Ünïcode zebra").input_ids[1:-1]
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_the_noise_is_what_the_model_implies(folder: Path, prediction: str) -> None:
+    score = PixelDiffusion.from_pretrained(folder)
+    assert isinstance(score, ScoreModel)
+    score._prediction = prediction
+    cameras, prompt = random_cameras(2), score.encode("a red cube", "a blue mug")
+    noisy, timesteps = torch.randn(2, 3, 16, 16), torch.tensor([100, 800])
+    predicted = score.predict_noise(noisy, timesteps, prompt, cameras)
+    for text, noise in zip(("a red cube", "a blue mug"), predicted, strict=True):
+        embedding = score.pipeline.encode([text] * 2)
+        raw = score.unet(noisy, timesteps, embedding, class_labels=cameras.condition()).sample
+        abar = score.alphas_cumprod[timesteps].view(2, 1, 1, 1)
+        if prediction == "epsilon":
+            expected = raw
+        elif (
+            prediction == "v_prediction"
+        ):  # v = sqrt(abar) noise - sqrt(1 - abar) view: solve for the noise
+            view = abar.sqrt() * noisy - (1 - abar).sqrt() * raw
+            expected = (noisy - abar.sqrt() * view) / (1 - abar).sqrt()
+        else:
+            expected = (noisy - abar.sqrt() * raw) / (1 - abar).sqrt()
+        torch.testing.assert_close(noise, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_loss_reaches_the_views_and_not_the_model(folder: Path) -> None:
+    score = PixelDiffusion.from_pretrained(folder)
+    guidance = ScoreDistillation(score)
+    views = torch.rand(2, 3, 16, 16, requires_grad=True)
+    guidance(views, guidance.encode("a red cube"), random_cameras(2)).backward()
+    assert views.grad is not None
+    assert views.grad.abs().sum() > 0
+    assert all(p.grad is None and not p.requires_grad for p in score.unet.parameters())
+
+
+def test_texts_are_encoded_once(folder: Path) -> None:
+    score = PixelDiffusion.from_pretrained(folder)
+    first, second = score.encode("a red cube"), score.encode("a red cube")
+    assert first.conditional is second.conditional
+    assert not torch.equal(first.conditional, score.encode("a blue cube").conditional)
+
+
+def test_what_cannot_be_loaded_is_said(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such folder.*hub id"):
+        PixelDiffusion.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match=r"model_index\.json"):
+        PixelDiffusion.from_pretrained(folder / "unet")
+    (tmp_path / "model_index.json").write_text(
+        json.dumps({"_class_name": "StableDiffusionPipeline"})
+    )
+    with pytest.raises(ValueError, match=r"StableDiffusionPipeline.*TextToViewPipeline"):
+        PixelDiffusion.from_pretrained(tmp_path)
+    latent = UNet2DConditionModel(
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=8,
+    )
+    pipeline = TextToViewPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    pipeline.register_modules(unet=latent)
+    with pytest.raises(ValueError, match="RGB"):
+        PixelDiffusion(pipeline)
+
+
+def config(out: Path, **changes: object) -> TrainingConfig:
+    settings = {
+        "images": 8 * 4,
+        "batch": 4,
+        "views": 4,
+        "warmup": 2,
+        "sample_steps": 2,
+        "model": TINY,
+    }
+    return TrainingConfig(out=out, **(settings | changes))  # type: ignore[arg-type]
+
+
+def steps(trainer: Trainer, count: int) -> Trainer:
+    for _ in range(count):
+        trainer.step()
+    return trainer
+
+
+def weights(trainer: Trainer) -> list[torch.Tensor]:
+    return [*trainer.parameters, *trainer.ema.shadow_params]
+
+
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole = steps(Trainer(config(tmp_path / "whole")), 8)
+    cut = steps(Trainer(config(tmp_path / "cut")), 3)
+    cut.save()
+    steps(cut, 2)  # lost
+    (tmp_path / "cut" / "checkpoint.partial").write_bytes(
+        b"half a checkpoint"
+    )  # cut off while writing
+    resumed = Trainer(config(tmp_path / "cut"))
+    assert resumed.resume()
+    assert resumed.images == 12
+    steps(resumed, 5)
+    assert resumed.losses == whole.losses
+    assert resumed.progress == 1
+    for mine, theirs in zip(weights(resumed), weights(whole), strict=True):
+        assert torch.equal(mine, theirs)
+    with pytest.raises(ValueError, match="other settings"):
+        Trainer(config(tmp_path / "cut", lr=3e-3)).resume()
+
+
+def test_training_from_command_to_guidance(tmp_path: Path) -> None:
+    """Leaves, resumes, learns something, and writes a folder that guidance loads."""
+    settings = config(tmp_path, images=40 * 4, warmup=5, lr=3e-3)
+    assert train(config(tmp_path, images=40 * 4, warmup=5, lr=3e-3, stop_after=10)).images == 40
+    trainer = train(settings)
+    assert trainer.images == 160
+    assert sum(trainer.losses[-10:]) < 0.9 * sum(trainer.losses[:10])
+    assert json.loads((tmp_path / "training.json").read_text())["images"] == 160
+    for picture in ("samples.png", "loss.png"):
+        assert (tmp_path / picture).stat().st_size > 1000
+    score = PixelDiffusion.from_pretrained(tmp_path / "pipeline")
+    # What was exported is the average, in half precision; training went on from the weights themselves.
+    for exported, average in zip(score.unet.parameters(), trainer.ema.shadow_params, strict=False):
+        torch.testing.assert_close(exported, average, atol=1e-3, rtol=1e-3)
+
+
+def test_half_precision_leaves_the_pipeline_as_it_was(folder: Path, tmp_path: Path) -> None:
+    pipeline = TextToViewPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    save_half_precision(pipeline, tmp_path)
+    assert all(p.dtype == torch.float32 for p in pipeline.unet.parameters())
+    half = PixelDiffusion.from_pretrained(tmp_path)
+    for mine, theirs in zip(half.unet.parameters(), pipeline.unet.parameters(), strict=True):
+        assert torch.equal(mine, theirs.half().float())
+
+
+def test_the_shipped_model_knows_views_and_prompts() -> None:
+    """It denoises true views far better than without the caption or with a wrong camera."""
+    score = PixelDiffusion.from_pretrained()
+    size = sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file())
+    assert size < 6_000_000
+    torch.manual_seed(0)
+    subjects = all_subjects()[::9]
+    cameras = random_cameras(4)
+    errors = {"right": 0.0, "no caption": 0.0, "wrong camera": 0.0}
+    for subject in subjects:
+        clean = 2 * render(subject, cameras, 32, 32)[0] - 1
+        level = torch.full((4,), 700)
+        abar = score.alphas_cumprod[700]
+        noisy = abar.sqrt() * clean + (1 - abar).sqrt() * torch.randn(clean.shape)
+
+        def error(
+            noise: torch.Tensor, clean: torch.Tensor, noisy: torch.Tensor, abar: torch.Tensor
+        ) -> float:
+            view = (noisy - (1 - abar).sqrt() * noise) / abar.sqrt()
+            return (view - clean).square().mean().item()
+
+        prompt = score.encode(subject.caption)
+        right = score.predict_noise(noisy, level, prompt, cameras)
+        turned = cameras[torch.tensor([2, 3, 0, 1])]
+        wrong = score.predict_noise(noisy, level, prompt, turned)
+        errors["right"] += error(right.conditional, clean, noisy, abar)
+        errors["no caption"] += error(right.unconditional, clean, noisy, abar)
+        errors["wrong camera"] += error(wrong.conditional, clean, noisy, abar)
+    assert errors["right"] < 0.5 * errors["no caption"]
+    assert errors["right"] < 0.8 * errors["wrong camera"]
+    assert -10 * math.log10(errors["right"] / len(subjects) / 4) > 15
