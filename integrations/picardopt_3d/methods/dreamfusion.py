@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import CameraConfig, random_cameras
+from ..domain import BACKGROUND
 from ..guidance import Guidance, SdsConfig
 from ..scenes import FieldConfig, RadianceField
 
@@ -47,7 +48,22 @@ class DreamFusionConfig:
     sparsity: float = 0.0
     orientation: float = 0.0
     cameras: CameraConfig = field(default_factory=CameraConfig)
-    field: FieldConfig = field(default_factory=FieldConfig)
+    field: FieldConfig = field(default_factory=lambda: FieldConfig(background=BACKGROUND))
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no step, by name, with the remedy."""
+        for name in ("batch", "size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: give a positive number")
+        times = (self.min_timestep, self.final_max_timestep, self.max_timestep)
+        if not 0 <= min(times) == self.min_timestep <= max(times) <= 1:
+            raise ValueError(
+                f"min_timestep={self.min_timestep}: give fractions from 0 to 1, none of the largest "
+                f"timesteps ({self.max_timestep}, then {self.final_max_timestep}) below it"
+            )
+        for name in ("sparsity", "orientation"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: give 0 or a positive weight")
 
 
 class DreamFusion:
