@@ -76,7 +76,7 @@ def train(config: TextTo3DConfig, started: float) -> Trained:
             if optimizer is None:
                 loss = sequential_step(base, method.loss, config.seed, step)
             else:
-                loss = optimizer.step(_closure(base, method.loss))
+                loss = optimizer.step(picard_closure(base, method.loss))
             losses.append(float(loss))
             progress.update()
             if rank == 0:
@@ -105,12 +105,12 @@ def sequential_step(
 ) -> Tensor:
     """One step of the sequential run, which a Picard run at tolerance 0 equals bitwise."""
     with step_rng(seed, step):
-        loss = _closure(base, loss_of)(step)
+        loss = picard_closure(base, loss_of)(step)
         base.step()
     return loss.detach()
 
 
-def _closure(
+def picard_closure(
     base: torch.optim.Optimizer, loss_of: Callable[[int], Tensor]
 ) -> Callable[[int], Tensor]:
     """The drift of a step: gradients of its loss."""

@@ -1,0 +1,257 @@
+"""How many steps a sweep makes final, how far that leads from the sequential run, and what it costs in quality.
+
+    python benchmarks/rounds.py                  # everything, or what is missing of it
+    python benchmarks/rounds.py --guidance exact # the part that needs no diffusion model
+
+Every run is kept in the JSON as it ends, so that the benchmark goes on where it was stopped. The window's
+drifts are evaluated one after the other here (the serial engine): strides, deviations and PSNR are those
+of any number of workers, only the time is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from picardopt_3d.config import TextTo3DConfig
+from picardopt_3d.domain import parse_prompt
+from picardopt_3d.export.files import replacing, write_json
+from picardopt_3d.guidance import Guidance
+from picardopt_3d.methods.dreamfusion import DreamFusion, DreamFusionConfig
+from picardopt_3d.report import held_out_cameras, psnr_against_truth
+from picardopt_3d.scenes import RadianceField, load_field, save_field
+from picardopt_3d.worker import make_guidance, picard_closure, sequential_step
+from tables import document, markdown, number
+
+from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, StepRelativeTolerance
+
+SETTINGS = {"easy": (2, 0.02), "rough": (4, 0.05)}
+"""Batch and learning rate."""
+WINDOWS = (8, 16, 32)
+RULES = {
+    "the paper's adaptive rule": lambda: AdaptiveTolerance(),
+    "step-relative 20": lambda: StepRelativeTolerance(20),
+    "step-relative 30": lambda: StepRelativeTolerance(30),
+    "step-relative 10, distance 0.1": lambda: StepRelativeTolerance(10, distance=0.1),
+    "step-relative 20, distance 0.2": lambda: StepRelativeTolerance(20, distance=0.2),
+    "accept everything": lambda: math.inf,
+}
+GUIDANCES = ("exact", "diffusion")
+PREDICTORS = ("hold", "coast")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One optimisation; `rule` None is the sequential run."""
+
+    guidance: str
+    setting: str
+    seed: int
+    rule: str | None = None
+    predictor: str = ""
+    window: int = 1
+
+    @property
+    def name(self) -> str:
+        if self.rule is None:
+            return f"{self.guidance}/{self.setting}/sequential/seed {self.seed}"
+        return f"{self.guidance}/{self.setting}/window {self.window}/{self.predictor}, {self.rule}"
+
+
+def references(guidance: str, seeds: int) -> list[Run]:
+    return [Run(guidance, setting, seed) for setting in SETTINGS for seed in range(seeds)]
+
+
+def trials(guidance: str) -> list[Run]:
+    grid = itertools.product(SETTINGS, WINDOWS, PREDICTORS, RULES)
+    return [Run(guidance, s, 0, rule, p, w) for s, w, p, rule in grid]
+
+
+@cache
+def guidance_of(name: str, prompt: str) -> Guidance:
+    """One score model a process."""
+    config = TextTo3DConfig(prompt, Path(), guidance=name)
+    return make_guidance(config, torch.device("cpu"))
+
+
+def scene_file(folder: Path, run: Run) -> Path:
+    return folder / f"{run.guidance}-{run.setting}-{run.seed}.safetensors"
+
+
+def optimise(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
+    """Carry out one run in this process; a reference keeps its scene, a trial is compared with it."""
+    torch.set_num_threads(1)
+    batch, rate = SETTINGS[run.setting]
+    config = DreamFusionConfig(batch=batch, learning_rate=rate)
+    method = DreamFusion(config, guidance_of(run.guidance, prompt), prompt, steps)
+    base = method.optimizer()
+    begin = time.perf_counter()
+    figures: dict[str, Any] = {}
+    if run.rule is None:
+        for step in range(steps):
+            sequential_step(base, method.loss, run.seed, step)
+        with replacing(scene_file(folder, run)) as temporary:
+            save_field(method.scene, temporary)
+    else:
+        optimizer = ParallelPicardOptimizer(
+            base,
+            window=run.window,
+            tolerance=RULES[run.rule](),
+            predictor=run.predictor,
+            total_steps=steps,
+            seed=run.seed,
+            audit="never",
+        )
+        closure = picard_closure(base, method.loss)
+        for _ in range(steps):
+            optimizer.step(closure)
+        stats = optimizer.stats
+        figures = {
+            "sweeps": stats.sweeps,
+            "steps_per_sweep": steps / stats.sweeps,
+            "accepted": steps / stats.drift_evaluations,
+            "strides": stats.strides,
+        }
+        sequential = load_field(scene_file(folder, Run(run.guidance, run.setting, run.seed)))
+        figures |= distances(method.scene, sequential, config.size)
+    subject = parse_prompt(prompt)
+    assert subject is not None
+    figures["psnr"] = psnr_against_truth(method.scene, subject, config.size)
+    figures["seconds"] = time.perf_counter() - begin
+    return figures
+
+
+def distances(one: RadianceField, other: RadianceField, size: int) -> dict[str, float]:
+    """Root mean square difference of the parameters and of the held-out views."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    squared = sum(float((a - b).detach().double().square().sum()) for a, b in pairs)
+    rays = held_out_cameras().rays(size, size)
+    with torch.no_grad():
+        apart = (one.render(*rays).rgb - other.render(*rays).rgb).square().mean()
+    numel = sum(p.numel() for p in one.parameters())
+    return {"parameters": math.sqrt(squared / numel), "pictures": float(apart.sqrt())}
+
+
+def spread(folder: Path, guidance: str, setting: str, seeds: int) -> dict[str, float]:
+    """Median distance between the sequential runs of two seeds."""
+    scenes = [load_field(scene_file(folder, Run(guidance, setting, seed))) for seed in range(seeds)]
+    pairs = [distances(a, b, 32) for a, b in itertools.combinations(scenes, 2)]
+    return {key: statistics.median(pair[key] for pair in pairs) for key in pairs[0]}
+
+
+def carry_out(task: tuple[Run, str, int, Path]) -> tuple[str, dict[str, Any]]:
+    run, *rest = task
+    return run.name, optimise(run, *rest)
+
+
+def percent(value: float) -> str:
+    return "inf" if math.isinf(value) else number(100 * value)
+
+
+def table(runs: dict[str, Any], guidance: str, seeds: int) -> str:
+    """Steps a sweep and slots accepted @ deviations, and PSNR, a column for each setting and window."""
+    columns = list(itertools.product(SETTINGS, WINDOWS))
+    rows: list[list[str]] = []
+    for predictor, rule in itertools.product(PREDICTORS, RULES):
+        row = [f"{predictor}, {rule}"]
+        for setting, window in columns:
+            found = runs.get(Run(guidance, setting, 0, rule, predictor, window).name)
+            between = runs.get(f"{guidance}/{setting}/spread")
+            if not found or not between:
+                row.append("")
+                continue
+            apart = [found[key] / between[key] for key in ("parameters", "pictures")]
+            row.append(
+                f"{found['steps_per_sweep']:.2f} ({100 * found['accepted']:.0f} %) @ "
+                f"{percent(apart[0])} / {percent(apart[1])}; {found['psnr']:.2f} dB"
+            )
+        if any(row[1:]):
+            rows.append(row)
+    last = ["sequential (mean of the seeds)"]
+    for setting, _ in columns:
+        names = [Run(guidance, setting, seed).name for seed in range(seeds)]
+        values = [runs[name]["psnr"] for name in names if name in runs]
+        last.append(f"1.00; {statistics.fmean(values):.2f} dB" if values else "")
+    head = ["predictor, rule", *(f"{setting} {window}" for setting, window in columns)]
+    return f"## {guidance}\n\n" + markdown(head, [*rows, last])
+
+
+NOTES = """
+Each cell: steps a sweep (share of the evaluated slots that were accepted) @ deviation of the parameters
+/ of the pictures from the sequential run of the same seed, in % of the median distance between the
+sequential runs of two seeds; PSNR of the held-out views against the true ones. *Easy* is batch 2 and
+learning rate 0.02, *rough* is batch 4 and 0.05; the number is the window. The whole run is
+{steps} steps of {prompt!r}, {seeds} seeds. *exact* is the closed-form score of the prompt's shape in all
+colours, *diffusion* the model that ships. Deviations are those of the end of the run.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--guidance", choices=GUIDANCES, nargs="+", default=list(GUIDANCES))
+    parser.add_argument("--prompt", default="a red cube")
+    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time, a thread each")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rounds.json"))
+    parser.add_argument("--scenes", type=Path, default=Path("build/rounds"))
+    parser.add_argument("--only", default="", help="run only trials whose name holds this")
+    options = parser.parse_args()
+    if parse_prompt(options.prompt) is None:
+        parser.error(f"--prompt {options.prompt!r}: name a built-in shape and colour")
+    command = "python benchmarks/rounds.py" + "".join(
+        f" --{name} {getattr(options, name)}" for name in ("steps", "seeds", "processes")
+    )
+    setup = {key: getattr(options, key) for key in ("prompt", "steps", "seeds")}
+    kept = json.loads(options.out.read_text()) if options.out.exists() else {}
+    if kept and kept["setup"] != setup:
+        parser.error(f"{options.out} holds runs of {kept['setup']}: give another --out")
+    runs: dict[str, Any] = kept.get("runs", {})
+
+    def keep() -> None:
+        write_json(options.out, {"command": command, "setup": setup, "runs": runs})
+        notes = NOTES.format(**setup)
+        text = "\n\n".join(table(runs, guidance, options.seeds) for guidance in GUIDANCES)
+        title = "Steps per sweep, deviation from the sequential run, quality"
+        options.out.with_suffix(".md").write_text(document(title, command, notes, text))
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    options.scenes.mkdir(parents=True, exist_ok=True)
+    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
+
+        def carry_out_all(wanted: list[Run]) -> None:
+            todo = [
+                (run, options.prompt, options.steps, options.scenes)
+                for run in wanted
+                if run.name not in runs and (run.rule is None or options.only in run.name)
+            ]
+            for done, (name, figures) in enumerate(pool.imap_unordered(carry_out, todo), 1):
+                runs[name] = figures
+                keep()
+                said = f"{figures.get('steps_per_sweep', 1):.2f} steps a sweep"
+                print(f"{done}/{len(todo)} {name}: {said}, {figures['seconds']:.0f} s", flush=True)
+
+        for guidance in options.guidance:
+            carry_out_all(references(guidance, options.seeds))
+            for setting in SETTINGS:
+                between = spread(options.scenes, guidance, setting, options.seeds)
+                runs[f"{guidance}/{setting}/spread"] = between
+            carry_out_all(trials(guidance))
+    keep()
+    sys.stdout.write(options.out.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    main()
