@@ -18,7 +18,6 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from picardopt.drift import Drift
 from picardopt.errors import ImpureClosureError
-from picardopt.layout import Row
 from picardopt.sweep import same_bits, squared_distance
 
 MODES = ("auto", "always", "never")
@@ -136,7 +135,7 @@ class StateGuard:
         self._kept.append((name, tensor, tensor.clone()))
 
 
-def differs(queued: Drift, again: Drift, scratch: Row, numel: int) -> float:
+def differs(queued: Drift, again: Drift, scratch: Tensor, numel: int) -> float:
     """How far two evaluations of one drift lie apart.
 
     Returns:

@@ -86,6 +86,14 @@ class ParameterLayout:
             for p, q, kind in zip(parameters, self.parameters, self._kinds, strict=True)
         )
 
+    def scratch(self) -> Tensor:
+        """An uninitialised float64 tensor as long as the longest segment of a row."""
+        longest = max(
+            (end - start) // dtype.itemsize * (2 if dtype.is_complex else 1)
+            for dtype, start, end in self._spans
+        )
+        return torch.empty(longest, dtype=torch.float64, device=self.device)
+
     def row(self, buffer: Tensor | None = None) -> Row:
         """Makes a row, on a given uint8 buffer [row_bytes] or a new zeroed one."""
         if buffer is None:
@@ -93,7 +101,7 @@ class ParameterLayout:
         segments = []
         for dtype, start, end in self._spans:
             flat = buffer[start:end].view(dtype)
-            segments.append(torch.view_as_real(flat) if dtype.is_complex else flat)
+            segments.append(torch.view_as_real(flat).flatten() if dtype.is_complex else flat)
         tensors = [
             buffer[at : at + p.numel() * p.element_size()].view(p.dtype).view(p.shape)
             for at, p in zip(self._offsets, self.parameters, strict=True)

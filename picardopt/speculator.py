@@ -96,7 +96,7 @@ class Speculator:
         self._current_parameters = current_parameters
         self._engine, self._rollout, self._tolerance = engine, rollout, tolerance
         self._audit, self._options, self._stats = audit, options, stats
-        self._live, self._scratch = self.layout.row(), self.layout.row()
+        self._live, self._scratch = self.layout.row(), self.layout.scratch()
         self._zeros = self.layout.row()
         self._warned = False
 
@@ -215,7 +215,15 @@ class Speculator:
                 after[-1].store(self.parameters)
             whole = len(after) == len(drifts) + 1
             count = len(after) - 1
-            table = measure(self.window.rows[: count + 1], after, self._scratch, self.layout.numel)
+            table = measure(
+                self.window.rows[: count + 1],
+                after,
+                self._scratch,
+                self.layout.numel,
+                lengths=self._tolerance.needs_lengths,
+                distances=self._tolerance.needs_distances,
+                bits=self._tolerance.exact,
+            )
             told = self._engine.agree(table.reshape(-1))
             measures = as_measures([told[i * count : (i + 1) * count] for i in range(4)])
             thresholds = self._tolerance.thresholds(measures)

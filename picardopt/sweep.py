@@ -5,6 +5,7 @@ Knows nothing of optimizers, closures or ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,23 +15,23 @@ from picardopt.layout import Row
 from picardopt.tolerance import Measures
 
 
-def squared_distance(a: Row, b: Row, scratch: Row, numel: int) -> Tensor:
-    """Squared distance per parameter, ``(1/D) d(a, b)^2``.
+def squared_distance(a: Row, b: Row, scratch: Tensor, numel: int) -> Tensor:
+    """Squared distance per parameter, ``(1/D) d(a, b)^2``, summed in float64.
 
     Args:
         a: A row.
         b: Another row.
-        scratch: A row that may be overwritten, neither `a` nor `b`.
+        scratch: float64 tensor [at least the largest segment] that may be overwritten.
         numel: Number of parameters D.
 
     Returns:
         float64 scalar tensor on the rows' device; no host sync.
     """
     total = torch.zeros((), dtype=torch.float64, device=a.buffer.device)
-    for x, y, out in zip(a.segments, b.segments, scratch.segments, strict=True):
+    for x, y in zip(a.segments, b.segments, strict=True):
         if x.numel():
-            torch.sub(x, y, out=out)
-            total += torch.linalg.vector_norm(out, dtype=torch.float64).square()
+            difference = torch.sub(x, y, out=scratch[: x.numel()])
+            total += torch.dot(difference, difference)
     return total / numel
 
 
@@ -40,26 +41,42 @@ def same_bits(a: Row, b: Row) -> Tensor:
     return words.all().to(torch.float64)
 
 
-def measure(before: Sequence[Row], after: Sequence[Row], scratch: Row, numel: int) -> Tensor:
+def measure(
+    before: Sequence[Row],
+    after: Sequence[Row],
+    scratch: Tensor,
+    numel: int,
+    *,
+    lengths: bool = True,
+    distances: bool = True,
+    bits: bool = True,
+) -> Tensor:
     """Compares the window before and after a sweep.
 
     Args:
         before: Iterates t .. t+p before the sweep.
         after: Iterates t .. t+p after it; ``after[0]`` is the head.
-        scratch: A row that may be overwritten.
+        scratch: float64 tensor [at least the largest segment] that may be overwritten.
         numel: Number of parameters D.
+        lengths: Whether step lengths are wanted; NaN otherwise.
+        distances: Whether distances from the head are wanted; NaN otherwise.
+        bits: Whether bits are to be compared; taken as different otherwise.
 
     Returns:
         float64 tensor [4, p]: residuals, step lengths, distances from the head, same bits (1 or 0).
     """
     slots = range(1, len(after))
-    rows = [
-        torch.stack([squared_distance(after[j], before[j], scratch, numel) for j in slots]),
-        torch.stack([squared_distance(after[j], after[j - 1], scratch, numel) for j in slots]),
-        torch.stack([squared_distance(after[j], after[0], scratch, numel) for j in slots]),
-        torch.stack([same_bits(after[j], before[j]) for j in slots]),
-    ]
-    return torch.stack(rows)
+    table = torch.full((4, len(slots)), math.nan, dtype=torch.float64, device=scratch.device)
+    table[3] = 0
+    for j in slots:
+        table[0, j - 1] = squared_distance(after[j], before[j], scratch, numel)
+        if lengths:
+            table[1, j - 1] = squared_distance(after[j], after[j - 1], scratch, numel)
+        if distances:
+            table[2, j - 1] = squared_distance(after[j], after[0], scratch, numel)
+        if bits:
+            table[3, j - 1] = same_bits(after[j], before[j])
+    return table
 
 
 def as_measures(table: Sequence[Sequence[float]]) -> Measures:

@@ -48,6 +48,16 @@ class Tolerance(Protocol):
         """Whether acceptance is a comparison of bits."""
         ...
 
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether `thresholds` or `update` read the step lengths (they are NaN otherwise)."""
+        ...
+
+    @property
+    def needs_distances(self) -> bool:
+        """Whether `thresholds` or `update` read the distances from the head (NaN otherwise)."""
+        ...
+
     def thresholds(self, measures: Measures) -> list[float]:
         """Largest accepted residual of each slot, j = 1..p."""
         ...
@@ -74,6 +84,9 @@ class FixedTolerance:
     Raises:
         ValueError: If the value is negative or NaN.
     """
+
+    needs_lengths = False
+    needs_distances = False
 
     def __init__(self, value: float) -> None:
         _require(value >= 0, "tolerance", value, "give a number >= 0 (0 is exact)")
@@ -121,6 +134,8 @@ class AdaptiveTolerance:
     """
 
     exact = False
+    needs_lengths = False
+    needs_distances = False
 
     def __init__(
         self, initial: float = 5e-6, decay: float = 0.9, statistic: str = "median"
@@ -174,12 +189,14 @@ class StepRelativeTolerance:
     """
 
     exact = False
+    needs_lengths = True
 
     def __init__(self, factor: float = 20.0, distance: float = 0.0, decay: float = 0.9) -> None:
         _require(0 <= factor < math.inf, "factor", factor, "give a finite number >= 0")
         _require(0 <= distance < math.inf, "distance", distance, "give a finite number >= 0")
         _require(0 <= decay < 1, "decay", decay, "give a number from 0 to below 1")
         self.factor, self.distance, self.decay = factor, distance, decay
+        self.needs_distances = distance > 0
         self._mean: float | None = None
 
     def __repr__(self) -> str:
@@ -225,7 +242,7 @@ def as_tolerance(value: float | Tolerance) -> Tolerance:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return FixedTolerance(value)
     if not isinstance(value, int | float) and all(
-        hasattr(value, name) for name in ("value", "exact", "thresholds", "update")
+        hasattr(value, name) for name in ("value", "exact", "thresholds", "update", "needs_lengths")
     ):
         return value
     raise TypeError(
