@@ -47,7 +47,7 @@ $(STAMP): $(INPUTS)
 	@touch $@
 
 demo: $(STAMP)  ## a 3D object from a text prompt, on two worker processes (PROMPT="a blue sphere", OUT=dir, WORKERS=n)
-	$(run) $(BIN)/picardopt text-to-3d "$(PROMPT)" --out "$(OUT)" --workers $(WORKERS)
+	$(run) $(BIN)/picardopt text-to-3d "$(PROMPT)" --out "$(OUT)" --workers $(WORKERS) --overwrite
 
 test: $(STAMP)  ## the tests, without those that take long or need an accelerator
 	$(run) $(BIN)/python -m pytest -m "not slow and not gpu"

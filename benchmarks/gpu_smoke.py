@@ -28,7 +28,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 import torch.distributed as dist
-from tables import document, markdown, number
+from tables import document, machine, markdown, number
 
 from picardopt import ParallelPicardOptimizer, launch, step_rng
 
@@ -240,6 +240,7 @@ def check_command(device: torch.device) -> list[Check]:
         return [Check("text-to-3d", None, f"{command} is missing: install both distributions")]
     with tempfile.TemporaryDirectory() as folder:
         line = [str(command), "text-to-3d", "a red cube", "--out", folder]
+        line += ["--device", device.type]
         start = time.perf_counter()
         done = subprocess.run(line, capture_output=True, text=True, timeout=1800)
         seconds = time.perf_counter() - start
@@ -344,6 +345,7 @@ def main() -> int:
         )
         return 2
     device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
+    where = machine()
     make_deterministic()
     parts = [check_exactness, check_generators, check_shared_device, check_nccl]
     parts += [] if options.skip_command else [check_command]
@@ -359,7 +361,7 @@ def main() -> int:
         + time_parts(device, options.parameters)
     )
     command = " ".join(["python benchmarks/gpu_smoke.py", *sys.argv[1:]])
-    text = document("On an accelerator", command, NOTES.format(window=WINDOW), table)
+    text = document("On an accelerator", command, where, NOTES.format(window=WINDOW), table)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text)

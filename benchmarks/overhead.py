@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tables import document, markdown, number
+from tables import document, machine, markdown, number
 
 from picardopt import ParallelPicardOptimizer, launch
 
@@ -173,7 +173,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_arguments()
-    rows = []
+    where, rows = machine(), []
     for ranks in options.ranks:
         for numel in options.parameters:
             args = (numel, options.drift_ms, options.repeats)
@@ -185,7 +185,7 @@ def main() -> None:
         f"--drift-ms {options.drift_ms:g} --repeats {options.repeats}"
     )
     notes = NOTES.format(repeats=options.repeats)
-    text = document("Overhead of a sweep", command, notes, markdown(HEADERS, rows))
+    text = document("Overhead of a sweep", command, where, notes, markdown(HEADERS, rows))
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text)

@@ -14,12 +14,13 @@ import torch
 
 
 def machine() -> str:
-    """One line: processor, cores, memory, accelerator if any, and versions."""
+    """One line: processor, cores, memory, accelerator if any, versions, and how busy it is."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     parts = [f"{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB"]
     if torch.cuda.is_available():
         parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
     parts.append(f"Python {platform.python_version()}, torch {torch.__version__}")
+    parts.append(f"load average {os.getloadavg()[0]:.1f}")
     return "; ".join(parts)
 
 
@@ -47,9 +48,9 @@ def number(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def document(title: str, command: str, notes: str, table: str) -> str:
-    """A result file: what was run, where, how to read it, and the table."""
-    return f"# {title}\n\n`{command}`\n\n{machine()}.\n\n{notes.strip()}\n\n{table}\n"
+def document(title: str, command: str, where: str, notes: str, table: str) -> str:
+    """A result file: what was run, where (`machine` before the run), how to read it, the table."""
+    return f"# {title}\n\n`{command}`\n\n{where}.\n\n{notes.strip()}\n\n{table}\n"
 
 
 COLUMNS = {
@@ -91,7 +92,8 @@ def main() -> None:
     options = parser.parse_args()
     command = f"pytest benchmarks --benchmark-json={options.report}"
     command += f" && python benchmarks/tables.py {options.report} {options.out}"
-    text = document("Cost of rollout, snapshot and commit", command, NOTES, costs(options.report))
+    title = "Cost of rollout, snapshot and commit"
+    text = document(title, command, machine(), NOTES, costs(options.report))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text)
     sys.stdout.write(text)
