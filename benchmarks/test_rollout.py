@@ -115,7 +115,7 @@ def test_rollout(benchmark, case: Case):
 
 
 def test_residuals(benchmark, case: Case):
-    scratch = case.layout.row()
+    scratch = case.layout.scratch()
     table = benchmark(measure, case.rows, case.rows, scratch, case.layout.numel)
     assert table.shape == (4, WINDOW)
     assert not table[0].any()
