@@ -33,7 +33,7 @@ from picardopt_3d.methods.dreamfusion import DreamFusion, DreamFusionConfig
 from picardopt_3d.report import held_out_cameras, psnr_against_truth
 from picardopt_3d.scenes import RadianceField, load_field, save_field
 from picardopt_3d.worker import make_guidance, picard_closure, sequential_step
-from tables import document, markdown, number
+from tables import document, machine, markdown, number
 
 from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, StepRelativeTolerance
 
@@ -219,13 +219,16 @@ def main() -> None:
     if kept and kept["setup"] != setup:
         parser.error(f"{options.out} holds runs of {kept['setup']}: give another --out")
     runs: dict[str, Any] = kept.get("runs", {})
+    where = machine()  # before the run, so that its load is not this benchmark's own
 
     def keep() -> None:
-        write_json(options.out, {"command": command, "setup": setup, "runs": runs})
+        write_json(
+            options.out, {"command": command, "machine": where, "setup": setup, "runs": runs}
+        )
         notes = NOTES.format(**setup)
         text = "\n\n".join(table(runs, guidance, options.seeds) for guidance in GUIDANCES)
         title = "Steps per sweep, deviation from the sequential run, quality"
-        options.out.with_suffix(".md").write_text(document(title, command, notes, text))
+        options.out.with_suffix(".md").write_text(document(title, command, where, notes, text))
 
     os.environ["OMP_NUM_THREADS"] = "1"
     options.scenes.mkdir(parents=True, exist_ok=True)

@@ -28,31 +28,34 @@ def save_strides_plot(
     # The object-oriented interface: no global state, no display, a fast import.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9.0, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True)
+    steps, sweeps = sum(strides), len(strides)
+    figure.suptitle(f"{steps} steps in {sweeps} sweeps")
 
-    sweeps = range(len(strides))
-    mean = sum(strides) / len(strides) if strides else 0.0
-    top.step(sweeps, strides, where="mid", color="tab:blue", linewidth=0.8)
-    top.axhline(mean, color="tab:orange", label=f"mean {mean:.2f} steps a sweep")
-    top.axhline(window, color="0.6", linestyle=":", label=f"window {window}")
-    top.set_ylabel("stride (steps a sweep)")
-    top.set_ylim(0, window + 1)
-    top.legend(loc="lower right")
+    top.bar(range(sweeps), strides, width=1.0, color="tab:blue", alpha=0.6)
+    mean = steps / sweeps if sweeps else 0.0
+    top.axhline(mean, color="tab:orange", label=f"mean: {mean:.2f} steps a sweep")
+    top.axhline(window, color="0.4", linestyle=":", label=f"window: {window}")
+    top.set_ylabel("stride (steps made final)")
+    top.set_ylim(0, 1.25 * window)
+    top.yaxis.set_major_locator(MaxNLocator(integer=True))
+    top.legend(loc="upper right", ncols=2)
 
-    for values, colour, size, label in (
-        (residuals, "tab:blue", 5.0, "residuals of the window's slots"),
-        (tolerances, "tab:red", 3.0, "tolerance"),
+    for values, colour, label in (
+        (residuals, "tab:blue", "residuals (a dot for each slot)"),
+        (tolerances, "tab:red", "tolerance"),
     ):
         points = [(x, v) for x, slots in enumerate(values) for v in slots if 0 < v < math.inf]
         if points:
-            bottom.scatter(*zip(*points, strict=True), s=size, c=colour, linewidths=0, label=label)
+            bottom.scatter(*zip(*points, strict=True), s=5.0, c=colour, linewidths=0, label=label)
             bottom.set_yscale("log")
     bottom.set_xlabel("sweep")
-    bottom.set_ylabel("squared distance a parameter")
+    bottom.set_ylabel("squared distance per parameter")
     if bottom.get_legend_handles_labels()[0]:
-        bottom.legend(loc="lower left")
+        bottom.legend(loc="upper right")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
