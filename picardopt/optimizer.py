@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from picardopt.audit import Audit
+from picardopt.bases import JoinedOptimizer
 from picardopt.checks import check_arguments, check_base
 from picardopt.drift import Closure, Outcome, set_gradients
 from picardopt.engines import DistributedEngine, Engine, SerialEngine
@@ -41,7 +42,8 @@ class ParallelPicardOptimizer(Optimizer):
     random's global generators, which are seeded for it from (seed, step).
 
     Args:
-        base: The optimizer to run; stepped in place, with its own code. Keep using either object.
+        base: The optimizer to run; stepped in place, with its own code. Keep using either object. Several
+            optimizers over disjoint parameters, in a list, are stepped as one.
         window: Steps evaluated per sweep, p; default: the number of Picard ranks.
         tolerance: Largest accepted squared distance per parameter between a guess and what it should have
             been: a number (0 is exact), `StepRelativeTolerance` or `AdaptiveTolerance` (the paper's).
@@ -66,7 +68,7 @@ class ParallelPicardOptimizer(Optimizer):
 
     def __init__(
         self,
-        base: Optimizer,
+        base: Optimizer | Sequence[Optimizer],
         *,
         window: int | None = None,
         tolerance: float | Tolerance | None = None,
@@ -79,9 +81,10 @@ class ParallelPicardOptimizer(Optimizer):
         audit: str = "auto",
         timeout: float = 600.0,
     ) -> None:
-        check_base(base)
+        for optimizer in base if isinstance(base, Sequence) else [base]:
+            check_base(optimizer)
         check_arguments(window, predictor, total_steps, seed, lr_scheduler, nonfinite, timeout)
-        self.base = base
+        self.base = JoinedOptimizer(base) if isinstance(base, Sequence) else base
         # Hook registries and zero_grad's profile name, without Optimizer.__init__: the groups are the base's.
         Optimizer.__setstate__(self, {})
         self.tolerance = as_tolerance(StepRelativeTolerance() if tolerance is None else tolerance)
@@ -90,7 +93,7 @@ class ParallelPicardOptimizer(Optimizer):
         self._group = _resolve_group(process_group)
         self._timeout = timeout
         self._engine = self._make_engine()
-        self._rollout = Rollout(base, self)
+        self._rollout = Rollout(self.base, self)
         self._options = Options(
             window=self._engine.size if window is None else window,
             predictor=PREDICTORS[predictor],

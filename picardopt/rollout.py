@@ -253,8 +253,8 @@ def hooks_held_back(base: Optimizer, *, own: bool) -> Iterator[None]:
         torch_optimizer._global_optimizer_pre_hooks,
         torch_optimizer._global_optimizer_post_hooks,
     ]
-    if own:
-        registries += [base._optimizer_step_pre_hooks, base._optimizer_step_post_hooks]
+    for optimizer in (base, *getattr(base, "optimizers", ())) if own else ():
+        registries += [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
     saved = [list(registry.items()) for registry in registries]
     for registry in registries:
         registry.clear()
