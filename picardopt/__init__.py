@@ -1,5 +1,8 @@
 """Parallel-in-time training: run any torch optimizer ahead of itself across devices, exactly."""
 
+from picardopt.checkpoint import load_checkpoint as load_checkpoint
+from picardopt.checkpoint import save_checkpoint as save_checkpoint
+from picardopt.errors import CheckpointError as CheckpointError
 from picardopt.errors import DesynchronizedError as DesynchronizedError
 from picardopt.errors import ImpureClosureError as ImpureClosureError
 from picardopt.errors import NoGradientError as NoGradientError

@@ -39,5 +39,9 @@ class RemoteClosureError(PicardError):
     """Another rank's closure raised something that cannot be rebuilt on this rank."""
 
 
+class CheckpointError(PicardError):
+    """A checkpoint could not be written or read; nothing was changed."""
+
+
 class PicardWarning(UserWarning):
     """Something costs speed, not correctness."""

@@ -1,0 +1,130 @@
+"""Atomic, checksummed, weights-only checkpoint files.
+
+A flipped bit in tensor data loads silently with ``torch.load``, so the file carries its own checksum; a
+half-written file never has the final name. A file is a short header (magic, version, length, SHA-256)
+and a ``torch.save`` payload that is read with ``weights_only=True``: loading never runs code from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from picardopt.errors import CheckpointError
+
+_MAGIC = b"picardopt-ckpt\n"
+_VERSION = 1
+_HEADER = struct.Struct(f"<{len(_MAGIC)}sIQ32s")
+
+
+def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Writes a checkpoint so that the file is either the old one or the whole new one.
+
+    Under several ranks call it on one of them: the committed state is the same on all.
+
+    Args:
+        path: The file; its folder must exist.
+        state: Tensors, numbers, strings and containers of them, for instance
+            ``{"model": model.state_dict(), "optimizer": optimizer.state_dict()}``.
+
+    Raises:
+        CheckpointError: If the file cannot be written (folder missing or not writable, disk full), or if
+            the state holds what a weights-only file must not; the old file is untouched.
+    """
+    target = Path(path)
+    buffer = io.BytesIO()
+    try:
+        torch.save(dict(state), buffer)
+    except Exception as error:
+        raise CheckpointError(f"the state for {target} cannot be saved: {error}") from error
+    payload = buffer.getbuffer()
+    _load_payload(target, payload)  # what cannot be loaded again must not replace what can
+    header = _HEADER.pack(_MAGIC, _VERSION, len(payload), hashlib.sha256(payload).digest())
+    temporary = ""
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=target.parent, prefix=f".{target.name}.", delete=False
+        ) as file:
+            temporary = file.name
+            file.write(header)
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {target} could not be written ({error}); an older file there is untouched: free space, or "
+            "give a folder that exists and can be written"
+        ) from error
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a checkpoint whole, or not at all.
+
+    Args:
+        path: A file written by `save_checkpoint`.
+
+    Returns:
+        The state, tensors on the CPU.
+
+    Raises:
+        CheckpointError: If the file is missing, cut short, damaged, of another kind or version, or holds
+            anything but data. Nothing was loaded anywhere.
+    """
+    target = Path(path)
+    try:
+        data = target.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {target} cannot be read: {error}") from error
+    if len(data) < _HEADER.size or not data.startswith(_MAGIC):
+        raise CheckpointError(
+            f"{target} is not a picardopt checkpoint, or was cut short: {_REMEDY}"
+        )
+    _, version, length, digest = _HEADER.unpack_from(data)
+    if version != _VERSION:
+        raise CheckpointError(
+            f"{target} has format version {version}, this picardopt reads {_VERSION}: load it with the version "
+            "that wrote it"
+        )
+    payload = memoryview(data)[_HEADER.size :]
+    if len(payload) != length:
+        raise CheckpointError(f"{target} holds {len(payload)} of {length} bytes: {_REMEDY}")
+    if hashlib.sha256(payload).digest() != digest:
+        raise CheckpointError(f"{target} is damaged (its checksum does not match): {_REMEDY}")
+    return _load_payload(target, payload)
+
+
+_REMEDY = "use an older checkpoint"
+
+
+def _load_payload(target: Path, payload: memoryview) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(
+            io.BytesIO(payload), map_location="cpu", weights_only=True
+        )
+    except Exception as error:
+        raise CheckpointError(
+            f"{target} holds something other than tensors, numbers, strings and containers of them: {error}"
+        ) from error
+    return state
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
