@@ -11,10 +11,6 @@ from typing import Any
 
 import torch
 from torch.optim import lr_scheduler as schedulers
-from torch.testing._internal.common_optimizers import (
-    _get_optim_inputs_including_global_cliquey_kwargs,
-    optim_db,
-)
 
 UNSUPPORTED = ("LBFGS", "SparseAdam")
 
@@ -22,6 +18,12 @@ UNSUPPORTED = ("LBFGS", "SparseAdam")
 @functools.cache
 def torch_optimizers() -> dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]]:
     """Torch's samples (amsgrad, nesterov, ...), each plain, foreach and fused where it can be."""
+    # Imported here: it takes seconds, and workers do not need it.
+    from torch.testing._internal.common_optimizers import (
+        _get_optim_inputs_including_global_cliquey_kwargs,
+        optim_db,
+    )
+
     found = {}
     for info in optim_db:
         name = info.optim_cls.__name__
@@ -36,12 +38,6 @@ def torch_optimizers() -> dict[str, tuple[type[torch.optim.Optimizer], dict[str,
                 options = {**copy.deepcopy(sample.kwargs), "foreach": True}
                 found[f"{name}: {sample.desc} & foreach"] = (info.optim_cls, options)
     return found
-
-
-def sample_inputs(name: str) -> list[dict[str, Any]]:
-    """Option samples of one of torch's optimizers, by class name."""
-    (info,) = [info for info in optim_db if info.optim_cls.__name__ == name]
-    return [sample.kwargs for sample in info.optim_inputs_func("cpu")]
 
 
 class Jumpy(torch.optim.Optimizer):
@@ -150,8 +146,16 @@ OWN = {kind.__name__: kind for kind in (Jumpy, Attribute, Overwriting, Langevin,
 PYPI = ("AdaBound", "AdaMod", "AggMo", "DiffGrad", "Lamb", "QHAdam", "RAdam", "Shampoo", "Yogi")
 
 
-def make_optimizer(name: str, groups: list[Any]) -> torch.optim.Optimizer:
-    """Makes a fresh optimizer by name; a plain torch class name uses its defaults."""
+def make_optimizer(
+    name: str, groups: list[Any], sample: tuple[Any, dict[str, Any]] | None = None
+) -> torch.optim.Optimizer:
+    """Makes a fresh optimizer by name; a plain torch class name uses its defaults.
+
+    Args:
+        name: See above; "Class: sample" is an entry of torch's database.
+        groups: Parameters or groups.
+        sample: That entry, if it was looked up before.
+    """
     if name in OWN:
         return OWN[name](groups)
     if name.startswith("pypi: "):
@@ -159,7 +163,7 @@ def make_optimizer(name: str, groups: list[Any]) -> torch.optim.Optimizer:
 
         return getattr(torch_optimizer, name.removeprefix("pypi: "))(groups, lr=1e-3)
     if ": " in name:
-        kind, options = torch_optimizers()[name]
+        kind, options = sample or torch_optimizers()[name]
         return kind(groups, **copy.deepcopy(options))  # a learning rate may be a tensor
     return getattr(torch.optim, name)(groups, lr=1e-3)
 

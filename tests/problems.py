@@ -165,6 +165,23 @@ def clipping() -> Problem:
     )
 
 
+def strided() -> Problem:
+    """Parameters that are transposed, views of one buffer, empty, and of one element."""
+    buffer = _draw((20,), 12).detach()
+    first, second = (
+        nn.Parameter(_draw((3, 4), 13).detach().t()),
+        nn.Parameter(buffer[2:10].view(2, 4)),
+    )
+    empty, one = nn.Parameter(torch.empty(0, 3)), nn.Parameter(buffer[10:11])
+
+    def loss(step: int) -> Tensor:
+        x, y = _batch(torch.float32)
+        hidden = torch.tanh(x @ quantise(first).T)
+        return (hidden @ quantise(second).T * quantise(one) - y).square().mean() + empty.sum()
+
+    return Problem([first, empty, second, one], loss)
+
+
 def integers() -> Problem:
     """Integer-valued parameters with an optimizer that keeps them so (see ``catalog``)."""
     weight = nn.Parameter(torch.tensor([3.0, -7.0, 20.0, 41.0]))
@@ -180,6 +197,6 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     made.__name__: made
     for made in (
         network, matrices, bf16, float64, smooth, complex64, groups, partial, tied, clipping,
-        integers,
+        strided, integers,
     )
 }  # fmt: skip

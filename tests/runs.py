@@ -5,12 +5,12 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from catalog import make_optimizer, make_scheduler
+from catalog import make_optimizer, make_scheduler, torch_optimizers
 from problems import PROBLEMS, Problem
 from torch import Tensor
 
@@ -41,10 +41,18 @@ class Case:
     "wrapper" and set afterwards, or "unknown" to it."""
     steps: int = 14
     seed: int = 0
+    sample: tuple[Any, dict[str, Any]] | None = field(default=None, compare=False, repr=False)
+    """The database's entry for ``optimizer``, looked up before the case goes to workers."""
 
     def build(self) -> tuple[Problem, torch.optim.Optimizer]:
         problem = PROBLEMS[self.problem]()
-        return problem, make_optimizer(self.optimizer, problem.groups)
+        return problem, make_optimizer(self.optimizer, problem.groups, self.sample)
+
+    def packed(self) -> "Case":
+        """This case with its database entry, so that workers need not load the database."""
+        if ": " not in self.optimizer or self.optimizer.startswith("pypi: "):
+            return self
+        return replace(self, sample=torch_optimizers()[self.optimizer])
 
 
 @dataclass

@@ -211,6 +211,31 @@ def test_a_closure_that_moves_the_parameters_raises() -> None:
         train(setup, itertools.repeat(closure))
 
 
+@pytest.mark.parametrize("how", ["rate", "scheduler"])
+@pytest.mark.parametrize("tolerance", [None, 0])
+def test_a_closure_that_changes_the_optimizer_raises(tolerance: Any, how: str) -> None:
+    """A warm-up inside the closure: the rate of the last slot would step the head."""
+    setup = Setup(tolerance=tolerance)
+    base = setup.optimizer.base
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(base, 0.9)
+    base.step()  # or the scheduler warns about the order of calls
+
+    def closure(step: int) -> Tensor:
+        if how == "rate":
+            for group in setup.optimizer.param_groups:
+                group["lr"] = 1e-3 * (1 + step)
+        else:
+            scheduler.step()
+        return setup.loss(torch.randn(5, 6))
+
+    before = [p.detach().clone() for p in setup.model.parameters()]
+    with pytest.raises(ImpureClosureError, match="lr"):
+        setup.optimizer.step(closure)
+    assert setup.optimizer.step_index == 0
+    assert setup.optimizer.param_groups[0]["lr"] == 1e-2
+    assert all(torch.equal(a, b) for a, b in zip(before, setup.model.parameters(), strict=True))
+
+
 PURE: dict[str, Callable[[Setup], Callable[[int], Tensor]]] = {
     "by step": lambda setup: lambda step: setup.loss(setup.data[step]),
     "global draws": lambda setup: (

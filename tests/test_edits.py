@@ -32,11 +32,16 @@ def _edit_state(problem: Problem, optimizer: Any) -> None:
     optimizer.state[problem.parameters[0]]["exp_avg"].zero_()
 
 
+def _edit_requires_grad(problem: Problem, optimizer: Any) -> None:
+    """Gradual unfreezing: the drifts in the queue have a gradient too many, or one too few."""
+    problem.parameters[2].requires_grad_(not problem.parameters[2].requires_grad)
+
+
 def _edit_data(problem: Problem, optimizer: Any) -> None:
     problem.parameters[2].data = problem.parameters[2].data * 2
 
 
-EDITS = [_edit_parameters, _edit_one_bit, _edit_rate, _edit_state, _edit_data]
+EDITS = [_edit_parameters, _edit_one_bit, _edit_rate, _edit_state, _edit_requires_grad, _edit_data]
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)

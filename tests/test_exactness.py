@@ -118,6 +118,17 @@ def test_unknown_schedulers(name: str) -> None:
         assert_parallel(trace)
 
 
+@pytest.mark.parametrize("known", ["base", "wrapper", "unknown"])
+@pytest.mark.parametrize("name", ["StepLR", "ExponentialLR", "CyclicLR"])
+def test_schedulers_of_a_tensor_rate(name: str, known: str) -> None:
+    """A scheduler writes into a learning rate that is a tensor, in place."""
+    case = Case("network", "Adagrad: Tensor lr", scheduler=name, known=known)
+    trace = parallel(case, window=4)
+    assert_same_trace(trace, sequential(case))
+    if known != "unknown":
+        assert_parallel(trace)
+
+
 def test_scheduler_over_several_groups() -> None:
     case = Case("groups", "AdamW", scheduler="ExponentialLR")
     check_exact(case, window=5)
