@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -42,10 +43,10 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def number(value: float) -> str:
     """Three significant figures, never in exponent notation."""
-    if value == 0:
+    rounded = float(f"{value:.3g}")
+    if rounded == 0:
         return "0"
-    digits = max(0, 2 - int(torch.tensor(abs(value)).log10().floor()))
-    return f"{value:.{digits}f}"
+    return f"{rounded:.{max(0, 2 - math.floor(math.log10(abs(rounded))))}f}"
 
 
 def document(title: str, command: str, where: str, notes: str, table: str) -> str:
@@ -61,12 +62,12 @@ COLUMNS = {
     "test_residuals": "residuals of 8",
 }
 NOTES = """
-Milliseconds, medians, one thread, float32 Adam. *Plain step* is `base.step()` alone, for
-comparison; *snapshot* captures the optimizer's state and restores it; *commit* is one accepted
-step taken for real, with the copy of its drift into `.grad`; *rollout of 8* is what one sweep of a
-window of 8 does with the base: snapshot, eight speculative steps, each stored in its iterate,
-restore; *residuals of 8* compares the window before and after. The drifts, nearly all the cost of
-a real step, are not in here.
+Milliseconds, the fastest of at least five rounds (others may share the machine), one thread,
+float32 Adam. *Plain step* is `base.step()` alone, for comparison; *snapshot* captures the
+optimizer's state and restores it; *commit* is one accepted step taken for real, with the copy of
+its drift into `.grad`; *rollout of 8* is what one sweep of a window of 8 does with the base:
+snapshot, eight speculative steps, each stored in its iterate, restore; *residuals of 8* compares
+the window before and after. The drifts, nearly all the cost of a real step, are not in here.
 """
 
 
@@ -77,7 +78,7 @@ def costs(report: Path) -> str:
         size = bench["params"]
         key = (size["numel"], size["tensors"], size["foreach"])
         name = bench["name"].partition("[")[0]
-        found.setdefault(key, {})[name] = 1e3 * bench["stats"]["median"]
+        found.setdefault(key, {})[name] = 1e3 * bench["stats"]["min"]
     rows = [
         [f"{numel:,}", tensors, "on" if foreach else "off", *(number(times[c]) for c in COLUMNS)]
         for (numel, tensors, foreach), times in sorted(found.items())

@@ -17,7 +17,7 @@ from picardopt.sweep import measure
 
 WINDOW = 8
 
-# Long enough for a median that holds, short enough for the whole table to take about two minutes.
+# Long enough for a minimum that holds, short enough for the whole table to take about two minutes.
 pytestmark = pytest.mark.benchmark(max_time=0.3, min_rounds=5)
 
 
