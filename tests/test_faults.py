@@ -387,3 +387,32 @@ def test_a_stopped_rank() -> None:
     assert report["error"] == RankLostError.__name__
     assert "1" in report["message"]
     assert report["again"] is not None
+
+
+def slow_peer(seconds: float) -> dict[str, Any]:
+    """Rank 1 works long on one drift while rank 0 waits for it and gets a Ctrl-C."""
+    problem, optimizer, _ = wrap(CASE, timeout=120.0)
+    healthy = make_closure(problem, optimizer.zero_grad)
+
+    def closure(step: int) -> Tensor:
+        if dist.get_rank() == 1:
+            time.sleep(seconds)
+        return healthy(step)
+
+    if dist.get_rank() == 0:
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        return attempt(Trace(), problem, optimizer, closure, 1)
+    attempt(Trace(), problem, optimizer, closure, 1)
+    return {}
+
+
+def test_ctrl_c_while_waiting_for_a_peer() -> None:
+    """Seen at once, not when the peer answers."""
+    with fresh_pool(2) as pool:
+        pool.submit(slow_peer, 60.0)
+        assert pool.connections[0].poll(SECONDS + 30)
+        report = pickle.loads(pool.connections[0].recv_bytes()).value
+    assert report["error"] == "KeyboardInterrupt"
+    assert report["committed"] == report["step_index"] == 0
+    assert report["seconds"] < SECONDS
