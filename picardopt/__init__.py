@@ -2,6 +2,7 @@
 
 from picardopt.checkpoint import load_checkpoint as load_checkpoint
 from picardopt.checkpoint import save_checkpoint as save_checkpoint
+from picardopt.data import StepIndexedLoader as StepIndexedLoader
 from picardopt.errors import CheckpointError as CheckpointError
 from picardopt.errors import DesynchronizedError as DesynchronizedError
 from picardopt.errors import ImpureClosureError as ImpureClosureError
