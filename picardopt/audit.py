@@ -135,6 +135,32 @@ class StateGuard:
         self._kept.append((name, tensor, tensor.clone()))
 
 
+def refuse_changed_options(
+    groups: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]
+) -> None:
+    """Raises, and undoes it, if a closure wrote to its optimizer's groups (a warm-up, a scheduler).
+
+    Args:
+        groups: The groups after the closure.
+        before: Copies of them from before it.
+
+    Raises:
+        ImpureClosureError: If an option is another object than before.
+    """
+    changed = set()
+    for group, old in zip(groups, before, strict=False):
+        for key, value in old.items():
+            if key != "params" and group.get(key) is not value and group.get(key) != value:
+                changed.add(key)
+                group[key] = value
+    if changed:
+        raise ImpureClosureError(
+            f"the closure set {', '.join(sorted(changed))} in the optimizer's groups: evaluated ahead of time, it "
+            "would set a later step's value now. Set it after step(), or use an LR scheduler in your loop and tell "
+            "it with lr_scheduler="
+        )
+
+
 def differs(queued: Drift, again: Drift, scratch: Tensor, numel: int) -> float:
     """How far two evaluations of one drift lie apart.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 _ALIGNMENT = 16  # bytes; the largest element (complex128) may start at any segment
 
@@ -60,7 +61,7 @@ class ParameterLayout:
         self.parameters = list(parameters)
         self.device = self.parameters[0].device
         self.numel = sum(p.numel() for p in self.parameters)
-        self._kinds = [(p.shape, p.dtype, p.device) for p in self.parameters]
+        self._kinds = [_kind(p) for p in self.parameters]
         self._offsets = [0] * len(self.parameters)
         self._spans: list[tuple[torch.dtype, int, int]] = []
         end = 0
@@ -76,13 +77,13 @@ class ParameterLayout:
     @property
     def digest(self) -> int:
         """63-bit hash of shapes and dtypes, equal on ranks that hold the same parameters."""
-        text = repr([(tuple(shape), str(dtype)) for shape, dtype, _ in self._kinds])
+        text = repr([(tuple(shape), str(dtype)) for shape, dtype, *_ in self._kinds])
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
     def describes(self, parameters: Sequence[Tensor]) -> bool:
-        """Whether these are the same tensor objects with the same shapes, dtypes and devices."""
+        """Whether these are the same tensor objects, of the same kind, trained or frozen as before."""
         return len(parameters) == len(self.parameters) and all(
-            p is q and (p.shape, p.dtype, p.device) == kind
+            p is q and _kind(p) == kind
             for p, q, kind in zip(parameters, self.parameters, self._kinds, strict=True)
         )
 
@@ -107,3 +108,12 @@ class ParameterLayout:
             for at, p in zip(self._offsets, self.parameters, strict=True)
         ]
         return Row(buffer, segments, tensors)
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """The optimizer's parameters now, group by group."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _kind(parameter: Tensor) -> tuple[torch.Size, torch.dtype, torch.device, bool]:
+    return parameter.shape, parameter.dtype, parameter.device, parameter.requires_grad

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -20,6 +19,7 @@ from picardopt.checks import check_arguments, check_base
 from picardopt.drift import Closure, Outcome, set_gradients
 from picardopt.engines import DistributedEngine, Engine, SerialEngine
 from picardopt.errors import PicardWarning
+from picardopt.layout import parameters_of
 from picardopt.predictor import PREDICTORS
 from picardopt.rollout import Rollout, interrupts_deferred
 from picardopt.speculator import Accepted, Options, Speculator
@@ -170,13 +170,12 @@ class ParallelPicardOptimizer(Optimizer):
 
     def _ready(self) -> Speculator:
         """The speculator over the present parameters; a new one if tensors were added or replaced."""
-        parameters = self._parameters()
+        parameters = parameters_of(self.base)
         if self._speculator is None or not self._speculator.layout.describes(parameters):
             if self._speculator is not None:
                 self._speculator.drop()
             self._speculator = Speculator(
                 parameters,
-                self._parameters,
                 self._engine,
                 self._rollout,
                 self.tolerance,
@@ -186,13 +185,10 @@ class ParallelPicardOptimizer(Optimizer):
             )
         return self._speculator
 
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self.base.param_groups for p in group["params"]]
-
     def _make_engine(self) -> Engine:
         if self._group is None or dist.get_world_size(self._group) == 1:
             return SerialEngine(self.stats)
-        device = self._parameters()[0].device
+        device = parameters_of(self.base)[0].device
         return DistributedEngine(self._group, device, self._timeout, self.stats)
 
     # -- what tells about the run -----------------------------------------------------------------------

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from picardopt.audit import Audit, differs, impure, is_noise
+from picardopt.audit import Audit, differs, impure, is_noise, refuse_changed_options
 from picardopt.drift import Closure, Drift, Outcome, evaluate_drift
 from picardopt.engines import Claim, Engine
 from picardopt.errors import ImpureClosureError, NonFiniteGradientError, PicardWarning
-from picardopt.layout import ParameterLayout, Row
+from picardopt.layout import ParameterLayout, Row, parameters_of
 from picardopt.predictor import Predictor
 from picardopt.rng import step_seed
 from picardopt.rollout import Rollout, interrupts_deferred
@@ -69,7 +69,6 @@ class Speculator:
 
     Args:
         parameters: The live parameters.
-        current_parameters: Tells the optimizer's parameters now: a closure must not change them.
         engine: Who evaluates.
         rollout: The base, to be driven.
         tolerance: What is accepted.
@@ -81,7 +80,6 @@ class Speculator:
     def __init__(
         self,
         parameters: Sequence[Tensor],
-        current_parameters: Callable[[], list[Tensor]],
         engine: Engine,
         rollout: Rollout,
         tolerance: Tolerance,
@@ -93,7 +91,6 @@ class Speculator:
         self.layout = ParameterLayout(parameters)
         self.window = Window(self.layout)
         self.queue: deque[Accepted] = deque()
-        self._current_parameters = current_parameters
         self._engine, self._rollout, self._tolerance = engine, rollout, tolerance
         self._audit, self._options, self._stats = audit, options, stats
         self._live, self._scratch = self.layout.row(), self.layout.scratch()
@@ -255,9 +252,13 @@ class Speculator:
     @contextmanager
     def _around(self, watched: bool) -> Iterator[None]:
         """Stands around a closure and raises, as if the closure did, if it changed what it must not."""
+        groups = self._rollout.base.param_groups
+        before = [dict(group) for group in groups]
         with self._audit.guard(self.parameters) if watched else nullcontext():
             yield
-        if not self.layout.describes(self._current_parameters()):
+        if self._speculates:
+            refuse_changed_options(groups, before)
+        if not self.layout.describes(parameters_of(self._rollout.base)):
             raise RuntimeError(
                 "the closure changed the optimizer's parameter list (other tensors, shapes or groups): do that "
                 "between two calls of step(), where the window is rebuilt"
