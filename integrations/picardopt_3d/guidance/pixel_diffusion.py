@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,7 +141,7 @@ def _check_index(folder: Path) -> None:
         )
 
 
-def _check_unet(unet: torch.nn.Module) -> bool:
+def _check_unet(unet: Any) -> bool:
     """Whether the UNet takes a camera."""
     config = unet.config
     if config.in_channels != 3 or config.out_channels != 3:

@@ -28,6 +28,11 @@ class TextToViewPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->unet"
+    # Set by `register_modules`; diffusers' and transformers' own annotations do not describe these classes.
+    unet: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,7 @@ def build_tokenizer(captions: Iterable[str], tokens: int) -> CLIPTokenizer:
 
 
 def _merges_of(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    import json
-
+    """The merges that were learnt, best first; only the serialized form tells them."""
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
