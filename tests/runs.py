@@ -2,6 +2,8 @@
 
 import copy
 import random
+import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,6 +29,10 @@ STATS = (
     "failed_speculations",
     "mean_stride",
 )
+
+
+SECONDS = 20.0
+"""What "within seconds" may take on a crowded machine; the wrapper's own timeout is longer."""
 
 
 @dataclass(frozen=True)
@@ -249,3 +255,22 @@ def outside_streams() -> list[Any]:
         [int(word) for word in np.random.get_state()[1]],  # type: ignore[index]
         random.getstate(),
     ]
+
+
+def attempt(trace: Trace, problem: Any, optimizer: Any, closure: Any, steps: int) -> dict[str, Any]:
+    """Takes steps until something is raised, and tells what."""
+    started = time.perf_counter()
+    error: BaseException | None = None
+    try:
+        with quiet():
+            finish(problem, optimizer, closure, trace, steps)
+    except BaseException as caught:
+        error = caught
+    return {
+        "error": type(error).__name__,
+        "text": "" if error is None else "".join(traceback.format_exception(error)),
+        "message": str(error),
+        "seconds": time.perf_counter() - started,
+        "committed": len(trace.losses),
+        "step_index": optimizer.step_index,
+    }

@@ -1,0 +1,163 @@
+"""A rank dies, stops, leaves or is interrupted: an error on the others within seconds, never a hang.
+
+Each test has a pool of its own, since the group is lost with the rank.
+"""
+
+import os
+import pickle
+import signal
+import time
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from pool import fresh_pool
+from runs import (
+    SECONDS,
+    Case,
+    Trace,
+    assert_same_bits,
+    attempt,
+    make_closure,
+    sequential,
+    wrap,
+)
+from torch import Tensor
+
+from picardopt import PicardError, RankLostError
+
+CASE = Case("network", "Adam", steps=14)
+
+
+def dying(how: str, at: int, victim: int, timeout: float) -> dict[str, Any]:
+    """One rank kills itself, leaves the loop early or stops, at a given evaluation of its closure."""
+    problem, optimizer, _ = wrap(CASE, timeout=timeout)
+    healthy = make_closure(problem, optimizer.zero_grad)
+    evaluations = 0
+
+    def closure(step: int) -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        if dist.get_rank() == victim and evaluations == at:
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+        return healthy(step)
+
+    trace = Trace()
+    steps = CASE.steps
+    if how == "leave" and dist.get_rank() == victim:
+        steps = at
+    report = attempt(trace, problem, optimizer, closure, steps)
+    report["trace"] = trace
+    if how == "leave" and dist.get_rank() == victim:
+        os._exit(0)
+    try:
+        optimizer.step(healthy)
+        report["again"] = None
+    except PicardError as error:
+        report["again"] = type(error).__name__
+    return report
+
+
+def assert_survivors(outcomes: list[Any], victim: int, seconds: float) -> None:
+    expected = sequential(CASE)
+    for outcome in outcomes:
+        if outcome.rank == victim:
+            assert outcome.lost
+            continue
+        assert outcome.error is None, outcome.text
+        report = outcome.value
+        assert report["error"] == RankLostError.__name__, report["text"]
+        assert "rank" in report["message"]
+        assert report["seconds"] < seconds
+        # Parameters and state are at the last commit, and the next call fails at once.
+        got, count = report["trace"], report["committed"]
+        assert report["step_index"] == count == len(got.losses)
+        for name, values in expected.parts().items():
+            assert_same_bits(got.parts()[name], values[:count], name)
+        assert report["again"] is not None
+
+
+@pytest.mark.parametrize(
+    ("world", "at", "victim"),
+    [(3, 2, 0), (4, 3, 2), pytest.param(2, 1, 1, marks=pytest.mark.slow)],
+)
+def test_kill_9(world: int, at: int, victim: int) -> None:
+    with fresh_pool(world) as pool:
+        outcomes = pool.outcomes(dying, "kill", at, victim, 60.0)
+    assert_survivors(outcomes, victim, SECONDS)
+
+
+@pytest.mark.parametrize(("world", "at"), [(3, 5)])
+def test_a_rank_that_leaves_early(world: int, at: int) -> None:
+    """Its process ends while the others go on: an error on them, not a hang."""
+    with fresh_pool(world) as pool:
+        outcomes = pool.outcomes(dying, "leave", at, 1, 60.0)
+    assert_survivors(outcomes, 1, SECONDS)
+
+
+def leaving_the_loop(timeout: float) -> dict[str, Any]:
+    """Rank 1 takes fewer steps than the others but its process lives on."""
+    problem, optimizer, _ = wrap(CASE, timeout=timeout)
+    closure = make_closure(problem, optimizer.zero_grad)
+    steps = 5 if dist.get_rank() == 1 else CASE.steps
+    report = attempt(Trace(), problem, optimizer, closure, steps)
+    time.sleep(timeout + 1)  # rank 1 neither calls nor dies
+    return report
+
+
+def test_a_rank_that_stops_calling() -> None:
+    """Bounded by ``timeout``; the error names the rank that is waited for."""
+    with fresh_pool(3) as pool:
+        outcomes = pool.outcomes(leaving_the_loop, 4.0)
+    for outcome in outcomes:
+        report = outcome.value
+        if outcome.rank == 1:
+            assert report["error"] == "NoneType"
+        else:
+            assert report["error"] == RankLostError.__name__, report["text"]
+            assert "1" in report["message"]
+            assert report["seconds"] < 4.0 + SECONDS
+
+
+def test_a_stopped_rank() -> None:
+    """SIGSTOP: the peers wait for ``timeout`` and no longer."""
+    with fresh_pool(2) as pool:
+        pool.submit(dying, "stop", 3, 1, 4.0)
+        assert pool.connections[0].poll(4.0 + 2 * SECONDS)
+        outcome = pickle.loads(pool.connections[0].recv_bytes())
+        report = outcome.value
+    assert report["error"] == RankLostError.__name__
+    assert "1" in report["message"]
+    assert report["again"] is not None
+
+
+def slow_peer(seconds: float) -> dict[str, Any]:
+    """Rank 1 works long on one drift while rank 0 waits for it and gets a Ctrl-C."""
+    problem, optimizer, _ = wrap(CASE, timeout=120.0)
+    healthy = make_closure(problem, optimizer.zero_grad)
+
+    def closure(step: int) -> Tensor:
+        if dist.get_rank() == 1:
+            time.sleep(seconds)
+        return healthy(step)
+
+    if dist.get_rank() == 0:
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        return attempt(Trace(), problem, optimizer, closure, 1)
+    attempt(Trace(), problem, optimizer, closure, 1)
+    return {}
+
+
+def test_ctrl_c_while_waiting_for_a_peer() -> None:
+    """Seen at once, not when the peer answers."""
+    with fresh_pool(2) as pool:
+        pool.submit(slow_peer, 60.0)
+        assert pool.connections[0].poll(SECONDS + 30)
+        report = pickle.loads(pool.connections[0].recv_bytes()).value
+    assert report["error"] == "KeyboardInterrupt"
+    assert report["committed"] == report["step_index"] == 0
+    assert report["seconds"] < SECONDS
