@@ -95,7 +95,7 @@ def render_in_parts(
 def save_turntable(scene: RadianceField, path: Path, size: int = 96) -> None:
     """A film of one turn: colour beside normals, 120 frames at 30 a second."""
     renders = render_in_parts(scene, turntable_cameras(FILM_FRAMES), size)
-    save_film((frame for render in renders for frame in frames_of(render, scale=2)), path)
+    save_film((frame for render in renders for frame in frames_of(render, scale=3)), path)
 
 
 def save_sheet(
