@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import Any
 
 import torch
+from torch.distributed.elastic.multiprocessing import SignalException
 
 from picardopt import launch
 
@@ -13,7 +15,7 @@ from .config import TextTo3DConfig, check_out, default_workers
 from .domain import parse_prompt
 from .export.files import write_json
 from .report import finish
-from .worker import train
+from .worker import Trained, train
 
 
 def run(config: TextTo3DConfig, *, started: float | None = None) -> dict[str, Any]:
@@ -47,8 +49,19 @@ def run(config: TextTo3DConfig, *, started: float | None = None) -> dict[str, An
         finally:
             torch.set_num_threads(before)
     else:
-        trained = launch(train, workers=workers, args=(config, started))[0]
+        trained = _launch(config, workers, started)
     return finish(config, trained, started)
+
+
+def _launch(config: TextTo3DConfig, workers: int, started: float) -> Trained:
+    """Train in worker processes; Ctrl-C is a KeyboardInterrupt here as anywhere."""
+    try:
+        result: Trained = launch(train, workers=workers, args=(config, started))[0]
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise
+    return result
 
 
 def _accelerators(config: TextTo3DConfig) -> int:

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,6 +238,45 @@ def test_an_interrupted_picture_leaves_no_half_file(
     left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
     assert left == ["config.json", "step_00001.png"]
     Image.open(tmp_path / "progress" / "step_00001.png").load()
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_workers(tmp_path: Path) -> None:
+    """A real SIGINT to the process group, as a terminal sends it."""
+    out = tmp_path / "cube"
+    small = ["--guidance", "exact", "--method.size", "16", "--method.batch", "1"]
+    many = ["--workers", "2", "--steps", "100000", "--picture-every", "5"]
+    command = [sys.executable, "-m", "picardopt.cli", "text-to-3d", "a red cube"]
+    process = subprocess.Popen([*command, "--out", str(out), *small, *many], start_new_session=True)
+    try:
+        wait_for(lambda: (out / "progress" / "step_00010.png").exists(), 120)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130
+        wait_for(lambda: not group_alive(process.pid), 30)
+    finally:
+        if group_alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+    left = [path for path in out.rglob("*") if path.is_file()]
+    assert {path.suffix for path in left} == {".json", ".png"}
+    assert not [path for path in left if path.name.startswith(".")]
+    for path in left:
+        if path.suffix == ".png":
+            Image.open(path).load()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_psnr_is_that_of_its_definition() -> None:
