@@ -135,6 +135,14 @@ class StateGuard:
         self._kept.append((name, tensor, tensor.clone()))
 
 
+def options_of(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Copies of the groups' options (lr, betas, ...), to be compared with later."""
+    return [
+        {k: v.clone() if isinstance(v, Tensor) else v for k, v in group.items() if k != "params"}
+        for group in groups
+    ]
+
+
 def refuse_changed_options(
     groups: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]
 ) -> None:
@@ -142,15 +150,20 @@ def refuse_changed_options(
 
     Args:
         groups: The groups after the closure.
-        before: Copies of them from before it.
+        before: Their `options_of` before it.
 
     Raises:
-        ImpureClosureError: If an option is another object than before.
+        ImpureClosureError: If an option has another value than before.
     """
     changed = set()
     for group, old in zip(groups, before, strict=False):
         for key, value in old.items():
-            if key != "params" and group.get(key) is not value and group.get(key) != value:
+            now = group.get(key)
+            if isinstance(value, Tensor) and isinstance(now, Tensor):
+                if not torch.equal(now, value):
+                    changed.add(key)
+                    now.copy_(value)
+            elif now is not value and now != value:
                 changed.add(key)
                 group[key] = value
     if changed:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from picardopt.audit import Audit, differs, impure, is_noise, refuse_changed_options
+from picardopt.audit import Audit, differs, impure, is_noise, options_of, refuse_changed_options
 from picardopt.drift import Closure, Drift, Outcome, evaluate_drift
 from picardopt.engines import Claim, Engine
 from picardopt.errors import ImpureClosureError, NonFiniteGradientError, PicardWarning
@@ -253,7 +253,7 @@ class Speculator:
     def _around(self, watched: bool) -> Iterator[None]:
         """Stands around a closure and raises, as if the closure did, if it changed what it must not."""
         groups = self._rollout.base.param_groups
-        before = [dict(group) for group in groups]
+        before = options_of(groups)
         with self._audit.guard(self.parameters) if watched else nullcontext():
             yield
         if self._speculates:
