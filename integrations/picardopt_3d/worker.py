@@ -27,7 +27,7 @@ from .config import TextTo3DConfig
 from .domain import COLOURS, Subject, parse_prompt
 from .export.files import replacing
 from .export.pictures import rows_of, save_png, tile
-from .guidance import ExactScore, Guidance, RenderedSubjects, ScoreDistillation, ScoreModel
+from .guidance import ExactScore, RenderedSubjects, ScoreDistillation, ScoreModel
 from .methods.dreamfusion import DreamFusion
 from .scenes import RadianceField, save_field
 
@@ -124,7 +124,7 @@ def picard_closure(
     return closure
 
 
-def make_guidance(config: TextTo3DConfig, device: torch.device) -> Guidance:
+def make_guidance(config: TextTo3DConfig, device: torch.device) -> ScoreDistillation:
     """Score distillation over the score model that the options name."""
     score: ScoreModel
     if config.guidance == "exact":
