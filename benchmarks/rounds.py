@@ -29,7 +29,7 @@ from picardopt_3d.cameras import Cameras
 from picardopt_3d.config import TextTo3DConfig
 from picardopt_3d.domain import parse_prompt
 from picardopt_3d.export.files import replacing, write_json
-from picardopt_3d.guidance import ExactScore, ScoreDistillation
+from picardopt_3d.guidance import ExactScore, ScoreDistillation, SdsConfig
 from picardopt_3d.guidance.exact_score import Candidates, ViewSet
 from picardopt_3d.methods.dreamfusion import DreamFusion, DreamFusionConfig
 from picardopt_3d.report import held_out_cameras, psnr_against_truth
@@ -41,6 +41,8 @@ from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, StepRelativeTo
 
 SETTINGS = {"easy": (2, 0.02), "rough": (4, 0.05)}
 """Batch and learning rate."""
+SCALES = {"exact": 7.5, "diffusion": DreamFusionConfig().sds.guidance_scale}
+"""Classifier-free guidance; the shipped pipeline's own for the model that ships."""
 WINDOWS = (8, 16, 32)
 RULES = {
     "the paper's adaptive rule": lambda: AdaptiveTolerance(),
@@ -126,7 +128,8 @@ def optimise(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
     """Carry out one run in this process; a reference keeps its scene, a trial is compared with it."""
     torch.set_num_threads(1)
     batch, rate = SETTINGS[run.setting]
-    config = DreamFusionConfig(batch=batch, learning_rate=rate)
+    sds = SdsConfig(guidance_scale=SCALES[run.guidance])
+    config = DreamFusionConfig(batch=batch, learning_rate=rate, sds=sds)
     method = DreamFusion(config, guidance_of(run.guidance, prompt), prompt, steps)
     base = method.optimizer()
     begin = time.perf_counter()

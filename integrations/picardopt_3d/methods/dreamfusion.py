@@ -41,7 +41,7 @@ class DreamFusionConfig:
     batch: int = 4
     size: int = 32
     learning_rate: float = 0.02
-    sds: SdsConfig = field(default_factory=SdsConfig)
+    sds: SdsConfig = field(default_factory=lambda: SdsConfig(guidance_scale=3.0))
     min_timestep: float = 0.02
     max_timestep: float = 0.98
     final_max_timestep: float = 0.98
