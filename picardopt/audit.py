@@ -7,6 +7,8 @@ its own call; and buffers that a closure changes show at once.
 
 from __future__ import annotations
 
+import math
+import struct
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
@@ -18,6 +20,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from picardopt.drift import Drift
 from picardopt.errors import ImpureClosureError
+from picardopt.layout import ParameterLayout
 from picardopt.sweep import same_bits, squared_distance
 
 MODES = ("auto", "always", "never")
@@ -29,7 +32,9 @@ REMEDY = (
 )
 _FIRST_SWEEPS = 3
 _LONGEST_GAP = 1000  # sweeps
-_LARGEST_NOISE = 0.05  # of the drift's norm: more than that is no rounding
+_ROUNDING = 1e-11  # relative squared difference that any reordered float32 sum may make
+_LARGEST_NOISE = {"cpu": 1e-3}  # of the drift's norm: more than that is no rounding
+_LARGEST_NOISE_ELSEWHERE = 0.05
 
 
 class Audit:
@@ -67,9 +72,9 @@ class Audit:
         self._next = sweep + 1 if self._done < _FIRST_SWEEPS else 2 * sweep + 1
         self._next = min(self._next, sweep + _LONGEST_GAP)
 
-    def guard(self, parameters: Sequence[Tensor]) -> StateGuard:
+    def guard(self, layout: ParameterLayout) -> StateGuard:
         """Watches what one call of the closure leaves behind."""
-        return StateGuard(self._modules, parameters)
+        return StateGuard(self._modules, layout)
 
 
 class StateGuard:
@@ -79,14 +84,13 @@ class StateGuard:
 
     Args:
         modules: Modules known so far; grows.
-        parameters: The optimizer's parameters.
+        layout: The optimizer's parameters, which must stay, and the declared carry, which may change.
     """
 
-    def __init__(
-        self, modules: weakref.WeakSet[torch.nn.Module], parameters: Sequence[Tensor]
-    ) -> None:
+    def __init__(self, modules: weakref.WeakSet[torch.nn.Module], layout: ParameterLayout) -> None:
         self._known = modules
-        self._parameters = parameters
+        self._parameters = layout.parameters
+        self._declared = {id(tensor) for tensor in layout.carry}
         self._seen: set[int] = set()
         self._kept: list[tuple[str, Tensor, Tensor]] = []
 
@@ -114,8 +118,8 @@ class StateGuard:
         if changed and error is None:
             raise ImpureClosureError(
                 f"the closure changed {', '.join(changed)}: run ahead of time, and more than once a step, it "
-                "would leave there what never happened. Use eval mode (or track_running_stats=False), or update "
-                f"such state after step(). {REMEDY}"
+                "would leave there what never happened. Declare such tensors with carry= (a module's buffers, or "
+                "a list), use eval mode, or update them after step()"
             )
 
     def _on_call(self, module: torch.nn.Module, args: Any) -> None:
@@ -129,7 +133,8 @@ class StateGuard:
                 self._seen.add(id(child))
                 prefix = f"{type(module).__name__}.{name}" if name else type(module).__name__
                 for key, buffer in child.named_buffers(recurse=False):
-                    self._keep(f"buffer {prefix}.{key}", buffer)
+                    if id(buffer) not in self._declared:
+                        self._keep(f"buffer {prefix}.{key}", buffer)
 
     def _keep(self, name: str, tensor: Tensor) -> None:
         self._kept.append((name, tensor, tensor.clone()))
@@ -194,15 +199,44 @@ def differs(queued: Drift, again: Drift, scratch: Tensor, numel: int) -> float:
     )
 
 
-def is_noise(difference: float, noise: float) -> bool:
-    """Whether a difference is explained by an accelerator's own noise between two equal evaluations."""
-    return difference <= 16 * noise and noise <= _LARGEST_NOISE**2
+def is_noise(difference: float, noise: float, device: torch.device) -> bool:
+    """Whether a difference is explained by what two equal evaluations differ by anyway.
+
+    One CPU thread adds in one order: nothing is noise there.
+    """
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        return False
+    largest = _LARGEST_NOISE.get(device.type, _LARGEST_NOISE_ELSEWHERE)
+    return difference <= max(16 * noise, _ROUNDING) and noise <= largest**2
 
 
-def impure(step: int, ranks: Sequence[int], difference: float) -> ImpureClosureError:
-    """The error for a closure that did not give its own drift again."""
-    where = f" on rank {', '.join(map(str, ranks))}" if len(ranks) else ""
+def float_bits(value: float) -> int:
+    """A float's bits as a signed integer, to be sent among integers."""
+    return int.from_bytes(struct.pack("<d", value), "little", signed=True)
+
+
+def bits_float(bits: int) -> float:
+    """The float that `float_bits` packed."""
+    value: float = struct.unpack("<d", bits.to_bytes(8, "little", signed=True))[0]
+    return value
+
+
+def impure(step: int, differences: Sequence[float]) -> ImpureClosureError:
+    """The error for a closure that did not give its own drift again.
+
+    Args:
+        step: The step.
+        differences: Relative squared difference by rank; infinite where it raised or lacked gradients.
+    """
+    ranks = [rank for rank, difference in enumerate(differences) if difference]
+    where = f" on rank {', '.join(map(str, ranks))}" if len(differences) > 1 else ""
+    worst = max(differences)
+    how = (
+        "raised, or had gradients for other parameters"
+        if math.isinf(worst)
+        else (f"gave another gradient (relative squared difference {worst:.3g})")
+    )
     return ImpureClosureError(
         f"the closure is not a function of (parameters, step): evaluated again at the same parameters for step "
-        f"{step}, it gave another gradient{where} (relative squared difference here {difference:.3g}). {REMEDY}"
+        f"{step}, it {how}{where}. {REMEDY}"
     )

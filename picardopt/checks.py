@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from picardopt.errors import UnsupportedOptimizerError
 from picardopt.predictor import PREDICTORS
@@ -24,6 +25,7 @@ def check_base(base: object) -> None:
 
     Raises:
         TypeError: If it is no torch optimizer, or already wrapped.
+        ValueError: If it has no parameters.
         UnsupportedOptimizerError: If its step needs a closure, or its gradients or parameters are sparse.
     """
     if not isinstance(base, Optimizer):
@@ -40,8 +42,17 @@ def check_base(base: object) -> None:
         raise UnsupportedOptimizerError(
             f"base={type(base).__name__}: it needs sparse gradients; use Adam with sparse=False embeddings"
         )
+    if not any(group["params"] for group in base.param_groups):
+        raise ValueError(
+            f"base={type(base).__name__}: it has no parameters; add them before wrapping it"
+        )
     for group in base.param_groups:
         for p in group["params"]:
+            if getattr(p, "grad_dtype", p.dtype) not in (None, p.dtype):
+                raise UnsupportedOptimizerError(
+                    f"base has a {p.dtype} parameter with grad_dtype={p.grad_dtype}: gradients are kept in the "
+                    "parameter's own dtype here; unset grad_dtype"
+                )
             if p.layout is not torch.strided:
                 raise UnsupportedOptimizerError(
                     f"base has a parameter of layout {p.layout}: only dense ones work"
@@ -53,7 +64,6 @@ def check_arguments(
     predictor: object,
     total_steps: object,
     seed: object,
-    lr_scheduler: object,
     nonfinite: object,
     timeout: object,
 ) -> None:
@@ -72,14 +82,32 @@ def check_arguments(
         raise ValueError(f"predictor={predictor!r}: give one of {', '.join(map(repr, PREDICTORS))}")
     if nonfinite not in ("raise", "skip"):
         raise ValueError(f"nonfinite={nonfinite!r}: give 'raise' or 'skip'")
-    if lr_scheduler is not None and not callable(getattr(lr_scheduler, "step", None)):
-        raise TypeError(
-            f"lr_scheduler={lr_scheduler!r}: give a torch.optim.lr_scheduler object or None"
-        )
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
         raise TypeError(f"timeout={timeout!r}: give seconds, a number")
     if not 0 < timeout < math.inf:
         raise ValueError(f"timeout={timeout!r}: give seconds, more than 0 and finite")
+
+
+def check_lr_scheduler(lr_scheduler: object) -> None:
+    """Refuses what a rollout cannot step.
+
+    Raises:
+        TypeError: If it has no ``step()`` that can be called without arguments.
+    """
+    if lr_scheduler is None or isinstance(lr_scheduler, ReduceLROnPlateau):
+        return
+    step = getattr(type(lr_scheduler), "step", None)
+    if not callable(step):
+        raise TypeError(
+            f"lr_scheduler={lr_scheduler!r}: give a torch.optim.lr_scheduler object or None"
+        )
+    parameters = list(inspect.signature(step).parameters.values())[1:]
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    if any(p.default is inspect.Parameter.empty and p.kind in named for p in parameters):
+        raise TypeError(
+            f"lr_scheduler={type(lr_scheduler).__name__}: its step() needs arguments, so future rates cannot be "
+            "told; leave lr_scheduler=None (exact all the same, with shorter strides)"
+        )
 
 
 def _integer(

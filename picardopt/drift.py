@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from picardopt.errors import NoGradientError
-from picardopt.layout import Row
+from picardopt.layout import ParameterLayout, Row
 from picardopt.rng import RngState, preserved_rng, seed_all, step_seed
 
 Closure = Callable[..., Any]
@@ -37,7 +38,7 @@ class Drift:
         step: The step whose randomness and data were used.
         row: The gradients, one per parameter; meaningless where `present` is False.
         present: Which parameters received a gradient (the others keep ``.grad = None``).
-        loss: What the closure returned; tensors are detached.
+        loss: What the closure returned, its tensors detached copies.
         rng: The generators as the closure left them: the base's own step draws from there.
         outcome: Whether the drift can be used.
         error: What the closure raised, if it did.
@@ -56,12 +57,21 @@ class Drift:
 
 def call_closure(closure: Closure, step: int) -> Any:
     """Calls ``closure(step)`` if it has a required parameter of that name, else ``closure()``."""
-    return closure(step) if _wants_step(closure) else closure()
+    parameter = _step_parameter(closure)
+    if parameter is None:
+        return closure()
+    by_position = parameter.kind is inspect.Parameter.POSITIONAL_ONLY
+    return closure(step) if by_position else closure(step=step)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Applies a function to a tensor, or to every tensor in nested tuples, lists and dicts."""
+    return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def evaluate_drift(
     closure: Closure,
-    parameters: Sequence[Tensor],
+    layout: ParameterLayout,
     row: Row,
     step: int,
     seed: int,
@@ -71,8 +81,8 @@ def evaluate_drift(
 
     Args:
         closure: The user's closure; it computes the loss and calls ``backward``.
-        parameters: The live parameters; their ``.grad`` is None before and after.
-        row: Where the gradients are written.
+        layout: The live tensors; the parameters' ``.grad`` is None before and after.
+        row: Where the gradients are written, and the carry as the closure left it.
         step: Step index t.
         seed: The run's seed.
         around: Entered around the closure; what it raises counts as raised by the closure.
@@ -80,7 +90,7 @@ def evaluate_drift(
     Returns:
         The drift; `outcome` and `error` tell what went wrong.
     """
-    drift = Drift(step, row)
+    drift, parameters = Drift(step, row), layout.parameters
     try:
         for parameter in parameters:
             parameter.grad = None
@@ -89,8 +99,10 @@ def evaluate_drift(
             with torch.enable_grad(), around:
                 loss = call_closure(closure, step)
             drift.rng = RngState.capture()
-        drift.loss = loss.detach().clone() if isinstance(loss, Tensor) else loss
+        drift.loss = map_tensors(lambda tensor: tensor.detach().clone(), loss)
         _collect(drift, parameters)
+        if layout.carry:
+            torch._foreach_copy_(row.carry, layout.carry)
     except BaseException as error:
         drift.outcome = Outcome.FAILED if isinstance(error, Exception) else Outcome.INTERRUPTED
         drift.error = error
@@ -149,19 +161,12 @@ def set_gradients(parameters: Sequence[Tensor], drift: Drift) -> None:
     torch._foreach_copy_(targets, sources)
 
 
-def _wants_step(closure: Closure) -> bool:
+def _step_parameter(closure: Closure) -> inspect.Parameter | None:
     try:
-        parameters = inspect.signature(closure).parameters
+        parameter = inspect.signature(closure).parameters.get("step")
     except (TypeError, ValueError):  # builtins without a signature
-        return False
-    parameter = parameters.get("step")
-    return (
-        parameter is not None
-        and parameter.default is inspect.Parameter.empty
-        and parameter.kind
-        in (
-            inspect.Parameter.POSITIONAL_ONLY,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            inspect.Parameter.KEYWORD_ONLY,
-        )
-    )
+        return None
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if parameter is None or parameter.kind in variadic:
+        return None
+    return parameter if parameter.default is inspect.Parameter.empty else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from picardopt.errors import RankLostError
 
 
 def launch(
@@ -64,11 +67,21 @@ def launch(
     return [results[rank] for rank in range(workers)]
 
 
+_GRACE = 5.0  # seconds
+
+
 def default_workers() -> int:
     """One worker per accelerator of this host, or one per two CPU cores."""
     if torch.accelerator.is_available():
         return torch.accelerator.device_count()
     return max(1, (os.cpu_count() or 1) // 2)
+
+
+def _wait_for_all() -> None:
+    try:
+        dist.barrier()
+    except RuntimeError as error:
+        raise RankLostError(f"another worker ended before its time ({error})") from error
 
 
 def _work(target: Callable[..., Any], args: tuple[Any, ...], workers: int) -> Any:
@@ -82,7 +95,11 @@ def _work(target: Callable[..., Any], args: tuple[Any, ...], workers: int) -> An
     dist.init_process_group(backend)
     try:
         result = target(*args)
-        dist.barrier()
+        _wait_for_all()
         return result
+    except RankLostError:
+        # The consequence of another worker's failure: let the launcher hear of the cause first.
+        time.sleep(_GRACE)
+        raise
     finally:
         dist.destroy_process_group()

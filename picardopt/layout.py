@@ -19,17 +19,21 @@ _ALIGNMENT = 16  # bytes; the largest element (complex128) may start at any segm
 
 @dataclass(frozen=True)
 class Row:
-    """One value for every parameter, in one buffer.
+    """One value for every parameter, and for every tensor of the carry, in one buffer.
+
+    In a drift's row the parameters' places hold gradients, the carry's what the step left behind.
 
     Attributes:
         buffer: uint8 tensor [row_bytes]; padding is always zero.
-        segments: one flat tensor per dtype (complex seen as real), views of `buffer`.
+        segments: one flat tensor per dtype of the parameters (complex seen as real), views of `buffer`.
         tensors: one tensor per parameter, shaped like it, views of `buffer`.
+        carry: one tensor per tensor of the carry, likewise.
     """
 
     buffer: Tensor
     segments: list[Tensor]
     tensors: list[Tensor]
+    carry: list[Tensor]
 
     def copy_(self, other: Row) -> None:
         """Takes over another row's bits."""
@@ -41,57 +45,67 @@ class Row:
 
     @torch.no_grad()
     def store(self, tensors: Sequence[Tensor]) -> None:
-        """Copies tensors [one per parameter] into this row."""
-        torch._foreach_copy_(self.tensors, list(tensors))
+        """Copies tensors (the parameters, then the carry) into this row."""
+        torch._foreach_copy_([*self.tensors, *self.carry], list(tensors))
 
     @torch.no_grad()
     def load(self, tensors: Sequence[Tensor]) -> None:
-        """Copies this row into tensors [one per parameter], in place."""
-        torch._foreach_copy_(list(tensors), self.tensors)
+        """Copies this row into tensors (the parameters, then the carry), in place."""
+        torch._foreach_copy_(list(tensors), [*self.tensors, *self.carry])
 
 
 class ParameterLayout:
-    """Where each parameter lies in a row.
+    """Where each parameter, and each tensor of the carry, lies in a row.
 
     Args:
         parameters: The parameters, in the order of the optimizer's groups.
+        carry: Tensors besides parameters that a step reads and rewrites.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.parameters = list(parameters)
+    def __init__(self, parameters: Sequence[Tensor], carry: Sequence[Tensor] = ()) -> None:
+        self.parameters, self.carry = list(parameters), list(carry)
+        self.tensors = [*parameters, *carry]
         self.device = self.parameters[0].device
         self.numel = sum(p.numel() for p in self.parameters)
-        self._kinds = [_kind(p) for p in self.parameters]
-        self._offsets = [0] * len(self.parameters)
+        self._kinds = [_kind(tensor) for tensor in self.tensors]
+        self._offsets: list[int] = []
         self._spans: list[tuple[torch.dtype, int, int]] = []
-        end = 0
-        for dtype in dict.fromkeys(p.dtype for p in self.parameters):
-            start = end = -(-end // _ALIGNMENT) * _ALIGNMENT
-            for index, p in enumerate(self.parameters):
-                if p.dtype == dtype:
-                    self._offsets[index] = end
-                    end += p.numel() * p.element_size()
+        end = self._place(0, self.parameters)
+        self._parameter_spans = list(self._spans)
+        self.row_bytes = _aligned(self._place(end, self.carry))
+
+    def _place(self, end: int, tensors: Sequence[Tensor]) -> int:
+        """Gives tensors their offsets, dtype by dtype, from `end` on; returns the new end."""
+        offsets = [0] * len(tensors)
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+            start = end = _aligned(end)
+            for index, tensor in enumerate(tensors):
+                if tensor.dtype == dtype:
+                    offsets[index] = end
+                    end += tensor.numel() * tensor.element_size()
             self._spans.append((dtype, start, end))
-        self.row_bytes = -(-end // _ALIGNMENT) * _ALIGNMENT
+        self._offsets += offsets
+        return end
 
     @property
     def digest(self) -> int:
-        """63-bit hash of shapes and dtypes, equal on ranks that hold the same parameters."""
+        """63-bit hash of shapes and dtypes, equal on ranks that hold the same tensors."""
         text = repr([(tuple(shape), str(dtype)) for shape, dtype, *_ in self._kinds])
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
-    def describes(self, parameters: Sequence[Tensor]) -> bool:
+    def describes(self, parameters: Sequence[Tensor], carry: Sequence[Tensor] = ()) -> bool:
         """Whether these are the same tensor objects, of the same kind, trained or frozen as before."""
-        return len(parameters) == len(self.parameters) and all(
+        tensors = [*parameters, *carry]
+        return len(tensors) == len(self.tensors) and all(
             p is q and _kind(p) == kind
-            for p, q, kind in zip(parameters, self.parameters, self._kinds, strict=True)
+            for p, q, kind in zip(tensors, self.tensors, self._kinds, strict=True)
         )
 
     def scratch(self) -> Tensor:
         """An uninitialised float64 tensor as long as the longest segment of a row."""
         longest = max(
             (end - start) // dtype.itemsize * (2 if dtype.is_complex else 1)
-            for dtype, start, end in self._spans
+            for dtype, start, end in self._parameter_spans
         )
         return torch.empty(longest, dtype=torch.float64, device=self.device)
 
@@ -100,14 +114,19 @@ class ParameterLayout:
         if buffer is None:
             buffer = torch.zeros(self.row_bytes, dtype=torch.uint8, device=self.device)
         segments = []
-        for dtype, start, end in self._spans:
+        for dtype, start, end in self._parameter_spans:
             flat = buffer[start:end].view(dtype)
             segments.append(torch.view_as_real(flat).flatten() if dtype.is_complex else flat)
-        tensors = [
-            buffer[at : at + p.numel() * p.element_size()].view(p.dtype).view(p.shape)
-            for at, p in zip(self._offsets, self.parameters, strict=True)
+        views = [
+            buffer[at : at + t.numel() * t.element_size()].view(t.dtype).view(t.shape)
+            for at, t in zip(self._offsets, self.tensors, strict=True)
         ]
-        return Row(buffer, segments, tensors)
+        count = len(self.parameters)
+        return Row(buffer, segments, views[:count], views[count:])
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGNMENT) * _ALIGNMENT
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:

@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from picardopt.audit import Audit
 from picardopt.bases import JoinedOptimizer
-from picardopt.checks import check_arguments, check_base
+from picardopt.carry import Carry, carried_tensors, check_carry
+from picardopt.checks import check_arguments, check_base, check_lr_scheduler
 from picardopt.drift import Closure, Outcome, set_gradients
 from picardopt.engines import DistributedEngine, Engine, SerialEngine
 from picardopt.errors import PicardWarning
@@ -55,6 +56,9 @@ class ParallelPicardOptimizer(Optimizer):
             learning rates; without it they are taken as constant over a window. Settable later.
         process_group: The ranks that share the window, a ProcessGroup or a one-dimensional DeviceMesh;
             default: torch.distributed's default group if it is initialised, else this process alone.
+        carry: Tensors besides the parameters that a step reads and rewrites (BatchNorm's statistics, an
+            occupancy grid, a teacher's average), written in place by the closure: a list of tensors, or a
+            module, whose buffers are meant.
         nonfinite: At a gradient with NaN or infinity: "raise", or "skip" the base's step.
         audit: Whether the closure is checked to be pure: "auto" (often at first, then rarely), "always", "never".
         timeout: Seconds that any rank is waited for.
@@ -77,17 +81,20 @@ class ParallelPicardOptimizer(Optimizer):
         seed: int = 0,
         lr_scheduler: LRScheduler | None = None,
         process_group: dist.ProcessGroup | DeviceMesh | None = None,
+        carry: Carry = None,
         nonfinite: str = "raise",
         audit: str = "auto",
         timeout: float = 600.0,
     ) -> None:
         for optimizer in base if isinstance(base, Sequence) else [base]:
             check_base(optimizer)
-        check_arguments(window, predictor, total_steps, seed, lr_scheduler, nonfinite, timeout)
+        check_arguments(window, predictor, total_steps, seed, nonfinite, timeout)
         self.base = JoinedOptimizer(base) if isinstance(base, Sequence) else base
+        check_carry(carry, parameters_of(self.base))
+        self._carry = carry
         # Hook registries and zero_grad's profile name, without Optimizer.__init__: the groups are the base's.
         Optimizer.__setstate__(self, {})
-        self.tolerance = as_tolerance(StepRelativeTolerance() if tolerance is None else tolerance)
+        self._tolerance = as_tolerance(StepRelativeTolerance() if tolerance is None else tolerance)
         self.stats = Stats()
         self._audit = Audit(audit)
         self._group = _resolve_group(process_group)
@@ -171,14 +178,16 @@ class ParallelPicardOptimizer(Optimizer):
     def _ready(self) -> Speculator:
         """The speculator over the present parameters; a new one if tensors were added or replaced."""
         parameters = parameters_of(self.base)
-        if self._speculator is None or not self._speculator.layout.describes(parameters):
+        carry = carried_tensors(self._carry)
+        if self._speculator is None or not self._speculator.layout.describes(parameters, carry):
             if self._speculator is not None:
                 self._speculator.drop()
             self._speculator = Speculator(
                 parameters,
+                self._carry,
                 self._engine,
                 self._rollout,
-                self.tolerance,
+                self._tolerance,
                 self._audit,
                 self._options,
                 self.stats,
@@ -209,6 +218,16 @@ class ParallelPicardOptimizer(Optimizer):
         return self._options.seed
 
     @property
+    def tolerance(self) -> Tolerance:
+        """What is accepted. Setting it drops what was evaluated ahead under the old one."""
+        return self._tolerance
+
+    @tolerance.setter
+    def tolerance(self, value: float | Tolerance) -> None:
+        self._tolerance = as_tolerance(value)
+        self._flush()
+
+    @property
     def step_index(self) -> int:
         """Index of the next step: how many were committed. Setting it drops what was evaluated ahead."""
         return self._step_index
@@ -229,6 +248,7 @@ class ParallelPicardOptimizer(Optimizer):
 
     @lr_scheduler.setter
     def lr_scheduler(self, value: LRScheduler | None) -> None:
+        check_lr_scheduler(value)
         self._rollout.watch(value)
 
     def __repr__(self) -> str:
@@ -339,6 +359,7 @@ class ParallelPicardOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         lr_scheduler, had_ranks = state.pop("_lr_scheduler"), state.pop("_had_ranks")
         self.__dict__.update(state)
+        Optimizer.__setstate__(self, {})
         self._group = None
         self._engine = self._make_engine()
         self._rollout = Rollout(self.base, self)

@@ -8,23 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from picardopt.drift import Drift
-from picardopt.layout import Row
+from picardopt.layout import ParameterLayout, Row
 from picardopt.rollout import Rollout
 
-Predictor = Callable[[Rollout, Sequence[Tensor], Drift, Row, Sequence[Row]], None]
+Predictor = Callable[[Rollout, ParameterLayout, Drift, Row, Sequence[Row]], None]
 
 
 def hold(
-    rollout: Rollout, parameters: Sequence[Tensor], still: Drift, tail: Row, out: Sequence[Row]
+    rollout: Rollout, layout: ParameterLayout, still: Drift, tail: Row, out: Sequence[Row]
 ) -> None:
     """Copies the tail (Algorithm 2: ``theta[tau+j] <- theta[tau+p]`` for j in [p, skip+p]).
 
     Args:
         rollout: The rollout, standing at the tail, inside its `speculation`.
-        parameters: The live parameters, holding the tail's values.
+        layout: The live tensors, holding the tail's values.
         still: A drift of zeros, None where the tail's own drift had None.
         tail: The tail's row.
         out: Rows to fill, in order of steps.
@@ -34,7 +33,7 @@ def hold(
 
 
 def coast(
-    rollout: Rollout, parameters: Sequence[Tensor], still: Drift, tail: Row, out: Sequence[Row]
+    rollout: Rollout, layout: ParameterLayout, still: Drift, tail: Row, out: Sequence[Row]
 ) -> None:
     """Steps the base on with zero drifts: its momentum carries the trajectory on.
 
@@ -44,10 +43,10 @@ def coast(
     before = tail
     for index, row in enumerate(out):
         try:
-            rollout.advance(parameters, still)
+            rollout.advance(layout.parameters, still)
         except Exception:
-            return hold(rollout, parameters, still, before, out[index:])
-        row.store(parameters)
+            return hold(rollout, layout, still, before, out[index:])
+        row.store(layout.tensors)
         _hold_if_not_finite(row, before)
         before = row
     return None

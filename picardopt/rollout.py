@@ -14,6 +14,7 @@ import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,6 @@ _LEAVES = (
     types.ModuleType,
     torch.dtype,
     torch.device,
-    torch.nn.Module,
     dist.ProcessGroup if dist.is_available() else type(None),
     threading.Thread,
 )
@@ -103,7 +103,7 @@ class Snapshot:
             return
         seen.add(id(obj))
         if isinstance(obj, Tensor):
-            self._tensors.append(obj.detach() if obj.requires_grad else obj)
+            self._tensors.append(_written_once(obj))
         elif isinstance(obj, dict):
             self._keep_dict(obj)
             for value in obj.values():
@@ -136,8 +136,19 @@ class Snapshot:
         elif isinstance(obj, random.Random):
             stream = obj.getstate()
             self._undo.append(lambda: obj.setstate(stream))
-        elif hasattr(obj, "__dict__"):
-            self._visit(vars(obj), seen)
+        else:
+            if hasattr(obj, "__dict__"):
+                self._visit(vars(obj), seen)
+            self._keep_slots(obj, seen)
+
+    def _keep_slots(self, obj: Any, seen: set[int]) -> None:
+        for cls in type(obj).__mro__:
+            names = cls.__dict__.get("__slots__", ())
+            for name in (names,) if isinstance(names, str) else names:
+                if name not in ("__dict__", "__weakref__") and hasattr(obj, name):
+                    value = getattr(obj, name)
+                    self._undo.append(partial(setattr, obj, name, value))
+                    self._visit(value, seen)
 
     def _keep_dict(self, obj: dict[Any, Any]) -> None:
         items = list(obj.items())
@@ -197,7 +208,7 @@ class Rollout:
         """Within it the base may be stepped; afterwards parameters, state and generators are the head's.
 
         Args:
-            parameters: The live parameters, holding the head's values.
+            parameters: The live parameters and then the carry, holding the head's values.
             head: The head's row.
         """
         self._snapshot.capture(parameters)
@@ -253,8 +264,10 @@ def hooks_held_back(base: Optimizer, *, own: bool) -> Iterator[None]:
         torch_optimizer._global_optimizer_pre_hooks,
         torch_optimizer._global_optimizer_post_hooks,
     ]
-    for optimizer in (base, *getattr(base, "optimizers", ())) if own else ():
-        registries += [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
+    for optimizer in _with_nested(base) if own else ():
+        names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+        # Not every subclass calls Optimizer.__init__.
+        registries += [getattr(optimizer, name) for name in names if hasattr(optimizer, name)]
     saved = [list(registry.items()) for registry in registries]
     for registry in registries:
         registry.clear()
@@ -264,6 +277,16 @@ def hooks_held_back(base: Optimizer, *, own: bool) -> Iterator[None]:
         for registry, items in zip(registries, saved, strict=True):
             registry.clear()
             registry.update(items)
+
+
+def _with_nested(base: Optimizer) -> list[Optimizer]:
+    """An optimizer and those that it drives (a joined list, Lookahead's inner one)."""
+    found = [base]
+    for value in vars(base).values():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Optimizer):
+                found += _with_nested(item)
+    return found
 
 
 @contextmanager
@@ -284,6 +307,16 @@ def interrupts_deferred() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if caught:
             before(*caught[0])
+
+
+def _written_once(tensor: Tensor) -> Tensor:
+    """The tensor itself; of an expanded one, a view of one copy of what is repeated."""
+    repeated = [
+        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    ]
+    if not any(repeated):
+        return tensor
+    return tensor.detach()[tuple(slice(0, 1) if again else slice(None) for again in repeated)]
 
 
 def _discard(_: object) -> None:

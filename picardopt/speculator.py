@@ -7,6 +7,7 @@ takes the steps for real, one a call.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,10 +16,25 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from picardopt.audit import Audit, differs, impure, is_noise, options_of, refuse_changed_options
+from picardopt.audit import (
+    Audit,
+    bits_float,
+    differs,
+    float_bits,
+    impure,
+    is_noise,
+    options_of,
+    refuse_changed_options,
+)
+from picardopt.carry import Carry, apply_change, carried_tensors
 from picardopt.drift import Closure, Drift, Outcome, evaluate_drift
 from picardopt.engines import Claim, Engine
-from picardopt.errors import ImpureClosureError, NonFiniteGradientError, PicardWarning
+from picardopt.errors import (
+    ImpureClosureError,
+    NonFiniteGradientError,
+    PicardError,
+    PicardWarning,
+)
 from picardopt.layout import ParameterLayout, Row, parameters_of
 from picardopt.predictor import Predictor
 from picardopt.rng import step_seed
@@ -69,6 +85,7 @@ class Speculator:
 
     Args:
         parameters: The live parameters.
+        carry: What besides them a step reads and rewrites.
         engine: Who evaluates.
         rollout: The base, to be driven.
         tolerance: What is accepted.
@@ -80,6 +97,7 @@ class Speculator:
     def __init__(
         self,
         parameters: Sequence[Tensor],
+        carry: Carry,
         engine: Engine,
         rollout: Rollout,
         tolerance: Tolerance,
@@ -88,7 +106,8 @@ class Speculator:
         stats: Stats,
     ) -> None:
         self.parameters = list(parameters)
-        self.layout = ParameterLayout(parameters)
+        self.layout = ParameterLayout(parameters, carried_tensors(carry))
+        self._carry = carry
         self.window = Window(self.layout)
         self.queue: deque[Accepted] = deque()
         self._engine, self._rollout, self._tolerance = engine, rollout, tolerance
@@ -100,9 +119,9 @@ class Speculator:
     def start(self, step: int) -> None:
         """Makes the ranks agree, on rank 0's parameters."""
         head = self.window.head
-        head.store(self.parameters)
+        head.store(self.layout.tensors)
         self._engine.start(self.layout, head, self._claim(step, 0))
-        head.load(self.parameters)
+        head.load(self.layout.tensors)
 
     def drop(self) -> None:
         """Forgets the queue; the window's iterates stay as guesses."""
@@ -117,6 +136,13 @@ class Speculator:
             NonFiniteGradientError: If the head's gradient is not finite and that is to be raised.
             ImpureClosureError: If the audit found the closure out.
         """
+        try:
+            return self._next(closure, step)
+        except BaseException:
+            self.drop()
+            raise
+
+    def _next(self, closure: Closure, step: int) -> Accepted:
         if self.queue and self._moved():
             self.drop()
         if not self.queue:
@@ -129,8 +155,8 @@ class Speculator:
         return accepted
 
     def pop(self) -> None:
-        """Moves on by the step that was just committed."""
-        self.queue.popleft()
+        """Moves on by the step whose parameters were just committed: its carry follows."""
+        apply_change(self.layout.carry, self.window.head, self.queue.popleft().drift.row)
         self.window.release([self.window.shift()])
 
     @property
@@ -160,12 +186,12 @@ class Speculator:
 
     def _sweep(self, closure: Closure, step: int) -> None:
         slots = self._slots(step)
-        self.window.head.store(self.parameters)
+        self.window.head.store(self.layout.tensors)
         self.window.resize(slots + 1)
         watched = self._speculates and self._audit.due(self._stats.sweeps)
 
         def evaluate(slot: int, out: Row) -> Drift:
-            self.window.rows[slot].load(self.parameters)
+            self.window.rows[slot].load(self.layout.tensors)
             return self._evaluate(closure, step + slot, out, watched)
 
         with self._borrowed(self.window.head):
@@ -196,20 +222,8 @@ class Speculator:
 
     def _roll_out(self, drifts: list[Drift], step: int) -> int:
         """Rolls the base out, measures, chooses the stride, queues and slides."""
-        with self._rollout.speculation(self.parameters, self.window.head):
-            after = [self.window.head]
-            for drift in drifts:
-                try:
-                    self._rollout.advance(self.parameters, drift)
-                except Exception as error:
-                    if len(after) == 1:
-                        raise
-                    self._bad_future(
-                        Drift(drift.step, drift.row, outcome=Outcome.FAILED, error=error)
-                    )
-                    break
-                after.append(self.window.spare())
-                after[-1].store(self.parameters)
+        with self._rollout.speculation(self.layout.tensors, self.window.head):
+            after, error = self._iterates(drifts)
             whole = len(after) == len(drifts) + 1
             count = len(after) - 1
             table = measure(
@@ -221,14 +235,25 @@ class Speculator:
                 distances=self._tolerance.needs_distances,
                 bits=self._tolerance.exact,
             )
-            told = self._engine.agree(table.reshape(-1))
-            measures = as_measures([told[i * count : (i + 1) * count] for i in range(4)])
+            told = self._engine.agree(table, len(drifts))
+            if not told[0]:
+                raise error or PicardError(
+                    f"the base optimizer's step failed at step {step} on another rank, which tells why"
+                )
+            if error is not None:
+                self._bad_future(Drift(step + count, self._zeros, error=error))
+            measures = as_measures(told)
             thresholds = self._tolerance.thresholds(measures)
             stride = choose_stride(measures, thresholds, exact=self._tolerance.exact)
             self._tolerance.update(measures, stride)
             self.window.refine(after[1:], stride)
             if whole:
                 self._extend(drifts[-1], step, stride)
+        if math.isnan(measures.residuals[0]):
+            self._warn_once(
+                "residuals are NaN: a parameter holds a NaN or an infinity, so no guess can be accepted and every "
+                "sweep makes one step final"
+            )
         self._stats.residuals.append(list(measures.residuals))
         self._stats.tolerances.append(thresholds)
         for slot, drift in enumerate(drifts[:stride]):
@@ -236,73 +261,89 @@ class Speculator:
             self.queue.append(Accepted(drift, self._stats.sweeps, slot, threshold))
         return stride
 
+    def _iterates(self, drifts: list[Drift]) -> tuple[list[Row], Exception | None]:
+        """The head and the new iterates, as far as the base steps without an error."""
+        after = [self.window.head]
+        for guess, drift in zip(self.window.rows, drifts, strict=False):
+            try:
+                self._rollout.advance(self.parameters, drift)
+            except Exception as error:
+                return after, error
+            apply_change(self.layout.carry, guess, drift.row)
+            after.append(self.window.spare())
+            after[-1].store(self.layout.tensors)
+        return after, None
+
     def _extend(self, last: Drift, step: int, stride: int) -> None:
         """Fills the slots behind the tail; the rollout stands there."""
         wanted = stride + self._slots(step + stride) + 1
         rows = [self.window.spare() for _ in range(wanted - len(self.window.rows))]
         still = Drift(last.step, self._zeros, last.present)
-        self._options.predictor(self._rollout, self.parameters, still, self.window.rows[-1], rows)
+        self._options.predictor(self._rollout, self.layout, still, self.window.rows[-1], rows)
         self.window.rows.extend(rows)
 
     def _evaluate(self, closure: Closure, step: int, out: Row, watched: bool = False) -> Drift:
         """One drift at the live parameters' values."""
         around = self._around(watched)
-        return evaluate_drift(closure, self.parameters, out, step, self._options.seed, around)
+        return evaluate_drift(closure, self.layout, out, step, self._options.seed, around)
 
     @contextmanager
     def _around(self, watched: bool) -> Iterator[None]:
         """Stands around a closure and raises, as if the closure did, if it changed what it must not."""
         groups = self._rollout.base.param_groups
         before = options_of(groups)
-        with self._audit.guard(self.parameters) if watched else nullcontext():
+        with self._audit.guard(self.layout) if watched else nullcontext():
             yield
         if self._speculates:
             refuse_changed_options(groups, before)
-        if not self.layout.describes(parameters_of(self._rollout.base)):
+        if not self.layout.describes(
+            parameters_of(self._rollout.base), carried_tensors(self._carry)
+        ):
             raise RuntimeError(
-                "the closure changed the optimizer's parameter list (other tensors, shapes or groups): do that "
-                "between two calls of step(), where the window is rebuilt"
+                "the closure changed the optimizer's parameter list or the carry's (other tensors, shapes or "
+                "groups): do that between two calls of step(), where the window is rebuilt, and write into the "
+                "carry's tensors in place"
             )
 
     def _moved(self) -> bool:
         """Whether the live parameters have left the point at which the next queued drift was evaluated."""
         accepted = self.queue[0]
-        if accepted.slot == 0:
-            return False
-        self._live.store(self.parameters)
-        if self._tolerance.exact:
+        self._live.store(self.layout.tensors)
+        if self._tolerance.exact or accepted.slot == 0:
             return not bool(same_bits(self._live, self.window.head))
         distance = squared_distance(self._live, self.window.head, self._scratch, self.layout.numel)
         return not accepts(float(distance), accepted.threshold, False, exact=False)
 
     def _check(self, closure: Closure, accepted: Accepted) -> None:
         """Evaluates a queued drift again, with the closure of its own call, at the guess it was made at."""
+        queued, rows = accepted.drift, [self.window.spare(), self.window.spare()]
         with self._stats.phase("audit"):
             self._stats.audits += 1
-            queued, row = accepted.drift, self.window.spare()
-            self._live.store(self.parameters)
+            self._live.store(self.layout.tensors)
             with self._borrowed(self._live):
-                difference = self._difference(closure, queued, row)
-                if difference > 0 and self.layout.device.type != "cpu":
-                    again = self._again(closure, queued.step, row)
-                    noise = self._difference(closure, again, self.window.spare())
-                    difference = 0.0 if is_noise(difference, noise) else difference
-            self.window.release([row])
-            ranks = self._engine.any_rank(difference > 0)
-        if ranks:
-            self.drop()
-            raise impure(queued.step, ranks if self._engine.size > 1 else [], difference)
+                again = self._evaluate_at_head(closure, queued.step, rows[0])
+                difference = self._difference(queued, again)
+                if 0 < difference < math.inf:
+                    once_more = self._evaluate_at_head(closure, queued.step, rows[1])
+                    noise = self._difference(again, once_more)
+                    if is_noise(difference, noise, self.layout.device):
+                        difference = 0.0
+            self.window.release(rows)
+            interrupted = again.outcome is Outcome.INTERRUPTED
+            told = self._engine.share_numbers([int(interrupted), float_bits(difference)])
+        if any(flag for flag, _ in told):
+            raise (again.error if interrupted else None) or KeyboardInterrupt
+        differences = [bits_float(bits) for _, bits in told]
+        if any(differences):
+            raise impure(queued.step, differences) from again.error
         self._audit.passed(accepted.sweep)
 
-    def _again(self, closure: Closure, step: int, out: Row) -> Drift:
-        self.window.head.load(self.parameters)
+    def _evaluate_at_head(self, closure: Closure, step: int, out: Row) -> Drift:
+        self.window.head.load(self.layout.tensors)
         return self._evaluate(closure, step, out)
 
-    def _difference(self, closure: Closure, queued: Drift, out: Row) -> float:
-        again = self._again(closure, queued.step, out)
-        if again.outcome is Outcome.INTERRUPTED and again.error is not None:
-            raise again.error
-        return differs(queued, again, self._scratch, self.layout.numel)
+    def _difference(self, drift: Drift, again: Drift) -> float:
+        return differs(drift, again, self._scratch, self.layout.numel)
 
     def _raise_bad_present(self, drifts: Sequence[Drift]) -> None:
         """The user's own trajectory went wrong, or the closure is no function of it: that is an error."""
@@ -320,16 +361,16 @@ class Speculator:
     def _bad_future(self, drift: Drift) -> None:
         """Speculation went wrong beyond the head: it shortens the stride, no more."""
         self._stats.failed_speculations += 1
-        if self._warned or self._engine.rank != 0:
-            return
-        self._warned = True
         what = drift.trace or drift.error or "its gradient has a NaN or an infinity"
-        warnings.warn(
+        self._warn_once(
             f"running ahead failed at step {drift.step}, evaluated at a guess; this shortens the stride and changes "
-            f"no result (told once, counted in stats.failed_speculations): {what}",
-            PicardWarning,
-            stacklevel=2,
+            f"no result (told once, counted in stats.failed_speculations): {what}"
         )
+
+    def _warn_once(self, text: str) -> None:
+        if not self._warned and self._engine.rank == 0:
+            self._warned = True
+            warnings.warn(text, PicardWarning, stacklevel=2)
 
     @contextmanager
     def _borrowed(self, row: Row) -> Iterator[None]:
@@ -339,6 +380,6 @@ class Speculator:
             yield
         finally:
             with interrupts_deferred():
-                row.load(self.parameters)
+                row.load(self.layout.tensors)
                 for parameter, grad in zip(self.parameters, grads, strict=True):
                     parameter.grad = grad

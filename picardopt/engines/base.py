@@ -78,12 +78,20 @@ class Engine(Protocol):
         """
         ...
 
-    def agree(self, table: Tensor) -> list[float]:
-        """Rank 0's numbers, on the host of every rank; `table` is float64 [n], the same n everywhere."""
+    def agree(self, table: Tensor, columns: int) -> list[list[float]]:
+        """Rank 0's numbers, on the host of every rank.
+
+        Args:
+            table: float64 tensor [rows, n]; n may differ by rank, where a rank's rollout ended early.
+            columns: The largest n that any rank can have.
+
+        Returns:
+            Rank 0's rows, cut to the smallest n of all ranks.
+        """
         ...
 
-    def any_rank(self, flag: bool) -> list[int]:
-        """The ranks on which a flag is set."""
+    def share_numbers(self, values: list[int]) -> list[list[int]]:
+        """Every rank's integers (a few, equally many on each), by rank."""
         ...
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from picardopt.drift import Drift, Outcome
+from picardopt.drift import Drift, Outcome, map_tensors
 from picardopt.engines.base import Claim, EvaluateSlot, usable_prefix
 from picardopt.engines.exchange import make_exchange
 from picardopt.errors import RankMismatchError, RemoteClosureError
@@ -71,21 +71,32 @@ class DistributedEngine:
         with self._stats.phase("exchange"):
             return self._gather(mine, claim)
 
-    def agree(self, table: Tensor) -> list[float]:
-        """Rank 0's numbers; one rank decides, so that rounding can never part the ranks."""
+    def agree(self, table: Tensor, columns: int) -> list[list[float]]:
+        """Rank 0's numbers, cut to what every rank has; one rank decides, so that rounding never parts them."""
         with self._stats.phase("exchange"):
-            local = table.to(self._exchange.device).contiguous()
+            count = table.shape[1]
+            local = torch.zeros(
+                1 + table.shape[0] * columns, dtype=torch.float64, device=table.device
+            )
+            local[0] = count
+            local[1:].view(table.shape[0], columns)[:, :count] = table
+            local = local.to(self._exchange.device)
             shared = torch.empty(
                 (self.size, local.numel() * 8), dtype=torch.uint8, device=local.device
             )
             self._exchange.share(local.view(torch.uint8), shared)
-            return [float(x) for x in shared[0].view(torch.float64).tolist()]
+            numbers = shared.view(torch.float64).cpu()
+            least = int(numbers[:, 0].min())
+            told: list[list[float]] = (
+                numbers[0, 1:].view(table.shape[0], columns)[:, :least].tolist()
+            )
+            return told
 
-    def any_rank(self, flag: bool) -> list[int]:
-        """The ranks on which the flag is set."""
+    def share_numbers(self, values: list[int]) -> list[list[int]]:
+        """Every rank's integers, by rank."""
         with self._stats.phase("exchange"):
-            flags = self._share_header(_FLAG, [int(flag)])[:, 0]
-            return [int(rank) for rank in np.flatnonzero(flags)]
+            table = self._share_header(_FLAG, values)
+            return [[int(x) for x in row[: len(values)]] for row in table]
 
     def _allocate(self, layout: ParameterLayout, rounds: int) -> None:
         if layout is self._layout and rounds == len(self._rows[0]):
@@ -104,7 +115,7 @@ class DistributedEngine:
         message = pickle.dumps([_pack(drift) for drift in mine])
         fatal = any(
             drift.outcome is Outcome.INTERRUPTED
-            or (drift.outcome is not Outcome.FINITE and drift.step == claim.step)
+            or (drift.outcome is Outcome.FAILED and drift.step == claim.step)
             for drift in mine
         )
         header = self._share_header(_SWEEP, [len(message), int(fatal), *claim.as_list()])
@@ -177,8 +188,9 @@ class DistributedEngine:
     def _unpack(self, fields: dict[str, Any], rank: int, turn: int) -> Drift:
         fields = dict(fields)
         device, error = fields.pop("loss_device"), fields["error"]
-        if device is not None and device != "cpu" and self._layout is not None:
-            fields["loss"] = fields["loss"].to(self._layout.device)
+        if device != "cpu" and self._layout is not None:
+            place = self._layout.device
+            fields["loss"] = map_tensors(lambda t: t.to(place), fields["loss"])
         drift = Drift(row=self._rows[rank][turn], **fields)
         if drift.outcome >= Outcome.FAILED:
             drift.error = _unpack_error(error)
@@ -199,12 +211,17 @@ _MEANING = {
 
 
 def _pack(drift: Drift) -> dict[str, Any]:
-    loss = drift.loss
+    devices: list[str] = ["cpu"]
+
+    def to_host(tensor: Tensor) -> Tensor:
+        devices.append(tensor.device.type)
+        return tensor.cpu()
+
     return {
         "step": drift.step,
         "present": drift.present,
-        "loss": loss.cpu() if isinstance(loss, Tensor) else loss,
-        "loss_device": loss.device.type if isinstance(loss, Tensor) else None,
+        "loss": map_tensors(to_host, drift.loss),
+        "loss_device": devices[-1],
         "rng": drift.rng,
         "outcome": drift.outcome,
         "error": _pack_error(drift.error),

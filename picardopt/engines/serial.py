@@ -47,10 +47,11 @@ class SerialEngine:
             raise last.error
         return drifts, len(drifts)
 
-    def agree(self, table: Tensor) -> list[float]:
+    def agree(self, table: Tensor, columns: int) -> list[list[float]]:
         """Brings the numbers to the host (the sweep's one sync)."""
-        return [float(x) for x in table.tolist()]
+        told: list[list[float]] = table.tolist()
+        return told
 
-    def any_rank(self, flag: bool) -> list[int]:
-        """This rank, if the flag is set."""
-        return [0] if flag else []
+    def share_numbers(self, values: list[int]) -> list[list[int]]:
+        """This rank's integers."""
+        return [values]
