@@ -197,11 +197,20 @@ class Pools:
                 pool.kill()
 
 
+def _meet() -> None:
+    """Imports what jobs need and waits for the others, so that short timeouts start fair."""
+    import runs  # noqa: F401
+    import torch.distributed as dist
+
+    dist.barrier()
+
+
 @contextmanager
 def fresh_pool(world_size: int) -> Iterator[Pool]:
     """A pool of its own for a test that kills a worker or leaves the group out of step."""
     pool = Pool(world_size)
     try:
+        pool.run(_meet)
         yield pool
     finally:
         pool.kill()

@@ -120,14 +120,18 @@ def test_the_tolerance_is_kept(kind: Any) -> None:
     assert resumed.tolerance.value == optimizer.tolerance.value
 
 
-def test_another_seed_is_refused_before_anything_is_loaded() -> None:
-    """A run that is resumed must draw the numbers of the run that was saved."""
+def test_the_seed_is_kept() -> None:
+    """A run that is resumed draws the numbers of the run that was saved."""
     case = Case("network", "Adam", steps=12, seed=11)
     problem, optimizer, _ = wrap(case, window=4)
-    run(problem, optimizer, None, 5)
+    trace = run(problem, optimizer, None, 5)
     saved = copy.deepcopy(optimizer.state_dict())
-    _, other, _ = wrap(case, window=4, seed=99)
-    with pytest.raises(ValueError, match="seed"):
-        other.load_state_dict(saved)
-    assert other.step_index == 0
-    assert not other.state
+    parameters = [p.detach().clone() for p in problem.parameters]
+    problem, optimizer, _ = wrap(case, window=4, seed=99)
+    with torch.no_grad():
+        for p, value in zip(problem.parameters, parameters, strict=True):
+            p.copy_(value)
+    optimizer.load_state_dict(saved)
+    assert optimizer.seed == 11
+    run(problem, optimizer, None, 7, trace)
+    assert_same_trace(trace, sequential(case))

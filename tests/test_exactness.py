@@ -57,6 +57,15 @@ def test_total_steps_shrinks_the_last_windows(total_steps: int | None) -> None:
         assert done == total_steps
 
 
+def test_running_past_total_steps() -> None:
+    """An underestimate of the horizon costs parallelism beyond it, nothing else."""
+    case = Case("network", "Adam", steps=20)
+    trace = parallel(case, window=4, total_steps=8)
+    assert_same_trace(trace, expected(case))
+    assert trace.stats["strides"][-12:] == [1] * 12
+    assert max(trace.stats["strides"]) >= 2
+
+
 @pytest.mark.parametrize("predictor", PREDICTORS)
 @pytest.mark.parametrize("optimizer", ["Adam", "SGD: momentum", "Adagrad"])
 @pytest.mark.parametrize("problem", sorted(set(PROBLEMS) - {"network", "smooth", "integers"}))

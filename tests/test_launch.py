@@ -98,41 +98,36 @@ def test_wrong_numbers_of_workers(workers: Any) -> None:
         launch(trained, workers=workers, args=(CASE,))
 
 
-def test_one_script_three_ways(tmp_path: Path) -> None:
-    """``python``, ``torchrun`` and ``launch`` run the same file to the same bits."""
+WAYS = {
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    "launch": [
+        "-c",
+        "import sys; from picardopt import launch; "
+        "launch(sys.argv[1], workers=2, args=tuple(sys.argv[2:]))",
+    ],
+}
+
+
+@pytest.mark.parametrize("way", ["torchrun", pytest.param("launch", marks=pytest.mark.slow)])
+def test_one_script_alone_and_on_two_processes(tmp_path: Path, way: str) -> None:
+    """``python train.py`` and ``torchrun ... train.py`` end with the same bits."""
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     results = []
-    commands = {
-        "python": [sys.executable, str(script)],
-        "torchrun": [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            str(script),
-        ],
-        "launch": [
-            sys.executable,
-            "-c",
-            "import sys; from picardopt import launch; "
-            "launch(sys.argv[1], workers=2, args=tuple(sys.argv[2:]))",
-            str(script),
-        ],
-    }
-    for name, command in commands.items():
+    for name, options in {"python": [], way: WAYS[way]}.items():
         out = tmp_path / f"{name}.pt"
         done = subprocess.run(
-            [*command, str(out)], env=environment(), capture_output=True, text=True, timeout=200
+            [sys.executable, *options, str(script), str(out)],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=200,
         )
         assert done.returncode == 0, f"{name}: {done.stdout}\n{done.stderr}"
         results.append(torch.load(out))
-    first = results[0]
-    assert first[1] < 10
-    for weight, sweeps in results[1:]:
-        assert_same_bits(weight, first[0])
-        assert sweeps == first[1]
+    (alone, sweeps), (together, same_sweeps) = results
+    assert_same_bits(together, alone)
+    assert sweeps == same_sweeps < 10
 
 
 def in_two_halves(kind: str) -> Any:

@@ -111,22 +111,24 @@ def leaving_the_loop(timeout: float) -> dict[str, Any]:
 def test_a_rank_that_stops_calling() -> None:
     """Bounded by ``timeout``; the error names the rank that is waited for."""
     with fresh_pool(3) as pool:
-        outcomes = pool.outcomes(leaving_the_loop, 4.0)
+        outcomes = pool.outcomes(leaving_the_loop, 6.0)
     for outcome in outcomes:
+        assert outcome.error is None, outcome.text
         report = outcome.value
         if outcome.rank == 1:
             assert report["error"] == "NoneType"
         else:
             assert report["error"] == RankLostError.__name__, report["text"]
             assert "1" in report["message"]
-            assert report["seconds"] < 4.0 + SECONDS
+            assert report["seconds"] < 6.0 + SECONDS
 
 
+@pytest.mark.slow
 def test_a_stopped_rank() -> None:
     """SIGSTOP: the peers wait for ``timeout`` and no longer."""
     with fresh_pool(2) as pool:
-        pool.submit(dying, "stop", 3, 1, 4.0)
-        assert pool.connections[0].poll(4.0 + 2 * SECONDS)
+        pool.submit(dying, "stop", 3, 1, 6.0)
+        assert pool.connections[0].poll(6.0 + 2 * SECONDS)
         outcome = pickle.loads(pool.connections[0].recv_bytes())
         report = outcome.value
     assert report["error"] == RankLostError.__name__

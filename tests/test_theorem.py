@@ -115,6 +115,7 @@ def test_exact_within_as_many_sweeps_as_steps(
         assert stats.strides == [1] * steps
     if options["total_steps"]:
         assert sum(stats.strides) == steps
+        assert stats.drift_evaluations == steps + stats.wasted_evaluations
 
 
 @settings(max_examples=30)
