@@ -164,13 +164,14 @@ def returning(kind: str) -> list[Any]:
             "vector": lambda: torch.stack([loss, loss * 2]),
             "bf16": lambda: loss.bfloat16(),
             "dict": lambda: {"loss": float(loss.detach()), "step": step},
+            "tensors": lambda: {"loss": loss, "parts": (loss * 2, step)},
         }
         return results[kind]()
 
     return [optimizer.step(closure) for _ in range(CASE.steps)]
 
 
-@pytest.mark.parametrize("kind", ["float", "none", "vector", "bf16", "dict"])
+@pytest.mark.parametrize("kind", ["float", "none", "vector", "bf16", "dict", "tensors"])
 def test_what_a_closure_may_return(pools: Pools, kind: str) -> None:
     """Every rank gets the loss of the step, whichever rank evaluated it."""
     losses = [float(loss) for loss in sequential(CASE).losses]
@@ -184,6 +185,7 @@ def test_what_a_closure_may_return(pools: Pools, kind: str) -> None:
                 "vector": torch.stack([exact, exact * 2]),
                 "bf16": exact.bfloat16(),
                 "dict": {"loss": loss, "step": step},
+                "tensors": {"loss": exact, "parts": (exact * 2, step)},
             }[kind]
             assert_same_bits(value, expected, f"step {step}")
 
