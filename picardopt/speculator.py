@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -114,7 +115,7 @@ class Speculator:
         self._audit, self._options, self._stats = audit, options, stats
         self._live, self._scratch = self.layout.row(), self.layout.scratch()
         self._zeros = self.layout.row()
-        self._warned = False
+        self._warned, self._to_tell = False, ""
 
     def start(self, step: int) -> None:
         """Makes the ranks agree, on rank 0's parameters."""
@@ -180,9 +181,25 @@ class Speculator:
             slots=slots,
             window=self._options.window,
             seed=step_seed(self._options.seed, 0) >> 1,
+            options=self._options_digest(),
             layout=self.layout.digest,
             parameters=self.window.head.fingerprint() if self._engine.size > 1 else 0,
         )
+
+    def _options_digest(self) -> int:
+        options, tolerance = self._options, self._tolerance
+        plain = {
+            k: v for k, v in vars(tolerance).items() if isinstance(v, int | float | str | None)
+        }
+        deciding = (
+            type(tolerance).__name__,
+            plain,
+            options.predictor.__name__,
+            options.total_steps,
+            options.nonfinite,
+            self._audit.mode,
+        )
+        return zlib.crc32(repr(deciding).encode())
 
     def _sweep(self, closure: Closure, step: int) -> None:
         slots = self._slots(step)
@@ -211,6 +228,9 @@ class Speculator:
         self._stats.wasted_evaluations -= stride
         self._stats.strides.append(stride)
         self._stats.sweeps += 1
+        if self._to_tell:  # now that all is in place: a filter may turn a warning into an error
+            text, self._to_tell = self._to_tell, ""
+            warnings.warn(text, PicardWarning, stacklevel=2)
 
     def _take_head(self, head: Drift) -> int:
         """Queues the head's drift alone: a window of 1, or a step to be skipped. Nothing is compared."""
@@ -369,8 +389,7 @@ class Speculator:
 
     def _warn_once(self, text: str) -> None:
         if not self._warned and self._engine.rank == 0:
-            self._warned = True
-            warnings.warn(text, PicardWarning, stacklevel=2)
+            self._warned, self._to_tell = True, text
 
     @contextmanager
     def _borrowed(self, row: Row) -> Iterator[None]:

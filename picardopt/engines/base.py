@@ -25,6 +25,7 @@ class Claim:
         slots: Drifts to evaluate.
         window: The configured window.
         seed: Hash of the run's seed.
+        options: Hash of what else decides: tolerance, predictor, total steps, audit, what a NaN does.
         layout: Digest of the parameters' shapes and dtypes.
         parameters: Fingerprint of the head's bits.
     """
@@ -34,6 +35,7 @@ class Claim:
     slots: int
     window: int
     seed: int
+    options: int
     layout: int
     parameters: int
 

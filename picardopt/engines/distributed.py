@@ -22,7 +22,7 @@ from picardopt.errors import RankMismatchError, RemoteClosureError
 from picardopt.layout import ParameterLayout, Row
 from picardopt.stats import Stats
 
-_HEADER_LENGTH = 12  # int64 words of every header, whatever its kind
+_HEADER_LENGTH = 16  # int64 words of every header, whatever its kind
 _START, _SWEEP, _FLAG = 0x70696361_01, 0x70696361_02, 0x70696361_03  # kinds of header
 
 
@@ -205,6 +205,7 @@ _MEANING = {
     "slots": "the number of slots",
     "window": "the window",
     "seed": "the seed",
+    "options": "an option (tolerance, predictor, total_steps, nonfinite, audit)",
     "layout": "the parameters' shapes or dtypes",
     "parameters": "the parameters' values",
 }

@@ -8,11 +8,13 @@ GPUs so far.
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import queue
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -113,8 +115,16 @@ class PairwiseExchange:
                 target=_serve, args=(self._waits,), name="picardopt-exchange", daemon=True
             )
             self._thread.start()
+            atexit.register(self._end)
         self._waits.put(wait)
         return wait
+
+    def _end(self) -> None:
+        """Ends a wait that was given up, so that the interpreter can leave in peace."""
+        if self._broken and self._thread is not None:
+            with suppress(Exception):
+                self._group._get_backend(self.device).abort()
+            self._thread.join(2.0)
 
 
 def _serve(waits: queue.SimpleQueue[_Wait]) -> None:
