@@ -21,9 +21,10 @@ from picardopt.drift import Closure, Outcome, set_gradients
 from picardopt.engines import DistributedEngine, Engine, SerialEngine
 from picardopt.errors import PicardWarning
 from picardopt.layout import parameters_of
+from picardopt.options import Options
 from picardopt.predictor import PREDICTORS
 from picardopt.rollout import Rollout, interrupts_deferred
-from picardopt.speculator import Accepted, Options, Speculator
+from picardopt.speculator import Accepted, Speculator
 from picardopt.stats import Stats
 from picardopt.tolerance import StepRelativeTolerance, Tolerance, as_tolerance
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import warnings
-import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -37,7 +36,7 @@ from picardopt.errors import (
     PicardWarning,
 )
 from picardopt.layout import ParameterLayout, Row, parameters_of
-from picardopt.predictor import Predictor
+from picardopt.options import Options
 from picardopt.rng import step_seed
 from picardopt.rollout import Rollout, interrupts_deferred
 from picardopt.stats import Stats
@@ -68,17 +67,6 @@ class Accepted:
     sweep: int
     slot: int
     threshold: float
-
-
-@dataclass(frozen=True)
-class Options:
-    """What does not change over a run; see `ParallelPicardOptimizer`."""
-
-    window: int
-    predictor: Predictor
-    total_steps: int | None
-    seed: int
-    nonfinite: str
 
 
 class Speculator:
@@ -181,25 +169,10 @@ class Speculator:
             slots=slots,
             window=self._options.window,
             seed=step_seed(self._options.seed, 0) >> 1,
-            options=self._options_digest(),
+            options=self._options.digest(self._tolerance, self._audit.mode),
             layout=self.layout.digest,
             parameters=self.window.head.fingerprint() if self._engine.size > 1 else 0,
         )
-
-    def _options_digest(self) -> int:
-        options, tolerance = self._options, self._tolerance
-        plain = {
-            k: v for k, v in vars(tolerance).items() if isinstance(v, int | float | str | None)
-        }
-        deciding = (
-            type(tolerance).__name__,
-            plain,
-            options.predictor.__name__,
-            options.total_steps,
-            options.nonfinite,
-            self._audit.mode,
-        )
-        return zlib.crc32(repr(deciding).encode())
 
     def _sweep(self, closure: Closure, step: int) -> None:
         slots = self._slots(step)
