@@ -42,7 +42,7 @@ class TextTo3DConfig:
     prompt: Positional[str]
     out: Path
     seed: int = 0
-    steps: int = 600
+    steps: int = 300
     workers: int | None = None
     window: int | None = None
     tolerance: float | Literal["adaptive", "step-relative"] | None = None

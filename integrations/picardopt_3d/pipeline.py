@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from typing import Any
 
@@ -54,13 +55,20 @@ def run(config: TextTo3DConfig, *, started: float | None = None) -> dict[str, An
 
 
 def _launch(config: TextTo3DConfig, workers: int, started: float) -> Trained:
-    """Train in worker processes; Ctrl-C is a KeyboardInterrupt here as anywhere."""
+    """Train in worker processes; Ctrl-C is a KeyboardInterrupt then and afterwards, as anywhere."""
+    # torch's elastic agent leaves its own signal handlers in place when it is done.
+    handled = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in handled]
     try:
         result: Trained = launch(train, workers=workers, args=(config, started))[0]
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
         raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in zip(handled, before, strict=True):
+                signal.signal(number, handler)
     return result
 
 
