@@ -176,12 +176,13 @@ class AdaptiveTolerance:
 class StepRelativeTolerance:
     """Accepts a residual up to `factor` times the running mean of the squared step length.
 
-    It needs no tuning across learning rates and scales: both sides are squared distances per parameter.
+    It needs no tuning across learning rates and scales: all sides are squared distances per parameter. The
+    defaults were chosen by `benchmarks/results/rounds.md`.
 
     Args:
         factor: Accepted residual in units of the mean squared step length; 0 to infinity.
         distance: Accepted residual as a fraction of the iterate's squared distance from the head, where
-            that is more than the step-relative part.
+            that is more than the step-relative part; 0 leaves it out.
         decay: Weight of the past in the running mean, per accepted step, in [0, 1).
 
     Raises:
@@ -191,7 +192,7 @@ class StepRelativeTolerance:
     exact = False
     needs_lengths = True
 
-    def __init__(self, factor: float = 20.0, distance: float = 0.0, decay: float = 0.9) -> None:
+    def __init__(self, factor: float = 2.0, distance: float = 0.2, decay: float = 0.9) -> None:
         _require(0 <= factor < math.inf, "factor", factor, "give a finite number >= 0")
         _require(0 <= distance < math.inf, "distance", distance, "give a finite number >= 0")
         _require(0 <= decay < 1, "decay", decay, "give a number from 0 to below 1")

@@ -37,7 +37,7 @@ def test_step_relative_is_the_running_mean_of_accepted_steps(
         window=5,
         predictor=predictor,
         total_steps=30,
-        tolerance=StepRelativeTolerance(factor=factor, decay=decay),
+        tolerance=StepRelativeTolerance(factor=factor, distance=0, decay=decay),
     )
     start = [p.detach() for p in PROBLEMS["smooth"]().parameters]
     points = [start, *trace.parameters]
@@ -66,6 +66,29 @@ def test_step_relative_is_the_running_mean_of_accepted_steps(
         assert stats["mean_stride"] > 2
 
 
+def test_distance_relative_where_that_is_more() -> None:
+    """Far from the head a fraction of the squared distance is accepted, near it the step-relative part."""
+    case = Case("smooth", "Adam", steps=24)
+    rule = StepRelativeTolerance(factor=0.5, distance=0.3)
+    trace = parallel(case, window=6, total_steps=24, tolerance=rule)
+    start = [p.detach() for p in PROBLEMS["smooth"]().parameters]
+    points = [start, *trace.parameters]
+    mean, done = squared(points[1], points[0]), 0
+    far = 0
+    stats = trace.stats
+    for stride, tolerances in zip(stats["strides"], stats["tolerances"], strict=True):
+        for j, threshold in enumerate(tolerances[:stride], 1):
+            # Iterates up to the stride are the committed ones.
+            distance = squared(points[done + j], points[done])
+            assert threshold == pytest.approx(max(0.5 * mean, 0.3 * distance), rel=1e-4)
+            far += 0.3 * distance > 0.5 * mean
+        for t in range(done, done + stride):
+            mean = 0.9 * mean + 0.1 * squared(points[t + 1], points[t])
+        done += stride
+    assert far > 0
+    assert max(stats["strides"]) >= 2
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
 def test_step_relative_needs_no_tuning_across_scales(scale: float) -> None:
     """Scaling loss and learning rate so that all iterates scale leaves every stride as it was."""
@@ -75,7 +98,7 @@ def test_step_relative_needs_no_tuning_across_scales(scale: float) -> None:
         optimizer = ParallelPicardOptimizer(
             torch.optim.SGD([weight], lr=0.1, momentum=0.5),
             window=6,
-            tolerance=StepRelativeTolerance(0.05),
+            tolerance=StepRelativeTolerance(0.05, distance=0),
         )
 
         def closure() -> Tensor:
