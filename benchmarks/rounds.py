@@ -46,13 +46,13 @@ SCALES = {"exact": 7.5, "diffusion": DreamFusionConfig().sds.guidance_scale}
 WINDOWS = (8, 16, 32)
 RULES = {
     "the paper's adaptive rule": lambda: AdaptiveTolerance(),
-    "step-relative 20": lambda: StepRelativeTolerance(20),
-    "step-relative 30": lambda: StepRelativeTolerance(30),
+    "step-relative 20": lambda: StepRelativeTolerance(20, distance=0),
+    "step-relative 30": lambda: StepRelativeTolerance(30, distance=0),
     "step-relative 2, distance 0.2": lambda: StepRelativeTolerance(2, distance=0.2),
     "accept everything": lambda: math.inf,
 }
 GUIDANCES = ("exact", "diffusion")
-PREDICTORS = ("hold", "coast")
+PREDICTORS = ("coast", "hold")
 HELD = ("the paper's adaptive rule", "step-relative 20", "accept everything")
 """The rules that are tried with `hold` as well; with `coast` all are."""
 
@@ -80,9 +80,9 @@ def references(guidance: str, seeds: int) -> list[Run]:
 
 
 def trials(guidance: str) -> list[Run]:
-    """The grid, the runs that took longest first, so that the processes end together."""
-    grid = itertools.product(reversed(SETTINGS), reversed(WINDOWS), lines())
-    return [Run(guidance, setting, 0, rule, p, w) for setting, w, (p, rule) in grid]
+    """The grid, line by line of the table, long runs first, so that the processes end together."""
+    grid = itertools.product(lines(), reversed(SETTINGS), reversed(WINDOWS))
+    return [Run(guidance, setting, 0, rule, p, w) for (p, rule), setting, w in grid]
 
 
 def lines() -> list[tuple[str, str]]:
