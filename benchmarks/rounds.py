@@ -49,6 +49,7 @@ RULES = {
     "step-relative 20": lambda: StepRelativeTolerance(20, distance=0),
     "step-relative 30": lambda: StepRelativeTolerance(30, distance=0),
     "step-relative 2, distance 0.2": lambda: StepRelativeTolerance(2, distance=0.2),
+    "step-relative 5, distance 0.2": lambda: StepRelativeTolerance(5, distance=0.2),
     "accept everything": lambda: math.inf,
 }
 GUIDANCES = ("exact", "diffusion")
