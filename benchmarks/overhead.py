@@ -156,6 +156,7 @@ everything is accepted, so a sweep makes as many steps as there are ranks, and *
 sweep / ranks at best: real runs make fewer steps a sweep. *Data parallel*: the same waiting split
 over the ranks, one all_reduce of the gradient, one step; it needs a batch of at least as many
 samples as ranks, and where there is one, it is the better tool. The audit of closures is off.
+A load average above zero at the start is other work on the machine: it lengthens all of this.
 """
 
 
