@@ -114,7 +114,8 @@ class Remembered:
 @cache
 def guidance_of(name: str, prompt: str) -> ScoreDistillation:
     """One score model a process."""
-    config = TextTo3DConfig(prompt, Path(), guidance=name)
+    method = DreamFusionConfig(sds=SdsConfig(guidance_scale=SCALES[name]))
+    config = TextTo3DConfig(prompt, Path(), guidance=name, method=method)
     guidance = make_guidance(config, torch.device("cpu"))
     if isinstance(guidance.score, ExactScore):
         guidance.score.view_set = Remembered(guidance.score.view_set)
@@ -129,8 +130,7 @@ def optimise(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
     """Carry out one run in this process; a reference keeps its scene, a trial is compared with it."""
     torch.set_num_threads(1)
     batch, rate = SETTINGS[run.setting]
-    sds = SdsConfig(guidance_scale=SCALES[run.guidance])
-    config = DreamFusionConfig(batch=batch, learning_rate=rate, sds=sds)
+    config = DreamFusionConfig(batch=batch, learning_rate=rate)
     method = DreamFusion(config, guidance_of(run.guidance, prompt), prompt, steps)
     base = method.optimizer()
     begin = time.perf_counter()
