@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ def launch(
     Raises:
         ValueError: If `workers` is not a positive integer.
         FileNotFoundError: If there is no such script.
+        KeyboardInterrupt: At Ctrl-C, once the workers are stopped.
         torch.distributed.elastic.multiprocessing.errors.ChildFailedError: If a worker failed; the others
             are stopped.
     """
@@ -56,18 +60,33 @@ def launch(
         start_method="spawn",
         monitor_interval=0.1,
     )
-    if callable(target):
-        results = elastic_launch(config, _work)(target, tuple(args), workers)
-    else:
-        script = Path(target)
-        if not script.is_file():
-            raise FileNotFoundError(f"target={str(target)!r}: no such script")
-        command = [sys.executable, "-u", str(script), *map(str, args)]
-        results = elastic_launch(config, command[0])(*command[1:])
+    if not callable(target) and not Path(target).is_file():
+        raise FileNotFoundError(f"target={str(target)!r}: no such script")
+    with _own_signal_handlers():
+        if callable(target):
+            results = elastic_launch(config, _work)(target, tuple(args), workers)
+        else:
+            command = [sys.executable, "-u", str(target), *map(str, args)]
+            results = elastic_launch(config, command[0])(*command[1:])
     return [results[rank] for rank in range(workers)]
 
 
-_GRACE = 5.0  # seconds
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Puts handlers back that torch's launcher leaves changed; its Ctrl-C is a KeyboardInterrupt again."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    before = {number: signal.getsignal(number) for number in _HANDLED}
+    try:
+        yield
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def default_workers() -> int:
@@ -75,6 +94,10 @@ def default_workers() -> int:
     if torch.accelerator.is_available():
         return torch.accelerator.device_count()
     return max(1, (os.cpu_count() or 1) // 2)
+
+
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_GRACE = 5.0  # seconds
 
 
 def _wait_for_all() -> None:

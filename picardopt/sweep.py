@@ -21,7 +21,7 @@ def squared_distance(a: Row, b: Row, scratch: Tensor, numel: int) -> Tensor:
     Args:
         a: A row.
         b: Another row.
-        scratch: float64 tensor [at least the largest segment] that may be overwritten.
+        scratch: float64 tensor [any length] that may be overwritten; the rows are taken in pieces of it.
         numel: Number of parameters D.
 
     Returns:
@@ -29,8 +29,9 @@ def squared_distance(a: Row, b: Row, scratch: Tensor, numel: int) -> Tensor:
     """
     total = torch.zeros((), dtype=torch.float64, device=a.buffer.device)
     for x, y in zip(a.segments, b.segments, strict=True):
-        if x.numel():
-            difference = torch.sub(x, y, out=scratch[: x.numel()])
+        length = scratch.numel()
+        for p, q in zip(torch.split(x, length), torch.split(y, length), strict=True):
+            difference = torch.sub(p, q, out=scratch[: p.numel()])
             total += torch.dot(difference, difference)
     return total / numel
 
@@ -56,7 +57,7 @@ def measure(
     Args:
         before: Iterates t .. t+p before the sweep.
         after: Iterates t .. t+p after it; ``after[0]`` is the head.
-        scratch: float64 tensor [at least the largest segment] that may be overwritten.
+        scratch: float64 tensor [any length] that may be overwritten.
         numel: Number of parameters D.
         lengths: Whether step lengths are wanted; NaN otherwise.
         distances: Whether distances from the head are wanted; NaN otherwise.

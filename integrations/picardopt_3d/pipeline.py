@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from typing import Any
 
 import torch
-from torch.distributed.elastic.multiprocessing import SignalException
 
 from picardopt import launch
 
@@ -16,7 +13,7 @@ from .config import TextTo3DConfig, check_out, default_workers
 from .domain import parse_prompt
 from .export.files import write_json
 from .report import finish
-from .worker import Trained, train
+from .worker import train
 
 
 def run(config: TextTo3DConfig, *, started: float | None = None) -> dict[str, Any]:
@@ -50,26 +47,8 @@ def run(config: TextTo3DConfig, *, started: float | None = None) -> dict[str, An
         finally:
             torch.set_num_threads(before)
     else:
-        trained = _launch(config, workers, started)
+        trained = launch(train, workers=workers, args=(config, started))[0]
     return finish(config, trained, started)
-
-
-def _launch(config: TextTo3DConfig, workers: int, started: float) -> Trained:
-    """Train in worker processes; Ctrl-C is a KeyboardInterrupt then and afterwards, as anywhere."""
-    # torch's elastic agent leaves its own signal handlers in place when it is done.
-    handled = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(number) for number in handled]
-    try:
-        result: Trained = launch(train, workers=workers, args=(config, started))[0]
-    except SignalException as error:
-        if error.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in zip(handled, before, strict=True):
-                signal.signal(number, handler)
-    return result
 
 
 def _accelerators(config: TextTo3DConfig) -> int:
