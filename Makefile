@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PROMPT ?= a red cube
+PROMPT ?= a blue chair
 OUT ?= outputs/demo
 WORKERS ?= 2
 DIST ?= dist
@@ -46,7 +46,7 @@ $(STAMP): $(INPUTS)
 	@echo '$(TORCH)' > $(VENV)/torch.txt
 	@touch $@
 
-demo: $(STAMP)  ## a 3D object from a text prompt, on two worker processes (PROMPT="a blue sphere", OUT=dir, WORKERS=n)
+demo: $(STAMP)  ## a 3D object from a text prompt, on two worker processes (PROMPT="a red cube", OUT=dir, WORKERS=n)
 	$(run) $(BIN)/picardopt text-to-3d "$(PROMPT)" --out "$(OUT)" --workers $(WORKERS) --overwrite
 
 test: $(STAMP)  ## the tests, without those that take long or need an accelerator
