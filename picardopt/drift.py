@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from picardopt.errors import NoGradientError
+from picardopt.interrupts import interrupts_allowed
 from picardopt.layout import ParameterLayout, Row
 from picardopt.rng import RngState, preserved_rng, seed_all, step_seed
 
@@ -96,7 +97,7 @@ def evaluate_drift(
             parameter.grad = None
         with preserved_rng():
             seed_all(step_seed(seed, step))
-            with torch.enable_grad(), around:
+            with torch.enable_grad(), around, interrupts_allowed():
                 loss = call_closure(closure, step)
             drift.rng = RngState.capture()
         drift.loss = map_tensors(lambda tensor: tensor.detach().clone(), loss)

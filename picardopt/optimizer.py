@@ -20,10 +20,11 @@ from picardopt.checks import check_arguments, check_base, check_lr_scheduler
 from picardopt.drift import Closure, Outcome, set_gradients
 from picardopt.engines import DistributedEngine, Engine, SerialEngine
 from picardopt.errors import PicardWarning
+from picardopt.interrupts import interrupts_deferred
 from picardopt.layout import parameters_of
 from picardopt.options import Options
 from picardopt.predictor import PREDICTORS
-from picardopt.rollout import Rollout, interrupts_deferred
+from picardopt.rollout import Rollout
 from picardopt.speculator import Accepted, Speculator
 from picardopt.stats import Stats
 from picardopt.tolerance import StepRelativeTolerance, Tolerance, as_tolerance
@@ -142,9 +143,10 @@ class ParallelPicardOptimizer(Optimizer):
                 f"closure={closure!r}: give a function that computes a loss and its gradients"
             )
         speculator = self._ready()
-        accepted = speculator.next(closure, self._step_index)
-        with self.stats.phase("commit"), interrupts_deferred():
-            self._commit(speculator, accepted)
+        with interrupts_deferred():
+            accepted = speculator.next(closure, self._step_index)
+            with self.stats.phase("commit"):
+                self._commit(speculator, accepted)
         return accepted.drift.loss
 
     def _commit(self, speculator: Speculator, accepted: Accepted) -> None:
@@ -171,10 +173,10 @@ class ParallelPicardOptimizer(Optimizer):
             )
         if self._speculator is not None:
             self._speculator.drop()
-        with self.stats.phase("commit"):
+        with interrupts_deferred(), self.stats.phase("commit"):
             self._rollout.plain_step()
-        self._step_index += 1
-        self.stats.steps += 1
+            self._step_index += 1
+            self.stats.steps += 1
 
     def _ready(self) -> Speculator:
         """The speculator over the present parameters; a new one if tensors were added or replaced."""

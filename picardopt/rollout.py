@@ -8,7 +8,6 @@ captured by `Snapshot` before a rollout and restored after it.
 from __future__ import annotations
 
 import random
-import signal
 import threading
 import types
 from collections import OrderedDict, deque
@@ -217,11 +216,10 @@ class Rollout:
             with preserved_rng(), hooks_held_back(self.base, own=True):
                 yield
         finally:
-            with interrupts_deferred():
-                self._snapshot.restore()
-                head.load(parameters)
-                for parameter, grad in zip(parameters, grads, strict=True):
-                    parameter.grad = grad
+            self._snapshot.restore()
+            head.load(parameters)
+            for parameter, grad in zip(parameters, grads, strict=True):
+                parameter.grad = grad
 
     def advance(self, parameters: Sequence[Tensor], drift: Drift) -> None:
         """One speculative step: base, then the scheduler. Only inside `speculation`."""
@@ -287,26 +285,6 @@ def _with_nested(base: Optimizer) -> list[Optimizer]:
             if isinstance(item, Optimizer):
                 found += _with_nested(item)
     return found
-
-
-@contextmanager
-def interrupts_deferred() -> Iterator[None]:
-    """Holds Ctrl-C back until the block is done, so that a step is taken whole or not at all."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[tuple[int, types.FrameType | None]] = []
-    before = signal.getsignal(signal.SIGINT)
-    if before is None or not callable(before):
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda number, frame: caught.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if caught:
-            before(*caught[0])
 
 
 def _written_once(tensor: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from picardopt.errors import (
 from picardopt.layout import ParameterLayout, Row, parameters_of
 from picardopt.options import Options
 from picardopt.rng import step_seed
-from picardopt.rollout import Rollout, interrupts_deferred
+from picardopt.rollout import Rollout
 from picardopt.stats import Stats
 from picardopt.sweep import (
     accepts,
@@ -371,7 +371,6 @@ class Speculator:
         try:
             yield
         finally:
-            with interrupts_deferred():
-                row.load(self.layout.tensors)
-                for parameter, grad in zip(self.parameters, grads, strict=True):
-                    parameter.grad = grad
+            row.load(self.layout.tensors)
+            for parameter, grad in zip(self.parameters, grads, strict=True):
+                parameter.grad = grad

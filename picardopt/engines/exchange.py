@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from picardopt.errors import DesynchronizedError, RankLostError
+from picardopt.interrupts import interrupts_allowed
 
 REMEDY = "restart the job and resume from its last checkpoint"
 
@@ -89,7 +90,8 @@ class PairwiseExchange:
         self._broken = "interrupted"
         try:
             wait = self._post(message, out)
-            finished = wait.done.wait(self._timeout)
+            with interrupts_allowed():
+                finished = wait.done.wait(self._timeout)
         except RuntimeError as error:
             self._broken = str(error)
             raise RankLostError(f"a rank could not be reached ({error}): {REMEDY}") from error
@@ -168,7 +170,8 @@ class CollectiveExchange:
                     raise RankLostError(
                         f"a rank did not answer within {self._timeout:g} s: {REMEDY}"
                     )
-                time.sleep(pause)
+                with interrupts_allowed():
+                    time.sleep(pause)
                 pause = min(2 * pause, 1e-3)
             work.wait()
         except dist.DistBackendError as error:

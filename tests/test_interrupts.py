@@ -1,0 +1,136 @@
+"""Ctrl-C at any line of a step leaves everything at the last commit."""
+
+import signal
+import sys
+import threading
+
+import pytest
+import torch
+
+import picardopt
+from picardopt import ParallelPicardOptimizer
+from picardopt.interrupts import interrupts_allowed, interrupts_deferred
+
+
+def test_an_interrupt_waits_for_the_end_of_the_block():
+    done = []
+    with pytest.raises(KeyboardInterrupt), interrupts_deferred():
+        signal.raise_signal(signal.SIGINT)
+        done.append("all")
+    assert done == ["all"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_passes_where_it_is_allowed():
+    done = []
+    with pytest.raises(KeyboardInterrupt), interrupts_deferred(), interrupts_allowed():
+        signal.raise_signal(signal.SIGINT)
+        done.append("not reached")
+    assert not done
+
+
+def test_one_that_waits_passes_at_the_next_allowed_place():
+    done = []
+    with pytest.raises(KeyboardInterrupt), interrupts_deferred():
+        signal.raise_signal(signal.SIGINT)
+        done.append("first")
+        with interrupts_allowed():
+            done.append("not reached")
+    assert done == ["first"]
+
+
+def test_a_handler_of_the_users_own_is_called():
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        with interrupts_deferred():
+            signal.raise_signal(signal.SIGINT)
+            assert not seen
+        assert seen == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_other_threads_are_left_alone():
+    passed = []
+
+    def work():
+        with interrupts_deferred(), interrupts_allowed():
+            passed.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert passed == [signal.default_int_handler]
+
+
+class Interrupter:
+    """Raises SIGINT at the n-th line that is executed inside picardopt."""
+
+    def __init__(self, at):
+        self.at, self.count = at, 0
+        self.folder = picardopt.__path__[0]
+
+    def __call__(self, frame, event, argument):
+        if not frame.f_code.co_filename.startswith(self.folder):
+            return None
+        if event == "line":
+            self.count += 1
+            if self.count == self.at:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGINT)
+        return self
+
+
+def make():
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(5))
+    base = torch.optim.Adam([weight], lr=0.1)
+    optimizer = ParallelPicardOptimizer(base, window=3, tolerance=0, seed=1)
+
+    def closure():
+        weight.grad = None
+        loss = (weight * torch.randn(5)).sum()
+        loss.backward()
+        return loss
+
+    return weight, optimizer, closure
+
+
+def run(optimizer, closure, until):
+    while optimizer.step_index < until:
+        optimizer.step(closure)
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_at_any_line_everything_is_at_the_last_commit(start):
+    expected = []
+    weight, optimizer, closure = make()
+    for _ in range(8):
+        expected.append(weight.detach().clone())
+        optimizer.step(closure)
+    lines = Interrupter(-1)
+    weight, optimizer, closure = make()
+    run(optimizer, closure, start)
+    sys.settrace(lines)
+    optimizer.step(closure)
+    sys.settrace(None)
+    assert lines.count > 50
+    hit = 0
+    for at in range(1, lines.count + 1, 11):
+        weight, optimizer, closure = make()
+        run(optimizer, closure, start)
+        generators = torch.get_rng_state()
+        sys.settrace(Interrupter(at))
+        try:
+            optimizer.step(closure)
+        except KeyboardInterrupt:
+            hit += 1
+        finally:
+            sys.settrace(None)
+        assert torch.equal(torch.get_rng_state(), generators), at
+        assert torch.equal(weight.detach(), expected[optimizer.step_index]), at
+        run(optimizer, closure, 7)
+        assert torch.equal(weight.detach(), expected[7]), at
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert hit > 10
