@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ class ParameterLayout:
         self._offsets += offsets
         return end
 
-    @property
+    @cached_property
     def digest(self) -> int:
         """63-bit hash of shapes and dtypes, equal on ranks that hold the same tensors."""
         text = repr([(tuple(shape), str(dtype)) for shape, dtype, *_ in self._kinds])

@@ -284,11 +284,10 @@ class Speculator:
     def _around(self, watched: bool) -> Iterator[None]:
         """Stands around a closure and raises, as if the closure did, if it changed what it must not."""
         groups = self._rollout.base.param_groups
-        before = options_of(groups)
+        before = options_of(groups) if self._speculates else []
         with self._audit.guard(self.layout) if watched else nullcontext():
             yield
-        if self._speculates:
-            refuse_changed_options(groups, before)
+        refuse_changed_options(groups, before)
         if not self.layout.describes(
             parameters_of(self._rollout.base), carried_tensors(self._carry)
         ):
