@@ -1,5 +1,6 @@
 """Parallel-in-time training: run any torch optimizer ahead of itself across devices, exactly."""
 
+from picardopt.carry import Carry as Carry
 from picardopt.checkpoint import load_checkpoint as load_checkpoint
 from picardopt.checkpoint import save_checkpoint as save_checkpoint
 from picardopt.data import StepIndexedLoader as StepIndexedLoader
@@ -16,6 +17,7 @@ from picardopt.errors import RemoteClosureError as RemoteClosureError
 from picardopt.errors import UnsupportedOptimizerError as UnsupportedOptimizerError
 from picardopt.launch import launch as launch
 from picardopt.optimizer import ParallelPicardOptimizer as ParallelPicardOptimizer
+from picardopt.restructure import Restructure as Restructure
 from picardopt.rng import step_rng as step_rng
 from picardopt.stats import Stats as Stats
 from picardopt.tolerance import AdaptiveTolerance as AdaptiveTolerance

@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from picardopt.drift import Drift
 from picardopt.errors import ImpureClosureError
 from picardopt.layout import ParameterLayout
-from picardopt.sweep import same_bits, squared_distance
+from picardopt.sweep import same_bits, squared_difference
 
 MODES = ("auto", "always", "never")
 REMEDY = (
@@ -72,9 +72,9 @@ class Audit:
         self._next = sweep + 1 if self._done < _FIRST_SWEEPS else 2 * sweep + 1
         self._next = min(self._next, sweep + _LONGEST_GAP)
 
-    def guard(self, layout: ParameterLayout) -> StateGuard:
-        """Watches what one call of the closure leaves behind."""
-        return StateGuard(self._modules, layout)
+    def guard(self, layout: ParameterLayout, rewritten: Sequence[Tensor]) -> StateGuard:
+        """Watches what one call of the closure leaves behind; `rewritten` may change."""
+        return StateGuard(self._modules, layout, rewritten)
 
 
 class StateGuard:
@@ -84,19 +84,29 @@ class StateGuard:
 
     Args:
         modules: Modules known so far; grows.
-        layout: The optimizer's parameters, which must stay, and the declared carry, which may change.
+        layout: The optimizer's parameters and the carry.
+        rewritten: Tensors that may change: the carry, unless it has an update of its own.
     """
 
-    def __init__(self, modules: weakref.WeakSet[torch.nn.Module], layout: ParameterLayout) -> None:
+    def __init__(
+        self,
+        modules: weakref.WeakSet[torch.nn.Module],
+        layout: ParameterLayout,
+        rewritten: Sequence[Tensor],
+    ) -> None:
         self._known = modules
-        self._parameters = layout.parameters
+        self._layout = layout
         self._declared = {id(tensor) for tensor in layout.carry}
+        self._rewritten = {id(tensor) for tensor in rewritten}
         self._seen: set[int] = set()
         self._kept: list[tuple[str, Tensor, Tensor]] = []
 
     def __enter__(self) -> None:
-        for index, parameter in enumerate(self._parameters):
+        for index, parameter in enumerate(self._layout.parameters):
             self._keep(f"parameter {index} of shape {tuple(parameter.shape)}", parameter.detach())
+        for index, tensor in enumerate(self._layout.carry):
+            if id(tensor) not in self._rewritten:
+                self._keep(f"carry[{index}], which its update is to rewrite", tensor)
         for module in list(self._known):
             self._visit(module)
         self._handle = register_module_forward_pre_hook(self._on_call)
@@ -179,7 +189,7 @@ def refuse_changed_options(
         )
 
 
-def differs(queued: Drift, again: Drift, scratch: Tensor, numel: int) -> float:
+def differs(queued: Drift, again: Drift, scratch: Tensor) -> float:
     """How far two evaluations of one drift lie apart.
 
     Returns:
@@ -190,13 +200,11 @@ def differs(queued: Drift, again: Drift, scratch: Tensor, numel: int) -> float:
         return float("inf")
     if bool(same_bits(queued.row, again.row)):
         return 0.0
-    distance = float(squared_distance(queued.row, again.row, scratch, numel))
+    distance = float(squared_difference(queued.row.segments, again.row.segments, scratch))
     norm = sum(
         float(torch.linalg.vector_norm(s, dtype=torch.float64)) ** 2 for s in queued.row.segments
     )
-    return (
-        max(distance * numel / norm, torch.finfo(torch.float64).tiny) if norm > 0 else float("inf")
-    )
+    return max(distance / norm, torch.finfo(torch.float64).tiny) if norm > 0 else float("inf")
 
 
 def is_noise(difference: float, noise: float, device: torch.device) -> bool:

@@ -95,3 +95,28 @@ class JoinedOptimizer(Optimizer):
             part: defaultdict[Tensor, Any] = defaultdict(dict)
             part.update({k: v for k, v in state["state"].items() if k in parameters})
             optimizer.__setstate__({"state": part, "param_groups": own})
+
+
+def unmeasured_bases(base: Optimizer, measured: Sequence[Optimizer] | None) -> list[Optimizer]:
+    """The optimizers whose parameters do not count in residuals.
+
+    Args:
+        base: The optimizer, or several joined.
+        measured: Those that count; None for all.
+
+    Raises:
+        ValueError: If one is not among them, or none is left to measure.
+    """
+    if measured is None:
+        return []
+    members = base.optimizers if isinstance(base, JoinedOptimizer) else [base]
+    for index, optimizer in enumerate(measured):
+        if all(optimizer is not member for member in members):
+            raise ValueError(
+                f"measured[{index}] is none of the base optimizers: give some of those in base=[...]"
+            )
+    if not measured:
+        raise ValueError(
+            "measured=[]: nothing would be measured, so that every guess would be accepted"
+        )
+    return [member for member in members if all(member is not m for m in measured)]

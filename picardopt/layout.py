@@ -29,13 +29,15 @@ class Row:
 
     Attributes:
         buffer: uint8 tensor [row_bytes]; padding is always zero.
-        segments: one flat tensor per dtype of the parameters (complex seen as real), views of `buffer`.
+        segments: flat tensors over the parameters, one dtype each (complex seen as real), views of `buffer`.
+        measured: those of them that count in residuals.
         tensors: one tensor per parameter, shaped like it, views of `buffer`.
         carry: one tensor per tensor of the carry, likewise.
     """
 
     buffer: Tensor
     segments: list[Tensor]
+    measured: list[Tensor]
     tensors: list[Tensor]
     carry: list[Tensor]
 
@@ -64,37 +66,54 @@ class ParameterLayout:
     Args:
         parameters: The parameters, in the order of the optimizer's groups.
         carry: Tensors besides parameters that a step reads and rewrites.
+        unmeasured: Parameters that do not count in residuals.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], carry: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        carry: Sequence[Tensor] = (),
+        unmeasured: Sequence[Tensor] = (),
+    ) -> None:
         self.parameters, self.carry = list(parameters), list(carry)
         self.tensors = [*parameters, *carry]
         self.device = self.parameters[0].device
-        self.numel = sum(p.numel() for p in self.parameters)
         self._kinds = [_kind(tensor) for tensor in self.tensors]
-        self._offsets: list[int] = []
-        self._spans: list[tuple[torch.dtype, int, int]] = []
-        end = self._place(0, self.parameters)
-        self._parameter_spans = list(self._spans)
-        self.row_bytes = _aligned(self._place(end, self.carry))
+        self._offsets = [0] * len(self.tensors)
+        left_out = {id(p) for p in unmeasured}
+        counted = [i for i, p in enumerate(self.parameters) if id(p) not in left_out]
+        rest = [i for i, p in enumerate(self.parameters) if id(p) in left_out]
+        self.numel = sum(self.parameters[i].numel() for i in counted)
+        end, self._measured_spans = self._place(0, counted)
+        end, spans = self._place(end, rest)
+        self._parameter_spans = self._measured_spans + spans
+        end, _ = self._place(end, range(len(self.parameters), len(self.tensors)))
+        self.row_bytes = _aligned(end)
 
-    def _place(self, end: int, tensors: Sequence[Tensor]) -> int:
-        """Gives tensors their offsets, dtype by dtype, from `end` on; returns the new end."""
-        offsets = [0] * len(tensors)
-        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+    def _place(
+        self, end: int, indices: Sequence[int]
+    ) -> tuple[int, list[tuple[torch.dtype, int, int]]]:
+        """Gives tensors their offsets, dtype by dtype, from `end` on; returns the new end and the dtypes' spans."""
+        spans = []
+        for dtype in dict.fromkeys(self.tensors[index].dtype for index in indices):
             start = end = _aligned(end)
-            for index, tensor in enumerate(tensors):
+            for tensor, index in ((self.tensors[index], index) for index in indices):
                 if tensor.dtype == dtype:
-                    offsets[index] = end
+                    self._offsets[index] = end
                     end += tensor.numel() * tensor.element_size()
-            self._spans.append((dtype, start, end))
-        self._offsets += offsets
-        return end
+            spans.append((dtype, start, end))
+        return end, spans
+
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """Each tensor's shape when the layout was made: the parameters', then the carry's."""
+        return [kind[0] for kind in self._kinds]
 
     @cached_property
     def digest(self) -> int:
-        """63-bit hash of shapes and dtypes, equal on ranks that hold the same tensors."""
-        text = repr([(tuple(shape), str(dtype)) for shape, dtype, *_ in self._kinds])
+        """63-bit hash of shapes, dtypes and places, equal on ranks that hold the same tensors."""
+        kinds = [(tuple(shape), str(dtype)) for shape, dtype, *_ in self._kinds]
+        text = repr((kinds, self._offsets, self.numel))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
     def describes(self, parameters: Sequence[Tensor], carry: Sequence[Tensor] = ()) -> bool:
@@ -122,12 +141,13 @@ class ParameterLayout:
         for dtype, start, end in self._parameter_spans:
             flat = buffer[start:end].view(dtype)
             segments.append(torch.view_as_real(flat).flatten() if dtype.is_complex else flat)
+        measured = segments[: len(self._measured_spans)]
         views = [
             buffer[at : at + t.numel() * t.element_size()].view(t.dtype).view(t.shape)
             for at, t in zip(self._offsets, self.tensors, strict=True)
         ]
         count = len(self.parameters)
-        return Row(buffer, segments, views[:count], views[count:])
+        return Row(buffer, segments, measured, views[:count], views[count:])
 
 
 def _aligned(offset: int) -> int:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from picardopt.audit import Audit
-from picardopt.bases import JoinedOptimizer
-from picardopt.carry import Carry, carried_tensors, check_carry
+from picardopt.bases import JoinedOptimizer, unmeasured_bases
+from picardopt.carry import Carry, as_carry
 from picardopt.checks import check_arguments, check_base, check_lr_scheduler
 from picardopt.drift import Closure, Outcome, set_gradients
 from picardopt.engines import DistributedEngine, Engine, SerialEngine
 from picardopt.errors import PicardWarning
+from picardopt.facade import OptimizerFacade
 from picardopt.interrupts import interrupts_deferred
-from picardopt.layout import parameters_of
+from picardopt.layout import ParameterLayout, parameters_of
 from picardopt.options import Options
 from picardopt.predictor import PREDICTORS
+from picardopt.restructure import Restructure, check_restructure
 from picardopt.rollout import Rollout
 from picardopt.speculator import Accepted, Speculator
 from picardopt.stats import Stats
@@ -32,7 +35,7 @@ from picardopt.tolerance import StepRelativeTolerance, Tolerance, as_tolerance
 STATE_KEY = "picard"
 
 
-class ParallelPicardOptimizer(Optimizer):
+class ParallelPicardOptimizer(OptimizerFacade):
     """Wraps any torch optimizer and evaluates future steps ahead of time, on all ranks at once.
 
     ``step(closure)`` takes exactly one step of the wrapped optimizer and returns that step's loss, like the
@@ -60,7 +63,10 @@ class ParallelPicardOptimizer(Optimizer):
             default: torch.distributed's default group if it is initialised, else this process alone.
         carry: Tensors besides the parameters that a step reads and rewrites (BatchNorm's statistics, an
             occupancy grid, a teacher's average), written in place by the closure: a list of tensors, or a
-            module, whose buffers are meant.
+            module, whose buffers are meant; or a `Carry` with an update of its own.
+        restructure: When and how a step changes the number of parameters (densify, prune).
+        measured: Of several bases those whose parameters count in residuals (the scene's, not its LoRA's);
+            default: all. At tolerance 0 every parameter counts.
         nonfinite: At a gradient with NaN or infinity: "raise", or "skip" the base's step.
         audit: Whether the closure is checked to be pure: "auto" (often at first, then rarely), "always", "never".
         timeout: Seconds that any rank is waited for.
@@ -83,7 +89,9 @@ class ParallelPicardOptimizer(Optimizer):
         seed: int = 0,
         lr_scheduler: LRScheduler | None = None,
         process_group: dist.ProcessGroup | DeviceMesh | None = None,
-        carry: Carry = None,
+        carry: Carry | nn.Module | Sequence[Tensor] | None = None,
+        restructure: Restructure | None = None,
+        measured: Sequence[Optimizer] | None = None,
         nonfinite: str = "raise",
         audit: str = "auto",
         timeout: float = 600.0,
@@ -92,8 +100,10 @@ class ParallelPicardOptimizer(Optimizer):
             check_base(optimizer)
         check_arguments(window, predictor, total_steps, seed, nonfinite, timeout)
         self.base = JoinedOptimizer(base) if isinstance(base, Sequence) else base
-        check_carry(carry, parameters_of(self.base))
-        self._carry = carry
+        self._carry = as_carry(carry)
+        self._carry.check(parameters_of(self.base))
+        check_restructure(restructure)
+        self._unmeasured = unmeasured_bases(self.base, measured)
         # Hook registries and zero_grad's profile name, without Optimizer.__init__: the groups are the base's.
         Optimizer.__setstate__(self, {})
         self._tolerance = as_tolerance(StepRelativeTolerance() if tolerance is None else tolerance)
@@ -109,6 +119,7 @@ class ParallelPicardOptimizer(Optimizer):
             total_steps=total_steps,
             seed=seed,
             nonfinite=nonfinite,
+            restructure=restructure,
         )
         self._step_index = 0
         self._told_plain = False
@@ -150,17 +161,33 @@ class ParallelPicardOptimizer(Optimizer):
         return accepted.drift.loss
 
     def _commit(self, speculator: Speculator, accepted: Accepted) -> None:
+        parameters, drift, step = speculator.layout.parameters, accepted.drift, self._step_index
         try:
-            if accepted.drift.outcome is Outcome.FINITE:
-                self._rollout.commit(speculator.parameters, accepted.drift)
-            else:  # nonfinite="skip": t advances, the base is untouched
-                set_gradients(speculator.parameters, accepted.drift)
+            with self._rollout.committing():
+                if drift.outcome is Outcome.FINITE:
+                    self._rollout.apply(parameters, drift)
+                else:  # nonfinite="skip": t advances, the base is untouched
+                    set_gradients(parameters, drift)
+                speculator.settle()
+                speculator.pop()
+                self._step_index += 1
+                self.stats.steps += 1
+                self._restructure(speculator, step)
         except BaseException:
             speculator.drop()
             raise
-        speculator.pop()
-        self._step_index += 1
-        self.stats.steps += 1
+
+    def _restructure(self, speculator: Speculator, step: int) -> None:
+        """Lets the user change the number of parameters after a step that is due."""
+        restructure = self._options.restructure
+        if restructure is None or not restructure.due(step):
+            return
+        self._speculator = None  # should what follows raise, the window is rebuilt
+        parents = restructure.function(step)
+        if self._fits(speculator):
+            self._speculator = speculator
+        else:
+            self._ready().inherit(speculator, parents)
 
     def _plain_step(self) -> None:
         if not self._told_plain:
@@ -180,22 +207,26 @@ class ParallelPicardOptimizer(Optimizer):
 
     def _ready(self) -> Speculator:
         """The speculator over the present parameters; a new one if tensors were added or replaced."""
-        parameters = parameters_of(self.base)
-        carry = carried_tensors(self._carry)
-        if self._speculator is None or not self._speculator.layout.describes(parameters, carry):
-            if self._speculator is not None:
-                self._speculator.drop()
-            self._speculator = Speculator(
-                parameters,
-                self._carry,
-                self._engine,
-                self._rollout,
-                self._tolerance,
-                self._audit,
-                self._options,
-                self.stats,
-            )
+        if self._speculator is not None and self._fits(self._speculator):
+            return self._speculator
+        if self._speculator is not None:
+            self._speculator.drop()
+        unmeasured = [p for base in self._unmeasured for p in parameters_of(base)]
+        self._speculator = Speculator(
+            ParameterLayout(parameters_of(self.base), self._carry.present(), unmeasured),
+            self._carry,
+            self._engine,
+            self._rollout,
+            self._tolerance,
+            self._audit,
+            self._options,
+            self.stats,
+        )
         return self._speculator
+
+    def _fits(self, speculator: Speculator) -> bool:
+        """Whether a speculator is over the present tensors."""
+        return speculator.layout.describes(parameters_of(self.base), self._carry.present())
 
     def _make_engine(self) -> Engine:
         if self._group is None or dist.get_world_size(self._group) == 1:
@@ -260,42 +291,7 @@ class ParallelPicardOptimizer(Optimizer):
             f"ranks={self._engine.size}, seed={self.seed})\n{self.base!r}"
         )
 
-    # -- the torch.optim contract -----------------------------------------------------------------------
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The base's parameter groups, live."""
-        return self.base.param_groups
-
-    @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
-        self.base.param_groups = value
-
-    @property
-    def state(self) -> Any:
-        """The base's state, live."""
-        return self.base.state
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        self.base.state = value
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The base's defaults, live."""
-        return self.base.defaults
-
-    @defaults.setter
-    def defaults(self, value: dict[str, Any]) -> None:
-        self.base.defaults = value
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group to the base; the window is rebuilt at the next step."""
-        self.base.add_param_group(param_group)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """The base's own zero_grad."""
-        self.base.zero_grad(set_to_none)
+    # -- state, copies ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state dict and, under one more key, the step, the seed and the tolerance.
@@ -332,26 +328,6 @@ class ParallelPicardOptimizer(Optimizer):
         if self._speculator is not None:
             self._speculator.drop()
         self._speculator = None
-
-    def register_state_dict_pre_hook(self, hook: Callable[..., Any], prepend: bool = False) -> Any:
-        """Registers on the base, whose state dict it is."""
-        return self.base.register_state_dict_pre_hook(hook, prepend)
-
-    def register_state_dict_post_hook(self, hook: Callable[..., Any], prepend: bool = False) -> Any:
-        """Registers on the base, whose state dict it is."""
-        return self.base.register_state_dict_post_hook(hook, prepend)
-
-    def register_load_state_dict_pre_hook(
-        self, hook: Callable[..., Any], prepend: bool = False
-    ) -> Any:
-        """Registers on the base, which loads it."""
-        return self.base.register_load_state_dict_pre_hook(hook, prepend)
-
-    def register_load_state_dict_post_hook(
-        self, hook: Callable[..., Any], prepend: bool = False
-    ) -> Any:
-        """Registers on the base, which loads it."""
-        return self.base.register_load_state_dict_post_hook(hook, prepend)
 
     def __getstate__(self) -> dict[str, Any]:
         # The process group cannot travel, speculation need not; `step` is what a scheduler patched.

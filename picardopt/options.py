@@ -6,6 +6,7 @@ import zlib
 from dataclasses import dataclass
 
 from picardopt.predictor import Predictor
+from picardopt.restructure import Restructure
 from picardopt.tolerance import Tolerance
 
 
@@ -18,6 +19,7 @@ class Options:
     total_steps: int | None
     seed: int
     nonfinite: str
+    restructure: Restructure | None = None
 
     def digest(self, tolerance: Tolerance, audit: str) -> int:
         """Hash of all that decides which steps are accepted: ranks that differ in it would part."""

@@ -233,10 +233,11 @@ class Rollout:
             drift.rng.restore()
         self.base.step()
 
-    def commit(self, parameters: Sequence[Tensor], drift: Drift) -> None:
-        """Takes a step for real; the base's own hooks fire, the global ones are the wrapper's."""
+    @contextmanager
+    def committing(self) -> Iterator[None]:
+        """Within it a step is taken for real; the base's own hooks fire, the global ones are the wrapper's."""
         with preserved_rng(), hooks_held_back(self.base, own=False):
-            self.apply(parameters, drift)
+            yield
 
     def plain_step(self) -> None:
         """Steps the base on the present gradients, with the caller's generators."""

@@ -10,24 +10,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from picardopt.audit import (
-    Audit,
-    bits_float,
-    differs,
-    float_bits,
-    impure,
-    is_noise,
-    options_of,
-    refuse_changed_options,
-)
-from picardopt.carry import Carry, apply_change, carried_tensors
-from picardopt.drift import Closure, Drift, Outcome, evaluate_drift
+from picardopt.audit import Audit, bits_float, differs, float_bits, impure, is_noise
+from picardopt.carry import Carry
+from picardopt.drift import Closure, Drift, Outcome
 from picardopt.engines import Claim, Engine
 from picardopt.errors import (
     ImpureClosureError,
@@ -35,9 +25,11 @@ from picardopt.errors import (
     PicardError,
     PicardWarning,
 )
-from picardopt.layout import ParameterLayout, Row, parameters_of
+from picardopt.evaluation import Evaluator
+from picardopt.layout import ParameterLayout, Row
 from picardopt.options import Options
-from picardopt.rng import step_seed
+from picardopt.restructure import Unprojection
+from picardopt.rng import preserved_rng, seed_all, step_seed
 from picardopt.rollout import Rollout
 from picardopt.stats import Stats
 from picardopt.sweep import (
@@ -73,8 +65,8 @@ class Speculator:
     """Runs ahead over one list of parameters.
 
     Args:
-        parameters: The live parameters.
-        carry: What besides them a step reads and rewrites.
+        layout: The live parameters and the live carry.
+        carry: How the carry changes.
         engine: Who evaluates.
         rollout: The base, to be driven.
         tolerance: What is accepted.
@@ -85,7 +77,7 @@ class Speculator:
 
     def __init__(
         self,
-        parameters: Sequence[Tensor],
+        layout: ParameterLayout,
         carry: Carry,
         engine: Engine,
         rollout: Rollout,
@@ -94,15 +86,15 @@ class Speculator:
         options: Options,
         stats: Stats,
     ) -> None:
-        self.parameters = list(parameters)
-        self.layout = ParameterLayout(parameters, carried_tensors(carry))
-        self._carry = carry
-        self.window = Window(self.layout)
+        self.layout, self._carry = layout, carry
+        self.window = Window(layout)
         self.queue: deque[Accepted] = deque()
         self._engine, self._rollout, self._tolerance = engine, rollout, tolerance
         self._audit, self._options, self._stats = audit, options, stats
-        self._live, self._scratch = self.layout.row(), self.layout.scratch()
-        self._zeros = self.layout.row()
+        self._live, self._scratch, self._zeros = layout.row(), layout.scratch(), layout.row()
+        self._evaluator = Evaluator(
+            layout, carry, rollout.base, audit, options.seed, self._speculates
+        )
         self._warned, self._to_tell = False, ""
 
     def start(self, step: int) -> None:
@@ -143,10 +135,37 @@ class Speculator:
                 self._check(closure, accepted)
         return accepted
 
+    def settle(self) -> None:
+        """Applies the carry's change of the step that the base is just taking for real."""
+        self._carry.apply(self.layout.carry, self.window.head, self.queue[0].drift)
+
     def pop(self) -> None:
-        """Moves on by the step whose parameters were just committed: its carry follows."""
-        apply_change(self.layout.carry, self.window.head, self.queue.popleft().drift.row)
+        """Moves on by the step that was just committed."""
+        self.queue.popleft()
         self.window.release([self.window.shift()])
+
+    def inherit(self, other: Speculator, parents: Tensor | None) -> None:
+        """Takes over, across a step that changed the number of parameters, what was evaluated before it.
+
+        At tolerance 0 nothing can be kept: a drift in the old structure is none in the new one, even where the
+        parameters' bits agree.
+
+        Args:
+            other: The speculator over the old structure, standing behind that step.
+            parents: The old row of each new one, int64 [rows]; None keeps nothing.
+
+        Raises:
+            ValueError: If the parents do not fit the tensors.
+        """
+        if parents is None or self._tolerance.exact:
+            other.drop()
+            return
+        unproject = Unprojection(other.layout, self.layout, parents)
+        self.window.rows = [unproject(row) for row in other.window.rows]
+        self.queue = deque(
+            replace(kept, drift=replace(kept.drift, row=unproject(kept.drift.row)))
+            for kept in other.queue
+        )
 
     @property
     def _speculates(self) -> bool:
@@ -155,12 +174,13 @@ class Speculator:
 
     def _slots(self, step: int) -> int:
         """How many drifts to evaluate at a step: ``p <- min(p, T - tau)``, at least 1."""
-        total = self._options.total_steps
-        return (
-            self._options.window
-            if total is None
-            else max(1, min(self._options.window, total - step))
-        )
+        most, total = self._options.window, self._options.total_steps
+        if total is not None:
+            most = max(1, min(most, total - step))
+        restructure = self._options.restructure
+        if restructure is not None and (self._tolerance.exact or not restructure.across):
+            most = restructure.window(step, most)
+        return most
 
     def _claim(self, step: int, slots: int) -> Claim:
         return Claim(
@@ -177,14 +197,16 @@ class Speculator:
     def _sweep(self, closure: Closure, step: int) -> None:
         slots = self._slots(step)
         self.window.head.store(self.layout.tensors)
+        if len(self.window.rows) == 1 and step > 0 and self._options.window > 1:
+            self._guess(step, slots)
         self.window.resize(slots + 1)
         watched = self._speculates and self._audit.due(self._stats.sweeps)
 
         def evaluate(slot: int, out: Row) -> Drift:
-            self.window.rows[slot].load(self.layout.tensors)
-            return self._evaluate(closure, step + slot, out, watched)
+            guess = self.window.rows[slot]
+            return self._evaluator.evaluate(closure, step + slot, guess, out, watched)
 
-        with self._borrowed(self.window.head):
+        with self._evaluator.borrowed(self.window.head):
             drifts, evaluations = self._engine.evaluate(
                 self.layout, evaluate, self._claim(step, slots)
             )
@@ -255,14 +277,14 @@ class Speculator:
         return stride
 
     def _iterates(self, drifts: list[Drift]) -> tuple[list[Row], Exception | None]:
-        """The head and the new iterates, as far as the base steps without an error."""
+        """The head and the new iterates, as far as the base (and the carry's update) goes without an error."""
         after = [self.window.head]
         for guess, drift in zip(self.window.rows, drifts, strict=False):
             try:
-                self._rollout.advance(self.parameters, drift)
+                self._rollout.advance(self.layout.parameters, drift)
+                self._carry.apply(self.layout.carry, guess, drift)
             except Exception as error:
                 return after, error
-            apply_change(self.layout.carry, guess, drift.row)
             after.append(self.window.spare())
             after[-1].store(self.layout.tensors)
         return after, None
@@ -275,27 +297,15 @@ class Speculator:
         self._options.predictor(self._rollout, self.layout, still, self.window.rows[-1], rows)
         self.window.rows.extend(rows)
 
-    def _evaluate(self, closure: Closure, step: int, out: Row, watched: bool = False) -> Drift:
-        """One drift at the live parameters' values."""
-        around = self._around(watched)
-        return evaluate_drift(closure, self.layout, out, step, self._options.seed, around)
-
-    @contextmanager
-    def _around(self, watched: bool) -> Iterator[None]:
-        """Stands around a closure and raises, as if the closure did, if it changed what it must not."""
-        groups = self._rollout.base.param_groups
-        before = options_of(groups) if self._speculates else []
-        with self._audit.guard(self.layout) if watched else nullcontext():
-            yield
-        refuse_changed_options(groups, before)
-        if not self.layout.describes(
-            parameters_of(self._rollout.base), carried_tensors(self._carry)
-        ):
-            raise RuntimeError(
-                "the closure changed the optimizer's parameter list or the carry's (other tensors, shapes or "
-                "groups): do that between two calls of step(), where the window is rebuilt, and write into the "
-                "carry's tensors in place"
-            )
+    def _guess(self, step: int, slots: int) -> None:
+        """Fills a window that has only its head: after a restructuring step, an edit, a resume."""
+        parameters = self.layout.parameters
+        still = Drift(step, self._zeros, tuple(p.requires_grad for p in parameters))
+        rows = [self.window.spare() for _ in range(slots)]
+        with self._rollout.speculation(self.layout.tensors, self.window.head), preserved_rng():
+            seed_all(step_seed(self._options.seed, step))
+            self._options.predictor(self._rollout, self.layout, still, self.window.head, rows)
+        self.window.rows.extend(rows)
 
     def _moved(self) -> bool:
         """Whether the live parameters have left the point at which the next queued drift was evaluated."""
@@ -312,7 +322,7 @@ class Speculator:
         with self._stats.phase("audit"):
             self._stats.audits += 1
             self._live.store(self.layout.tensors)
-            with self._borrowed(self._live):
+            with self._evaluator.borrowed(self._live):
                 again = self._evaluate_at_head(closure, queued.step, rows[0])
                 difference = self._difference(queued, again)
                 if 0 < difference < math.inf:
@@ -331,11 +341,10 @@ class Speculator:
         self._audit.passed(accepted.sweep)
 
     def _evaluate_at_head(self, closure: Closure, step: int, out: Row) -> Drift:
-        self.window.head.load(self.layout.tensors)
-        return self._evaluate(closure, step, out)
+        return self._evaluator.evaluate(closure, step, self.window.head, out)
 
     def _difference(self, drift: Drift, again: Drift) -> float:
-        return differs(drift, again, self._scratch, self.layout.numel)
+        return differs(drift, again, self._scratch)
 
     def _raise_bad_present(self, drifts: Sequence[Drift]) -> None:
         """The user's own trajectory went wrong, or the closure is no function of it: that is an error."""
@@ -362,14 +371,3 @@ class Speculator:
     def _warn_once(self, text: str) -> None:
         if not self._warned and self._engine.rank == 0:
             self._warned, self._to_tell = True, text
-
-    @contextmanager
-    def _borrowed(self, row: Row) -> Iterator[None]:
-        """Lends the live parameters out; afterwards they hold `row` and have their gradients back."""
-        grads = [p.grad for p in self.parameters]
-        try:
-            yield
-        finally:
-            row.load(self.layout.tensors)
-            for parameter, grad in zip(self.parameters, grads, strict=True):
-                parameter.grad = grad

@@ -16,24 +16,29 @@ from picardopt.tolerance import Measures
 
 
 def squared_distance(a: Row, b: Row, scratch: Tensor, numel: int) -> Tensor:
-    """Squared distance per parameter, ``(1/D) d(a, b)^2``, summed in float64.
+    """Squared distance per measured parameter, ``(1/D) d(a, b)^2``, summed in float64.
 
     Args:
         a: A row.
         b: Another row.
         scratch: float64 tensor [any length] that may be overwritten; the rows are taken in pieces of it.
-        numel: Number of parameters D.
+        numel: Number of measured parameters D.
 
     Returns:
         float64 scalar tensor on the rows' device; no host sync.
     """
-    total = torch.zeros((), dtype=torch.float64, device=a.buffer.device)
-    for x, y in zip(a.segments, b.segments, strict=True):
+    return squared_difference(a.measured, b.measured, scratch) / numel
+
+
+def squared_difference(a: Sequence[Tensor], b: Sequence[Tensor], scratch: Tensor) -> Tensor:
+    """Sum of squared differences of two lists of flat tensors, in float64, without a host sync."""
+    total = torch.zeros((), dtype=torch.float64, device=scratch.device)
+    for x, y in zip(a, b, strict=True):
         length = scratch.numel()
         for p, q in zip(torch.split(x, length), torch.split(y, length), strict=True):
             difference = torch.sub(p, q, out=scratch[: p.numel()])
             total += torch.dot(difference, difference)
-    return total / numel
+    return total
 
 
 def same_bits(a: Row, b: Row) -> Tensor:
@@ -58,7 +63,7 @@ def measure(
         before: Iterates t .. t+p before the sweep.
         after: Iterates t .. t+p after it; ``after[0]`` is the head.
         scratch: float64 tensor [any length] that may be overwritten.
-        numel: Number of parameters D.
+        numel: Number of measured parameters D.
         lengths: Whether step lengths are wanted; NaN otherwise.
         distances: Whether distances from the head are wanted; NaN otherwise.
         bits: Whether bits are to be compared; taken as different otherwise.
