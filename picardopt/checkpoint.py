@@ -7,18 +7,26 @@ and a ``torch.save`` payload that is read with ``weights_only=True``: loading ne
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import os
+import socket
 import struct
-import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from picardopt.errors import CheckpointError
+from picardopt.layout import parameters_of
+from picardopt.rollout import Snapshot
+from picardopt.tolerance import Tolerance
 
 _MAGIC = b"picardopt-ckpt\n"
 _VERSION = 1
@@ -48,12 +56,10 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> N
     payload = buffer.getbuffer()
     _load_payload(target, payload)  # what cannot be loaded again must not replace what can
     header = _HEADER.pack(_MAGIC, _VERSION, len(payload), hashlib.sha256(payload).digest())
-    temporary = ""
+    temporary = _temporary(target)
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=target.parent, prefix=f".{target.name}.", delete=False
-        ) as file:
-            temporary = file.name
+        _remove_leftovers(target)
+        with open(temporary, "wb") as file:
             file.write(header)
             file.write(payload)
             file.flush()
@@ -66,8 +72,8 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> N
             "give a folder that exists and can be written"
         ) from error
     finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -128,3 +134,89 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _temporary(target: Path) -> Path:
+    """A name in the target's folder that no other thread, process or host uses now."""
+    who = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    return target.with_name(f".{target.name}.{who}.tmp")
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes what processes of this host left that were killed while they wrote this target."""
+    start = f".{target.name}.{socket.gethostname()}."
+    for path in target.parent.glob(f"{glob.escape(start)}*.tmp"):
+        owner = path.name.removeprefix(start).split(".")[0]
+        if owner.isdecimal() and not _runs(int(owner)):
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def saved_state(step: int, seed: int, tolerance: Tolerance, base: Optimizer) -> dict[str, Any]:
+    """What a state dict holds besides the base's own; read by `load_state`."""
+    return {
+        "step": step,
+        "seed": seed,
+        "tolerance": tolerance.state_dict(),
+        "shapes": [list(p.shape) for p in parameters_of(base)],
+    }
+
+
+def load_state(
+    base: Optimizer, tolerance: Tolerance, state: Mapping[str, Any], ours: Mapping[str, Any] | None
+) -> tuple[int, int] | None:
+    """Loads a base's state dict and, from `saved_state`, the tolerance; both or neither.
+
+    Args:
+        base: The wrapped optimizer.
+        tolerance: What is accepted.
+        state: The base's state dict.
+        ours: What `saved_state` returned, or None.
+
+    Returns:
+        The step and the seed, if `ours` was given.
+
+    Raises:
+        CheckpointError: If the state belongs to another model or optimizer, or is no state at all.
+    """
+    before = Snapshot([base, tolerance])
+    before.capture(parameters_of(base))
+    try:
+        loaded = None
+        if ours is not None:
+            loaded = int(ours["step"]), int(ours["seed"])
+            tolerance.load_state_dict(ours["tolerance"])
+        base.load_state_dict(dict(state))
+        if ours is not None:  # an optimizer takes a state of the wrong shape without a word
+            _check_shapes(ours.get("shapes"), parameters_of(base))
+        return loaded
+    except BaseException as error:
+        before.restore()
+        if not isinstance(error, Exception):
+            raise
+        raise CheckpointError(
+            f"this state cannot be loaded into this optimizer ({type(error).__name__}: {error}); nothing was "
+            "changed: build the model and the optimizer that it was saved from"
+        ) from error
+
+
+def _check_shapes(saved: Sequence[Sequence[int]] | None, parameters: Sequence[Tensor]) -> None:
+    if saved is None:  # written before shapes were kept
+        return
+    shapes = [list(p.shape) for p in parameters]
+    if len(saved) != len(shapes):
+        raise ValueError(f"it was saved with {len(saved)} parameters, there are {len(shapes)} now")
+    for index, (was, now) in enumerate(zip(saved, shapes, strict=True)):
+        if list(was) != now:
+            raise ValueError(
+                f"parameter {index} had the shape {list(was)} when it was saved, now {now}"
+            )

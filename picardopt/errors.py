@@ -39,8 +39,8 @@ class RemoteClosureError(PicardError):
     """Another rank's closure raised something that cannot be rebuilt on this rank."""
 
 
-class CheckpointError(PicardError):
-    """A checkpoint could not be written or read; nothing was changed."""
+class CheckpointError(PicardError, ValueError):
+    """A checkpoint could not be written, read or loaded; nothing was changed."""
 
 
 class PicardWarning(UserWarning):

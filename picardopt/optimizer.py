@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from picardopt.audit import Audit
 from picardopt.bases import JoinedOptimizer, unmeasured_bases
 from picardopt.carry import Carry, as_carry
+from picardopt.checkpoint import load_state, saved_state
 from picardopt.checks import check_arguments, check_base, check_lr_scheduler
 from picardopt.drift import Closure, Outcome, set_gradients
 from picardopt.engines import DistributedEngine, Engine, SerialEngine
@@ -165,7 +166,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         try:
             with self._rollout.committing():
                 if drift.outcome is Outcome.FINITE:
-                    self._rollout.apply(parameters, drift)
+                    self._rollout.take(parameters, drift)
                 else:  # nonfinite="skip": t advances, the base is untouched
                     set_gradients(parameters, drift)
                 speculator.settle()
@@ -299,11 +300,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         Speculation is disposable: nothing of the window is in it.
         """
         state = self.base.state_dict()
-        state[STATE_KEY] = {
-            "step": self._step_index,
-            "seed": self.seed,
-            "tolerance": self.tolerance.state_dict(),
-        }
+        state[STATE_KEY] = saved_state(self._step_index, self.seed, self.tolerance, self.base)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -314,14 +311,13 @@ class ParallelPicardOptimizer(OptimizerFacade):
                 tolerance go on from there; or from the base's own: then set `step_index`.
 
         Raises:
-            ValueError: If the groups do not fit the base's.
+            CheckpointError: If it does not fit the base's groups or shapes; nothing was changed.
         """
-        ours = state_dict.get(STATE_KEY)
-        self.base.load_state_dict({k: v for k, v in state_dict.items() if k != STATE_KEY})
-        if ours is not None:
-            self._step_index = int(ours["step"])
-            self._options = replace(self._options, seed=int(ours["seed"]))
-            self.tolerance.load_state_dict(ours["tolerance"])
+        base_state = {k: v for k, v in state_dict.items() if k != STATE_KEY}
+        loaded = load_state(self.base, self.tolerance, base_state, state_dict.get(STATE_KEY))
+        if loaded is not None:
+            self._step_index, seed = loaded
+            self._options = replace(self._options, seed=seed)
         self._flush()
 
     def _flush(self) -> None:

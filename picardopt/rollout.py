@@ -196,6 +196,7 @@ class Rollout:
         self.lr_scheduler: LRScheduler | None = None
         self._owner = owner
         self._snapshot = Snapshot([base])
+        self._before = Snapshot([base])
 
     def watch(self, lr_scheduler: LRScheduler | None) -> None:
         """Sets the scheduler that tells future learning rates; None takes them as constant."""
@@ -239,6 +240,18 @@ class Rollout:
         with preserved_rng(), hooks_held_back(self.base, own=False):
             yield
 
+    def take(self, parameters: Sequence[Tensor], drift: Drift) -> None:
+        """One step for real. Only inside `committing`; a hook that raises undoes it."""
+        hooked = any(_own_hooks(self.base))
+        if hooked:  # only then: it costs a copy of the state
+            self._before.capture([])
+        try:
+            self.apply(parameters, drift)
+        except BaseException:
+            if hooked:
+                self._before.restore()
+            raise
+
     def plain_step(self) -> None:
         """Steps the base on the present gradients, with the caller's generators."""
         with hooks_held_back(self.base, own=False):
@@ -263,10 +276,7 @@ def hooks_held_back(base: Optimizer, *, own: bool) -> Iterator[None]:
         torch_optimizer._global_optimizer_pre_hooks,
         torch_optimizer._global_optimizer_post_hooks,
     ]
-    for optimizer in _with_nested(base) if own else ():
-        names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-        # Not every subclass calls Optimizer.__init__.
-        registries += [getattr(optimizer, name) for name in names if hasattr(optimizer, name)]
+    registries += _own_hooks(base) if own else []
     saved = [list(registry.items()) for registry in registries]
     for registry in registries:
         registry.clear()
@@ -276,6 +286,18 @@ def hooks_held_back(base: Optimizer, *, own: bool) -> Iterator[None]:
         for registry, items in zip(registries, saved, strict=True):
             registry.clear()
             registry.update(items)
+
+
+def _own_hooks(base: Optimizer) -> list[OrderedDict[Any, Any]]:
+    """The step hooks' registries of an optimizer and of those that it drives."""
+    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    # Not every subclass calls Optimizer.__init__.
+    return [
+        getattr(optimizer, name)
+        for optimizer in _with_nested(base)
+        for name in names
+        if hasattr(optimizer, name)
+    ]
 
 
 def _with_nested(base: Optimizer) -> list[Optimizer]:

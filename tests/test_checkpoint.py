@@ -15,7 +15,7 @@ from runs import (
     wrap,
 )
 
-from picardopt import AdaptiveTolerance, StepRelativeTolerance
+from picardopt import AdaptiveTolerance, CheckpointError, StepRelativeTolerance
 
 CASES = [
     Case("network", "Adam", steps=18),
@@ -135,3 +135,85 @@ def test_the_seed_is_kept() -> None:
     assert optimizer.seed == 11
     run(problem, optimizer, None, 7, trace)
     assert_same_trace(trace, sequential(case))
+
+
+def everything_of(problem: Any, optimizer: Any) -> Any:
+    return copy.deepcopy(
+        [
+            [p.detach() for p in problem.parameters],
+            optimizer.state_dict(),
+            optimizer.step_index,
+            optimizer.seed,
+        ]
+    )
+
+
+def another_shape(state: Any) -> None:
+    """As a state of a wider model: torch's own load_state_dict takes it without a word."""
+    for key in ("exp_avg", "exp_avg_sq"):
+        state["state"][0][key] = torch.zeros(5, 3)
+    state["picard"]["shapes"][0] = [5, 3]
+
+
+def fewer_parameters(state: Any) -> None:
+    state["param_groups"][0]["params"].pop()
+
+
+def another_group(state: Any) -> None:
+    state["param_groups"].append(dict(state["param_groups"][0], params=[]))
+
+
+def no_groups(state: Any) -> None:
+    del state["param_groups"]
+
+
+def no_step(state: Any) -> None:
+    del state["picard"]["step"]
+
+
+def step_of_nothing(state: Any) -> None:
+    state["picard"]["step"] = None
+
+
+def no_tolerance(state: Any) -> None:
+    del state["picard"]["tolerance"]
+
+
+BAD = (
+    another_shape, fewer_parameters, another_group, no_groups, no_step, step_of_nothing, no_tolerance,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", BAD, ids=lambda harm: harm.__name__)
+def test_a_state_that_does_not_fit_changes_nothing(harm: Any) -> None:
+    """One error, and the run goes on from where it stood, bitwise."""
+    case = Case("network", "Adam", steps=18)
+    _, other, _ = wrap(case, window=3, tolerance=StepRelativeTolerance(), seed=5)
+    state = copy.deepcopy(other.state_dict())
+    problem, optimizer, _ = wrap(case, window=4)
+    trace = run(problem, optimizer, None, 7)
+    state["state"] = copy.deepcopy(optimizer.state_dict()["state"])
+    harm(state)
+    before = everything_of(problem, optimizer)
+    with pytest.raises(CheckpointError, match="nothing was changed"):
+        optimizer.load_state_dict(state)
+    assert_same_bits(everything_of(problem, optimizer), before)
+    assert_same_trace(run(problem, optimizer, None, 11, trace), sequential(case))
+
+
+def test_torch_itself_would_take_the_wrong_shape() -> None:
+    """Why shapes are kept: if this fails one day, they need not be."""
+    _, optimizer, _ = wrap(CASES[0])
+    state = optimizer.base.state_dict()
+    state["state"] = {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(5, 3)}}
+    optimizer.base.load_state_dict(state)
+
+
+def test_a_state_from_before_shapes_were_kept_loads() -> None:
+    problem, optimizer, _ = wrap(CASES[0], window=4)
+    run(problem, optimizer, None, 5)
+    state = copy.deepcopy(optimizer.state_dict())
+    del state["picard"]["shapes"]
+    _, resumed, _ = wrap(CASES[0], window=4)
+    resumed.load_state_dict(state)
+    assert resumed.step_index == 5

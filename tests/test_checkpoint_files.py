@@ -3,6 +3,15 @@
 import errno
 import os
 import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,23 +40,37 @@ def test_round_trip(saved):
     assert os.listdir(saved.parent) == ["run.ckpt"]
 
 
-@pytest.mark.parametrize("keep", [0, 10, 40, 200, -1])
-def test_a_truncated_file_is_refused(saved, keep):
+def test_the_file_may_be_read_by_whom_the_umask_lets(saved):
+    before = os.umask(0o027)
+    try:
+        save_checkpoint(saved, state_of())
+    finally:
+        os.umask(before)
+    assert saved.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_cut_short_anywhere_is_refused(saved):
     data = saved.read_bytes()
-    saved.write_bytes(data[:keep])
-    with pytest.raises(CheckpointError, match=str(saved)):
+    for keep in range(len(data)):
+        saved.write_bytes(data[:keep])
+        with pytest.raises(CheckpointError, match=str(saved)):
+            load_checkpoint(saved)
+    saved.write_bytes(data + b"\0")
+    with pytest.raises(CheckpointError, match="bytes"):
         load_checkpoint(saved)
 
 
-def test_a_flipped_bit_is_seen(saved):
+def test_every_flipped_bit_is_seen(saved):
+    """In the header, in the archive's directory and in tensors, where torch.load sees nothing."""
     data = saved.read_bytes()
-    at = data.rindex(torch.ones(40).numpy().tobytes())
-    for offset in (0, 1, 79, 159):
+    for position in range(len(data) * 8):
         damaged = bytearray(data)
-        damaged[at + offset] ^= 1
+        damaged[position // 8] ^= 1 << position % 8
         saved.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="checksum"):
+        with pytest.raises(CheckpointError, match=str(saved)):
             load_checkpoint(saved)
+    saved.write_bytes(data)
+    load_checkpoint(saved)
 
 
 def test_zeroed_data_is_seen(saved):
@@ -88,16 +111,120 @@ def test_code_in_a_file_is_never_run(tmp_path, monkeypatch):
     assert marker.exists()
 
 
-def test_a_full_disk_leaves_the_old_file(saved, monkeypatch):
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@contextmanager
+def files_no_longer_than(size: int) -> Iterator[None]:
+    """The kernel refuses to let a file of this process grow further."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    monkeypatch.setattr(module.os, "fsync", full)
-    with pytest.raises(CheckpointError, match="No space left"):
+
+def test_a_file_that_cannot_grow_leaves_the_old_one(saved):
+    for size in (0, 100, 1000):
+        with files_no_longer_than(size), pytest.raises(CheckpointError, match="could not be"):
+            save_checkpoint(saved, state_of(2.0))
+    assert torch.equal(load_checkpoint(saved)["weights"], torch.ones(40))
+    assert os.listdir(saved.parent) == ["run.ckpt"]
+
+
+ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=64k none "$1" && cd "$1" && exec "$2" -c '
+import os, sys, torch
+from picardopt import CheckpointError, load_checkpoint, save_checkpoint
+save_checkpoint("run.ckpt", {"x": torch.ones(10)})
+try:
+    save_checkpoint("run.ckpt", {"x": torch.ones(100_000)})
+except CheckpointError as error:
+    assert "No space left" in str(error), error
+    assert torch.equal(load_checkpoint("run.ckpt")["x"], torch.ones(10))
+    assert os.listdir(".") == ["run.ckpt"]
+    sys.exit(42)
+'
+"""
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    namespace = ["unshare", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*namespace, "true"], check=False).returncode:
+        pytest.skip("no file system of one's own may be mounted here")
+    command = [*namespace, "sh", "-c", ON_A_SMALL_DISK, "sh", str(tmp_path), sys.executable]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 42, done.stderr
+
+
+@contextmanager
+def not_root() -> Iterator[None]:
+    """Root may write everywhere."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_folder_that_cannot_be_written_is_named():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.ckpt"
+        save_checkpoint(path, state_of())
+        os.chmod(folder, 0o555)
+        with not_root(), pytest.raises(CheckpointError, match=r"denied.*can be written"):
+            save_checkpoint(path, state_of(2.0))
+        assert torch.equal(load_checkpoint(path)["weights"], torch.ones(40))
+        assert os.listdir(folder) == ["run.ckpt"]
+        os.chmod(folder, 0o755)
+
+
+def test_an_error_of_the_disk_at_the_last_moment_leaves_the_old_file(saved, monkeypatch):
+    def broken(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(module.os, "fsync", broken)
+    with pytest.raises(CheckpointError, match="Input/output"):
         save_checkpoint(saved, state_of(2.0))
     monkeypatch.undo()
     assert torch.equal(load_checkpoint(saved)["weights"], torch.ones(40))
     assert os.listdir(saved.parent) == ["run.ckpt"]
+
+
+SAVES_FOREVER = """
+import sys, torch
+from picardopt import save_checkpoint
+step = 0
+while True:
+    save_checkpoint(sys.argv[1], {"step": step, "x": torch.full((2_000_000,), float(step))})
+    step += 1
+"""
+
+
+def test_killed_at_any_moment_the_file_is_whole(tmp_path):
+    """SIGKILL while it writes; what that leaves lying is removed by the next save."""
+    path, leftovers = tmp_path / "run.ckpt", 0
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for attempt in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVES_FOREVER, str(path)], env=environment
+        )
+        deadline, before = time.monotonic() + 60, path.stat().st_mtime_ns if attempt else 0
+        while (
+            not path.exists() or path.stat().st_mtime_ns == before or len(os.listdir(tmp_path)) < 2
+        ):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        state = load_checkpoint(path)
+        assert torch.equal(state["x"], torch.full((2_000_000,), float(state["step"])))
+        leftovers += len(os.listdir(tmp_path)) - 1
+    assert leftovers
+    (tmp_path / f".run.ckpt.elsewhere.{process.pid}.1.tmp").touch()  # another host's is its own
+    save_checkpoint(path, state_of())
+    assert sorted(os.listdir(tmp_path)) == [f".run.ckpt.elsewhere.{process.pid}.1.tmp", "run.ckpt"]
 
 
 def test_a_missing_folder_and_a_missing_file_are_named(tmp_path):

@@ -134,3 +134,51 @@ def test_at_any_line_everything_is_at_the_last_commit(start):
         assert torch.equal(weight.detach(), expected[7]), at
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert hit > 10
+
+
+@pytest.mark.parametrize("bases", [1, 2])
+@pytest.mark.parametrize("when", ["pre", "post"])
+def test_a_hook_of_the_base_that_raises_undoes_the_step(when, bases):
+    """The step can be taken again, bitwise: nothing of the one that failed is left."""
+
+    def made():
+        torch.manual_seed(0)
+        weights = [torch.nn.Parameter(torch.randn(5)) for _ in range(2)]
+        inner = [torch.optim.Adam(weights, lr=0.1)]
+        if bases == 2:
+            inner = [torch.optim.Adam([w], lr=0.1) for w in weights]
+        optimizer = ParallelPicardOptimizer(inner, window=3, tolerance=0, seed=1)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = sum((w * torch.randn(5)).sum() for w in weights)
+            loss.backward()
+            return loss
+
+        return weights, inner, optimizer, closure
+
+    weights, _, optimizer, closure = made()
+    run(optimizer, closure, 8)
+    expected = [w.detach().clone() for w in weights]
+    weights, inner, optimizer, closure = made()
+    calls = []
+
+    def hook(*_):
+        calls.append(optimizer.step_index)
+        if len(calls) in (1, 4, 6):
+            raise ValueError("planted")
+
+    # Of two optimizers the first has stepped already when the second one's hook raises.
+    getattr(inner[-1], f"register_step_{when}_hook")(hook)
+    failed = 0
+    while optimizer.step_index < 8:
+        before = [w.detach().clone() for w in weights]
+        try:
+            optimizer.step(closure)
+        except ValueError:
+            failed += 1
+            assert all(torch.equal(a, b) for a, b in zip(weights, before, strict=True))
+            steps = [int(s["step"]) for base in inner for s in base.state.values() if s]
+            assert set(steps) <= {optimizer.step_index}
+    assert failed == 3
+    assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))
