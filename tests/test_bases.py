@@ -130,3 +130,48 @@ def test_a_group_must_say_whose_it_is():
     optimizer = wrapped(make_model(), 2)
     with pytest.raises(TypeError, match="add_param_group"):
         optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
+
+
+def lora_run(tolerance, measured=True, steps=12):
+    """A steady scene beside a second base whose parameter jumps with each step's draw."""
+    scene, lora = torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(3))
+    bases = [torch.optim.SGD([scene], lr=1e-3), torch.optim.SGD([lora], lr=1.0)]
+
+    def closure():
+        scene.grad = lora.grad = None
+        loss = scene.sum() + (lora * torch.randn(3)).sum()
+        loss.backward()
+        return loss
+
+    optimizer = ParallelPicardOptimizer(
+        bases, window=4, tolerance=tolerance, measured=bases[:1] if measured else None
+    )
+    for _ in range(steps):
+        optimizer.step(closure)
+    return scene.detach(), lora.detach(), optimizer.stats
+
+
+def test_only_measured_bases_count_in_residuals():
+    *_, everything = lora_run(1e-4, measured=False)
+    *_, scene_alone = lora_run(1e-4)
+    assert everything.strides[:2] == [1, 4]  # the draws are right at the second try
+    assert scene_alone.strides == [4, 4, 4]
+    # Four steps of 1e-3 at most lie between a guess and its iterate.
+    assert all(0 < r <= 16.1e-6 for sweep in scene_alone.residuals for r in sweep)
+
+
+def test_at_tolerance_0_all_of_them_count():
+    scene, lora, stats = lora_run(0)
+    expected_scene, expected_lora, _ = lora_run(0, measured=False)
+    assert torch.equal(scene, expected_scene)
+    assert torch.equal(lora, expected_lora)
+    assert stats.strides[0] == 1
+
+
+@pytest.mark.parametrize(("measured", "match"), [([], "nothing"), ("other", "none of the base")])
+def test_measured_names_some_of_the_bases(measured, match):
+    bases = make_bases(make_model())
+    if measured == "other":
+        measured = make_bases(make_model())
+    with pytest.raises(ValueError, match=match):
+        ParallelPicardOptimizer(bases, measured=measured)

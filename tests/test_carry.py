@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from picardopt import ImpureClosureError, ParallelPicardOptimizer, step_rng
+from picardopt import Carry, ImpureClosureError, ParallelPicardOptimizer, step_rng
 
 STEPS = 24
 
@@ -177,3 +177,110 @@ def test_a_parameter_is_no_carry():
     model.weight.requires_grad_(False)
     with pytest.raises(ValueError, match="parameter of the optimizer"):
         ParallelPicardOptimizer(base_of(model), carry=[model.weight])
+
+
+class Occupancy(torch.nn.Module):
+    """A grid that only its update rewrites: a maximum of the past and of what the closure reports."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = torch.nn.Parameter(torch.randn(6).bfloat16())
+        self.register_buffer("grid", torch.zeros(6))
+        self.register_buffer("teacher", self.weight.detach().clone())
+
+    def closure(self):
+        self.weight.grad = None
+        x = torch.randn(6).bfloat16()
+        loss = (self.weight.sign() * x * self.weight * (self.grid < 1.5)).sum()
+        loss.backward()
+        return {"loss": loss, "density": x.float().abs()}
+
+    def update(self, returned):
+        self.grid.copy_(torch.maximum(0.95 * self.grid, returned["density"]))
+        self.grid.add_(0.01 * torch.rand(6))  # from the step's own stream
+        self.teacher.lerp_(self.weight, 0.25)  # the parameters after the step
+
+
+def occupancy_run(steps=STEPS):
+    model = Occupancy()
+    base, losses, states = base_of(model), [], []
+    for t in range(steps):
+        with step_rng(2, t):
+            returned = model.closure()
+            base.step()
+            with torch.no_grad():
+                model.update(returned)
+        losses.append(returned["loss"].detach())
+        states.append({k: v.clone() for k, v in model.state_dict().items()})
+    return losses, states
+
+
+def updating(model, **options):
+    carry = Carry(model, update=model.update)
+    return ParallelPicardOptimizer(
+        base_of(model), seed=2, carry=carry, **{"tolerance": 0, **options}
+    )
+
+
+@pytest.mark.parametrize("window", [1, 4, 7])
+def test_an_update_of_its_own_is_bitwise(window):
+    losses, states = occupancy_run()
+    model = Occupancy()
+    optimizer = updating(model, window=window)
+    for t in range(STEPS):
+        assert torch.equal(optimizer.step(model.closure)["loss"], losses[t])
+        assert_same_state(model.state_dict(), states[t])
+
+
+def update_on_ranks():
+    model = Occupancy()
+    optimizer = updating(model, window=5)
+    for _ in range(STEPS):
+        optimizer.step(model.closure)
+    return model.state_dict(), optimizer.stats.strides
+
+
+def test_an_update_of_its_own_on_processes(pools):
+    for state, strides in pools(2).run(update_on_ranks):
+        assert_same_state(state, occupancy_run()[1][-1])
+        assert max(strides) >= 2
+
+
+def test_seven_accepted_steps_make_seven_updates():
+    model = Occupancy()
+    optimizer = updating(model, window=7, tolerance=float("inf"))
+    for _ in range(7):
+        optimizer.step(model.closure)
+    assert optimizer.stats.strides == [7]
+    grid, expected = model.grid, occupancy_run(7)[1][-1]["grid"]
+    assert torch.equal(grid, expected)  # it depends on the reports alone, whatever was guessed
+
+
+def test_a_closure_must_leave_to_the_update_what_is_its():
+    model = Occupancy()
+    optimizer = updating(model, window=3)
+
+    def closure():
+        model.grid.add_(1)
+        return model.closure()
+
+    with pytest.raises(ImpureClosureError, match=r"carry\[0\], which its update"):
+        optimizer.step(closure)
+    assert_same_state(model.state_dict(), Occupancy().state_dict())
+
+
+def test_an_update_that_puts_other_tensors_there_is_refused():
+    model = Occupancy()
+
+    def update(returned):
+        model.grid = returned["density"]
+
+    optimizer = ParallelPicardOptimizer(base_of(model), window=3, carry=Carry(model, update=update))
+    with pytest.raises(RuntimeError, match="other tensors"):
+        optimizer.step(model.closure)
+
+
+def test_an_update_that_cannot_be_called_is_refused():
+    with pytest.raises(TypeError, match="update=3"):
+        ParallelPicardOptimizer(base_of(Grid()), carry=Carry([], update=3))

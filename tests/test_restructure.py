@@ -1,0 +1,209 @@
+"""Steps that change the number of parameters: bitwise at tolerance 0, and the paper's window across them."""
+
+import copy
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pool import Pools
+from runs import assert_same_bits
+from splats import EVERY, Densify, build, due, sequential, tensors_of
+
+from picardopt import ParallelPicardOptimizer, Restructure
+from picardopt.layout import ParameterLayout
+from picardopt.restructure import Unprojection
+
+STEPS = 23
+
+
+def wrap(across: bool = False, coarse: bool = False, **options: Any) -> tuple[Any, ...]:
+    splats, optimizers, restructure = build(coarse, across)
+    options = {"tolerance": 0, "seed": 3, "restructure": restructure, "carry": splats, **options}
+    return splats, optimizers, ParallelPicardOptimizer(list(optimizers.values()), **options)
+
+
+def run(steps: int = STEPS, **options: Any) -> tuple[list[Any], list[Any], Any]:
+    splats, optimizers, optimizer = wrap(**options)
+    losses, states = [], []
+    for _ in range(steps):
+        losses.append(optimizer.step(splats.closure))
+        states.append(tensors_of(splats, optimizers))
+    return losses, states, optimizer.stats
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("window", [1, 3, 8])
+def test_bitwise_after_every_step(window: int, across: bool) -> None:
+    expected_losses, expected = sequential(STEPS)
+    losses, states, stats = run(window=window, across=across)
+    assert_same_bits(losses, expected_losses)
+    assert_same_bits(states, expected)
+    assert len(states[-1][0]["means"]) > 6
+    assert stats.sweeps <= stats.steps == STEPS
+
+
+@given(
+    st.integers(1, 9),
+    st.sampled_from(["hold", "coast"]),
+    st.booleans(),
+    st.integers(1, 14),
+    st.booleans(),
+)
+@settings(max_examples=25)
+def test_k_sweeps_make_k_steps_exact(
+    window: int, predictor: str, across: bool, steps: int, known: bool
+) -> None:
+    """The theorem where iterates have changing dimensions."""
+    _, expected = sequential(steps)
+    splats, optimizers, optimizer = wrap(
+        window=window, predictor=predictor, across=across, total_steps=steps if known else None
+    )
+    for t in range(steps):
+        optimizer.step(splats.closure)
+        assert_same_bits(tensors_of(splats, optimizers), expected[t])
+        assert optimizer.stats.sweeps <= t + 1
+    ends = [0, *accumulate(optimizer.stats.strides)]
+    assert all(not any(map(due, range(a, b - 1))) for a, b in pairwise(ends))
+
+
+def _traced(options: dict[str, Any]) -> tuple[list[Any], list[Any], list[int]]:
+    losses, states, stats = run(**options)
+    return losses, states, stats.strides
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_bitwise_on_processes(pools: Pools, world_size: int) -> None:
+    expected_losses, expected = sequential(STEPS)
+    for losses, states, _ in pools(world_size).run(_traced, {"window": 4}):
+        assert_same_bits(losses, expected_losses)
+        assert_same_bits(states, expected)
+
+
+def test_ranks_go_across_together(pools: Pools) -> None:
+    options = {"window": 6, "across": True, "tolerance": 1e-2}
+    one = _traced(options)
+    assert max(one[2]) > EVERY
+    for other in pools(2).run(_traced, options):
+        assert_same_bits(other, one)
+
+
+def test_the_exact_window_ends_there_and_wastes_nothing() -> None:
+    options = {"window": 8, "tolerance": float("inf"), "total_steps": STEPS}
+    _, _, stats = run(**options)
+    assert stats.strides == [EVERY] * 4 + [3]
+    assert stats.wasted_evaluations == 0
+
+
+def test_the_papers_window_runs_across() -> None:
+    """Nothing is refused at an infinite tolerance: strides are whole windows, and the run stays near."""
+    _, states, stats = run(window=8, across=True, tolerance=float("inf"), total_steps=STEPS)
+    assert stats.strides == [8, 8, 7]
+    assert stats.wasted_evaluations == 0
+    _, expected = sequential(STEPS)
+    assert states[-1][0]["means"].shape == expected[-1][0]["means"].shape
+
+
+def test_a_guess_too_far_from_its_unprojection_is_dropped() -> None:
+    """The points born at a split have moved by a draw: more than this tolerance allows."""
+    _, _, stats = run(window=8, across=True, tolerance=1e-5, total_steps=STEPS)
+    ends = [0, *accumulate(stats.strides)]
+    crossed = sum(any(map(due, range(a, b - 1))) for a, b in pairwise(ends))
+    assert crossed
+    assert stats.wasted_evaluations >= crossed
+
+
+def test_unprojection_follows_the_parents() -> None:
+    def layout(rows: int, shared: torch.Tensor) -> ParameterLayout:
+        points = torch.zeros(rows, 2, requires_grad=True)
+        return ParameterLayout([points, shared], [torch.zeros(rows, dtype=torch.int64)])
+
+    shared = torch.zeros(3, requires_grad=True)
+    old, new = layout(3, shared), layout(4, shared)
+    row = old.row()
+    values = torch.arange(6.0).view(3, 2)
+    row.store([values, torch.tensor([7.0, 8.0, 9.0]), torch.tensor([10, 20, 30])])
+    moved = Unprojection(old, new, torch.tensor([2, 0, 0, 1]))(row)
+    assert torch.equal(moved.tensors[0], values[[2, 0, 0, 1]])
+    assert torch.equal(moved.tensors[1], torch.tensor([7.0, 8.0, 9.0]))
+    assert torch.equal(moved.carry[0], torch.tensor([30, 10, 10, 20]))
+
+
+@pytest.mark.parametrize(
+    ("parents", "match"),
+    [
+        (torch.tensor([0, 1, 2]), "do not lead from shape"),
+        (torch.tensor([0, 1, 2, 3]), "do not lead from shape"),
+        (torch.tensor([0, 1, 2, -1]), "negative"),
+        (torch.tensor([0.0, 1.0, 2.0, 2.0]), "int64"),
+        ([0, 1, 2, 2], "int64"),
+    ],
+)
+def test_parents_that_do_not_fit_are_refused(parents: Any, match: str) -> None:
+    old = ParameterLayout([torch.zeros(3, 2, requires_grad=True)])
+    new = ParameterLayout([torch.zeros(4, 2, requires_grad=True)])
+    with pytest.raises(ValueError, match=match):
+        Unprojection(old, new, parents)
+
+
+def test_wrong_parents_raise_after_the_step_and_the_run_goes_on() -> None:
+    splats, optimizers, restructure = build(across=True)
+
+    def wrong(step: int) -> torch.Tensor:
+        parents = restructure.function(step)
+        return parents[:-1] if step == EVERY - 1 else parents
+
+    optimizer = ParallelPicardOptimizer(
+        list(optimizers.values()),
+        window=4,
+        tolerance=1.0,
+        seed=3,
+        carry=splats,
+        restructure=replace(restructure, function=wrong),
+    )
+    for _ in range(EVERY - 1):
+        optimizer.step(splats.closure)
+    with pytest.raises(ValueError, match="do not lead"):
+        optimizer.step(splats.closure)
+    assert optimizer.step_index == EVERY
+    for _ in range(EVERY):
+        optimizer.step(splats.closure)
+
+
+def test_resumes_bitwise_across_a_restructuring_step() -> None:
+    """The parameters' number is the user's to restore; the rest is the state dict's."""
+    _, expected = sequential(STEPS)
+    splats, _, optimizer = wrap(window=4)
+    for _ in range(EVERY + 2):
+        optimizer.step(splats.closure)
+    saved = copy.deepcopy((splats.state_dict(), optimizer.state_dict()))
+    again, _, _ = build()
+    for name in ("means", "heights"):
+        setattr(again, name, torch.nn.Parameter(saved[0][name].clone()))
+    for name in ("slopes", "seen"):
+        setattr(again, name, saved[0][name].clone())
+    again.load_state_dict(saved[0])
+    bases = again.optimizers()
+    resumed = ParallelPicardOptimizer(
+        list(bases.values()),
+        window=7,
+        tolerance=0,
+        carry=again,
+        restructure=Restructure(Densify(again, bases), due),
+    )
+    resumed.load_state_dict(saved[1])
+    for t in range(EVERY + 2, STEPS):
+        resumed.step(again.closure)
+        assert_same_bits(tensors_of(again, bases), expected[t])
+
+
+def test_what_is_no_restructure_is_refused() -> None:
+    parameter = torch.zeros(2, requires_grad=True)
+    base = torch.optim.SGD([parameter], lr=0.1)
+    with pytest.raises(TypeError, match="restructure="):
+        ParallelPicardOptimizer(base, restructure=due)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="function="):
+        Restructure(None, due)  # type: ignore[arg-type]
