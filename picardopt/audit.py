@@ -26,7 +26,8 @@ from picardopt.sweep import same_bits, squared_difference
 MODES = ("auto", "always", "never")
 REMEDY = (
     "Make step t's work a function of the parameters and t alone:\n"
-    "  1. take the data inside the closure, by step: `def closure(step): batch = dataset.batch(step)`;\n"
+    "  1. take the data inside the closure, by step: `def closure(step): batch = loader.batch(step)` "
+    "(StepIndexedLoader);\n"
     "  2. draw randomness only from torch's, numpy's or random's global generators, inside the closure;\n"
     '  3. keep counters, iterators and buffers out of it. (`audit="never"` switches this check off.)'
 )

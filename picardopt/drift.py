@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from picardopt.errors import NoGradientError
+from picardopt.frameworks import wrapped_by_lightning
 from picardopt.interrupts import interrupts_allowed
 from picardopt.layout import ParameterLayout, Row
 from picardopt.rng import RngState, preserved_rng, seed_all, step_seed
@@ -58,6 +60,9 @@ class Drift:
 
 def call_closure(closure: Closure, step: int) -> Any:
     """Calls ``closure(step)`` if it has a required parameter of that name, else ``closure()``."""
+    if wrapped_by_lightning(closure):
+        *before, own = closure.args  # type: ignore[attr-defined]
+        return closure.func(*before, partial(call_closure, own, step))  # type: ignore[attr-defined]
     parameter = _step_parameter(closure)
     if parameter is None:
         return closure()

@@ -5,10 +5,13 @@ They are live views: ``load_state_dict`` replaces those objects, so a reference 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
+
+from picardopt.frameworks import refuse_unscaling
 
 
 class OptimizerFacade(Optimizer):
@@ -21,8 +24,15 @@ class OptimizerFacade(Optimizer):
     base: Optimizer
 
     @property
+    def _speculates(self) -> bool:
+        """Whether a closure may be evaluated for another step than the present one."""
+        raise NotImplementedError
+
+    @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The base's parameter groups, live."""
+        if self._speculates:
+            refuse_unscaling(sys._getframe(1))
         return self.base.param_groups
 
     @param_groups.setter

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -21,8 +21,8 @@ from picardopt.checkpoint import load_state, saved_state
 from picardopt.checks import check_arguments, check_base, check_lr_scheduler
 from picardopt.drift import Closure, Outcome, set_gradients
 from picardopt.engines import DistributedEngine, Engine, SerialEngine
-from picardopt.errors import PicardWarning
 from picardopt.facade import OptimizerFacade
+from picardopt.frameworks import warn_user, why_plain
 from picardopt.interrupts import interrupts_deferred
 from picardopt.layout import ParameterLayout, parameters_of
 from picardopt.options import Options
@@ -148,12 +148,9 @@ class ParallelPicardOptimizer(OptimizerFacade):
             RankMismatchError: If the ranks do different things.
             RankLostError: If a rank died or did not answer in time.
         """
-        if closure is None:
-            return self._plain_step()
-        if not callable(closure):
-            raise TypeError(
-                f"closure={closure!r}: give a function that computes a loss and its gradients"
-            )
+        why = why_plain(closure)
+        if closure is None or why:
+            return self._plain_step(closure, why)
         speculator = self._ready()
         with interrupts_deferred():
             accepted = speculator.next(closure, self._step_index)
@@ -190,21 +187,23 @@ class ParallelPicardOptimizer(OptimizerFacade):
         else:
             self._ready().inherit(speculator, parents)
 
-    def _plain_step(self) -> None:
-        if not self._told_plain:
+    def _plain_step(self, closure: Closure | None, why: str) -> Any:
+        """What the base's own ``step(closure)`` does, under the caller's generators."""
+        # At rate 0 it only makes the base's state: distributed checkpointing does that before it loads.
+        if not self._told_plain and any(float(g.get("lr", 1)) for g in self.param_groups):
             self._told_plain = True
-            warnings.warn(
-                "step() without a closure takes a plain step of the base optimizer: nothing runs ahead. Pass a "
-                "closure that computes the loss and its gradients",
-                PicardWarning,
-                stacklevel=3,
-            )
+            warn_user(why)
         if self._speculator is not None:
             self._speculator.drop()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         with interrupts_deferred(), self.stats.phase("commit"):
             self._rollout.plain_step()
             self._step_index += 1
             self.stats.steps += 1
+        return loss
 
     def _ready(self) -> Speculator:
         """The speculator over the present parameters; a new one if tensors were added or replaced."""
@@ -234,6 +233,10 @@ class ParallelPicardOptimizer(OptimizerFacade):
             return SerialEngine(self.stats)
         device = parameters_of(self.base)[0].device
         return DistributedEngine(self._group, device, self._timeout, self.stats)
+
+    @property
+    def _speculates(self) -> bool:
+        return self.window > 1 or self._engine.size > 1
 
     # -- what tells about the run -----------------------------------------------------------------------
 
@@ -341,11 +344,9 @@ class ParallelPicardOptimizer(OptimizerFacade):
         self._speculator = None
         self.lr_scheduler = lr_scheduler
         if had_ranks:
-            warnings.warn(
+            warn_user(
                 "a copied or unpickled ParallelPicardOptimizer has no process group: it evaluates its window in "
-                "this process alone",
-                PicardWarning,
-                stacklevel=2,
+                "this process alone"
             )
 
 

@@ -8,7 +8,6 @@ takes the steps for real, one a call.
 from __future__ import annotations
 
 import math
-import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,9 +22,9 @@ from picardopt.errors import (
     ImpureClosureError,
     NonFiniteGradientError,
     PicardError,
-    PicardWarning,
 )
 from picardopt.evaluation import Evaluator
+from picardopt.frameworks import warn_user
 from picardopt.layout import ParameterLayout, Row
 from picardopt.options import Options
 from picardopt.restructure import Unprojection
@@ -53,14 +52,12 @@ class Accepted:
         sweep: The sweep it came from.
         slot: Its place in that sweep's window; 0 is the head.
         threshold: Largest accepted distance between its guess and the live parameters.
-        inherited: Whether it was evaluated before the number of parameters changed, and cannot be again.
     """
 
     drift: Drift
     sweep: int
     slot: int
     threshold: float
-    inherited: bool = False
 
 
 class Speculator:
@@ -131,7 +128,7 @@ class Speculator:
         if not self.queue:
             self._sweep(closure, step)
         accepted = self.queue[0]
-        if self._speculates and not accepted.inherited and self._audit.due(accepted.sweep):
+        if self._speculates and self._audit.due(accepted.sweep):
             last = self._stats.strides[-1] - 1 if self._stats.strides else 0
             if accepted.slot == min(1, last):
                 self._check(closure, accepted)
@@ -149,8 +146,8 @@ class Speculator:
     def inherit(self, other: Speculator, parents: Tensor | None) -> None:
         """Takes over, across a step that changed the number of parameters, what was evaluated before it.
 
-        At tolerance 0 there is nothing: windows end at such a step, since a drift in the old structure is none in
-        the new one, even where the parameters' bits agree.
+        At tolerance 0 nothing can be kept: a drift in the old structure is none in the new one, even where the
+        parameters' bits agree.
 
         Args:
             other: The speculator over the old structure, standing behind that step.
@@ -159,13 +156,13 @@ class Speculator:
         Raises:
             ValueError: If the parents do not fit the tensors.
         """
-        if parents is None:
+        if parents is None or self._tolerance.exact:
             other.drop()
             return
         unproject = Unprojection(other.layout, self.layout, parents)
         self.window.rows = [unproject(row) for row in other.window.rows]
         self.queue = deque(
-            replace(kept, drift=replace(kept.drift, row=unproject(kept.drift.row)), inherited=True)
+            replace(kept, drift=replace(kept.drift, row=unproject(kept.drift.row)))
             for kept in other.queue
         )
 
@@ -227,7 +224,7 @@ class Speculator:
         self._stats.sweeps += 1
         if self._to_tell:  # now that all is in place: a filter may turn a warning into an error
             text, self._to_tell = self._to_tell, ""
-            warnings.warn(text, PicardWarning, stacklevel=2)
+            warn_user(text)
 
     def _take_head(self, head: Drift) -> int:
         """Queues the head's drift alone: a window of 1, or a step to be skipped. Nothing is compared."""

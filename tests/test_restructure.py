@@ -75,13 +75,6 @@ def _traced(options: dict[str, Any]) -> tuple[list[Any], list[Any], list[int]]:
     return losses, states, stats.strides
 
 
-def test_guesses_are_taken_across_with_their_parents() -> None:
-    """Points move little here: nothing evaluated before the restructuring step is lost behind it."""
-    _, _, stats = run(window=7, across=True, tolerance=1e-2, total_steps=STEPS)
-    assert stats.wasted_evaluations == 0
-    assert stats.strides == [7, 7, 7, 2]
-
-
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_bitwise_on_processes(pools: Pools, world_size: int) -> None:
     expected_losses, expected = sequential(STEPS)

@@ -1,0 +1,204 @@
+"""Lightning: automatic optimization trains as with the base, manual optimization with a closure runs ahead."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+from runs import assert_same_bits
+from task import (
+    BATCHES,
+    Network,
+    assert_told_once,
+    loss_of,
+    make_base,
+    make_loader,
+    recorded,
+    sequential,
+    weights,
+    wrap,
+)
+
+from picardopt import ImpureClosureError, ParallelPicardOptimizer, StepIndexedLoader
+
+pytestmark = [
+    # Of Lightning's own code: it asks torch for what torch renamed.
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),
+    pytest.mark.filterwarnings(
+        "ignore::lightning.fabric.utilities.rank_zero.LightningDeprecationWarning"
+    ),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*logging interval.*"),
+    pytest.mark.filterwarnings("ignore:.*ModelCheckpoint.*"),
+]
+
+
+class Module(lightning.LightningModule):
+    """The task; `window` 0 leaves the base as it is."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.network, self.window, self.losses = Network(), window, list[torch.Tensor]()
+
+    def configure_optimizers(self) -> Any:
+        base = make_base(self.network)
+        optimizer = wrap(base, self.window) if self.window else base
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    @property
+    def own_optimizer(self) -> Any:
+        return self.optimizers(use_pl_optimizer=False)
+
+
+class Automatic(Module):
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        loss = loss_of(self.network, batch)
+        self.losses.append(loss.detach())
+        return loss
+
+
+class Manual(Module):
+    """Backward has run when ``step`` is called."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__(window)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, index: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss = loss_of(self.network, batch)
+        self.losses.append(loss.detach())
+        self.manual_backward(loss)
+        optimizer.step()
+
+
+class ByStep(Manual):
+    """A closure that takes its batch by step."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__(window)
+        self.loader = StepIndexedLoader(make_loader())
+
+    def configure_optimizers(self) -> Any:
+        return wrap(make_base(self.network), self.window)
+
+    def training_step(self, batch: Any, index: int) -> None:
+        optimizer = self.optimizers()
+
+        def closure(step: int) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(self.network, self.batch(batch, step))
+            self.manual_backward(loss)
+            return loss
+
+        self.losses.append(optimizer.step(closure))
+
+    def batch(self, batch: Any, step: int) -> Any:
+        return self.loader.batch(step)
+
+
+class ByIterator(ByStep):
+    """The misuse: the closure sees the batch that the trainer took from its iterator."""
+
+    def configure_optimizers(self) -> Any:
+        return ParallelPicardOptimizer(make_base(self.network), window=self.window)
+
+    def batch(self, batch: Any, step: int) -> Any:
+        return batch
+
+
+def fit(module: Module, epochs: int = 2, start: str | None = None, **options: Any) -> Any:
+    torch.manual_seed(3)
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(module, make_loader(), ckpt_path=start)
+    return trainer
+
+
+def half_precision() -> dict[str, Any]:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+
+
+OPTIONS = {
+    "plain": dict,
+    "clipping and accumulation": lambda: {"gradient_clip_val": 0.3, "accumulate_grad_batches": 2},
+    "bfloat16": lambda: {"precision": "bf16-mixed"},
+    "float16": half_precision,
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("kind", [Automatic, Manual])
+def test_what_cannot_run_ahead_trains_as_with_the_base(kind: Any, options: str) -> None:
+    """Bitwise, the trainer's own randomness included, and told once at the user's line."""
+    if kind is Manual and options.startswith("clipping"):
+        pytest.skip("Lightning has neither in manual optimization")
+    expected, got = kind(window=0), kind(window=4)
+    reference = fit(expected, **OPTIONS[options]())
+    with recorded() as ours:
+        trainer = fit(got, **OPTIONS[options]())
+    assert_same_bits(weights(got), weights(expected))
+    assert_same_bits(got.losses, expected.losses)
+    assert_same_bits(got.own_optimizer.base.state_dict(), expected.own_optimizer.state_dict())
+    assert trainer.global_step == reference.global_step == got.own_optimizer.step_index
+    assert got.own_optimizer.stats.sweeps == 0
+    if (
+        kind is Automatic and options != "float16"
+    ):  # with a scaler it calls step() without a closure
+        assert_told_once(ours, __file__, "trainer.fit(", "automatic_optimization = False")
+    else:
+        line = "optimizer.step()" if kind is Manual else "trainer.fit("
+        assert_told_once(ours, __file__, line, "without a closure")
+
+
+def test_manual_optimization_with_a_closure_by_step_runs_ahead() -> None:
+    """The closure gets its step through Lightning's own wrapping; steps are counted; nothing is warned about."""
+    module = ByStep(window=4)
+    with recorded() as ours:
+        trainer = fit(module)
+    assert not ours
+    assert_same_bits(weights(module), sequential(2 * BATCHES))
+    assert trainer.global_step == module.own_optimizer.step_index == 2 * BATCHES
+    assert max(module.own_optimizer.stats.strides) >= 2
+    assert len(module.losses) == 2 * BATCHES
+
+
+def test_a_closure_over_the_trainers_batch_is_found_out() -> None:
+    with pytest.raises(ImpureClosureError, match="StepIndexedLoader"):
+        fit(ByIterator(window=4))
+
+
+def resumed(kind: Any, window: int, again: int, file: Path) -> Any:
+    """One epoch, saved and loaded into a fresh module, and one more."""
+    first, second = kind(window), kind(again)
+    fit(first, epochs=1).save_checkpoint(file)
+    fit(second, start=str(file))
+    return second
+
+
+def test_a_run_resumes_from_lightnings_checkpoint(tmp_path: Path) -> None:
+    """With another window; the step, the seed and the tolerance travel in the optimizer's state."""
+    module = resumed(ByStep, 4, 3, tmp_path / "epoch.ckpt")
+    assert module.own_optimizer.step_index == 2 * BATCHES
+    assert_same_bits(weights(module), sequential(2 * BATCHES))
+    assert max(module.own_optimizer.stats.strides) >= 2
+
+
+def test_automatic_optimization_resumes_as_with_the_base(tmp_path: Path) -> None:
+    expected = resumed(Automatic, 0, 0, tmp_path / "base.ckpt")
+    with recorded():
+        got = resumed(Automatic, 4, 4, tmp_path / "wrapped.ckpt")
+    assert_same_bits(weights(got), weights(expected))
+    assert got.own_optimizer.step_index == 2 * BATCHES
