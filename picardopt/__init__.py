@@ -15,6 +15,7 @@ from picardopt.errors import RankLostError as RankLostError
 from picardopt.errors import RankMismatchError as RankMismatchError
 from picardopt.errors import RemoteClosureError as RemoteClosureError
 from picardopt.errors import UnsupportedOptimizerError as UnsupportedOptimizerError
+from picardopt.launch import init_process_group as init_process_group
 from picardopt.launch import launch as launch
 from picardopt.optimizer import ParallelPicardOptimizer as ParallelPicardOptimizer
 from picardopt.restructure import Restructure as Restructure

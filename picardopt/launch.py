@@ -1,4 +1,4 @@
-"""Start workers on this host with torch's own elastic launcher."""
+"""Start workers on this host with torch's own elastic launcher, and join those that a launcher started."""
 
 from __future__ import annotations
 
@@ -11,12 +11,64 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from picardopt.errors import RankLostError
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+
+def init_process_group(backend: str | None = None, **options: Any) -> None:
+    """Joins the processes that a launcher started; does nothing where there is no launcher.
+
+    ``torch.distributed.init_process_group``, but one that also works when torchrun restarts the workers
+    (``--max-restarts``): torch 2.13 hands the same key-value store to every attempt, and gloo and NCCL then find
+    the addresses of processes that are dead (pytorch#135712).
+
+    Args:
+        backend: "gloo", "nccl", ...; None takes one for each kind of device.
+        options: More arguments of torch's function (`timeout`, `device_id`, ...).
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return
+    from torch.distributed.rendezvous import rendezvous
+
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # a store of this attempt's own
+        dist.init_process_group(backend, **options)
+        return
+    limit = {"timeout": options["timeout"]} if options.get("timeout") else {}
+    store, rank, size = next(iter(rendezvous("env://", **limit)))
+    dist.init_process_group(
+        backend, store=_attempts_own(store, rank, size), rank=rank, world_size=size, **options
+    )
+
+
+def _attempts_own(store: Store, rank: int, size: int) -> Store:
+    """The part of a store that only this attempt's processes know: rank 0 makes up its name.
+
+    What lies in the store may be an earlier attempt's, and TORCHELASTIC_RESTART_COUNT differs between hosts. So a
+    rank believes a name only once rank 0 has answered under it, with a token that is the rank's own.
+    """
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    store, token = PrefixStore("picardopt", store), uuid.uuid4().hex
+    if rank == 0:
+        store.set("attempt", token)
+        for peer in range(1, size):
+            store.set(f"{token}/answer/{peer}", store.get(f"{token}/hello/{peer}"))
+        return PrefixStore(token, store)
+    while True:
+        name = store.get("attempt").decode()
+        store.set(f"{name}/hello/{rank}", token)
+        answer = f"{name}/answer/{rank}"
+        while store.get("attempt").decode() == name:
+            if store.check([answer]) and store.get(answer).decode() == token:
+                return PrefixStore(name, store)
+            time.sleep(0.01)
 
 
 def launch(
@@ -115,7 +167,7 @@ def _work(target: Callable[..., Any], args: tuple[Any, ...], workers: int) -> An
     else:
         backend = "gloo"
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    dist.init_process_group(backend)
+    init_process_group(backend)
     try:
         result = target(*args)
         _wait_for_all()

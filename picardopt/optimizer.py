@@ -367,6 +367,6 @@ def _resolve_group(group: dist.ProcessGroup | DeviceMesh | None) -> dist.Process
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RuntimeError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} but torch.distributed is not initialised: call "
-            "torch.distributed.init_process_group() first, or every process would train on its own"
+            "picardopt.init_process_group() first, or every process would train on its own"
         )
     return None
