@@ -59,7 +59,7 @@ def _attempts_own(store: Store, rank: int, size: int) -> Store:
     if rank == 0:
         store.set("attempt", token)
         for peer in range(1, size):
-            store.set(f"{token}/answer/{peer}", store.get(f"{token}/hello/{peer}"))
+            store.set(f"{token}/answer/{peer}", store.get(f"{token}/hello/{peer}").decode())
         return PrefixStore(token, store)
     while True:
         name = store.get("attempt").decode()
