@@ -82,21 +82,20 @@ class Unprojection:
                 "restructure's function returned parents but changed the number of tensors: return None, which "
                 "forgets all guesses"
             )
-        self._new, self._parents = new, parents.to(new.device)
-        self._same = [a is b for a, b in zip(old.tensors, new.tensors, strict=True)]
-        rows = len(parents)
+        rows, most = len(parents), int(parents.max()) + 1 if len(parents) else 0
         if rows and int(parents.min()) < 0:
             raise ValueError("restructure's parents hold a negative index")
-        most = int(parents.max()) + 1 if rows else 0
-        sizes = zip(old.shapes, new.shapes, self._same, strict=True)
-        for index, (before, after, same) in enumerate(sizes):
-            fits = before[1:] == after[1:] and before and before[0] >= most and after[0] == rows
-            if not (fits or (same and before == after)):
+        self._new, self._parents = new, parents.to(new.device)
+        self._copied: list[bool] = []  # what is no list of rows, or has the rows that it had
+        for index, (before, after) in enumerate(zip(old.shapes, new.shapes, strict=True)):
+            kept = before == after and old.tensors[index] is new.tensors[index]
+            by_row = before[1:] == after[1:] and after[:1] == (rows,) and before[0] >= most
+            if not by_row and before != after:
                 raise ValueError(
                     f"restructure's parents ({rows} rows, up to {most - 1}) do not lead from shape {tuple(before)} "
                     f"to {tuple(after)} of tensor {index}"
                 )
-            self._same[index] = same and before == after
+            self._copied.append(kept or not by_row)
 
     @torch.no_grad()
     def __call__(self, row: Row) -> Row:
@@ -104,6 +103,6 @@ class Unprojection:
         out = self._new.row()
         sources: Sequence[Tensor] = [*row.tensors, *row.carry]
         targets = [*out.tensors, *out.carry]
-        for target, source, same in zip(targets, sources, self._same, strict=True):
-            target.copy_(source if same else source[self._parents])
+        for target, source, copied in zip(targets, sources, self._copied, strict=True):
+            target.copy_(source if copied else source[self._parents])
         return out
