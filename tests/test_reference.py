@@ -284,3 +284,76 @@ def test_equality_sees_what_the_square_of_a_tiny_difference_hides() -> None:
 
     assert run(None).trajectory == (0.0, 1e-200, 2e-200, 3e-200)
     assert run(lambda a, b: a == b).trajectory == (0.0, 1e-200, 2.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Growing:
+    """Points that split and die in some steps: iterates of changing dimension (supplement C).
+
+    A state is (step, values, origins); origin i is the point of the first state that point i stems from. Drifts
+    and guesses of another dimension are carried over by it: the paper's ``unproj``.
+    """
+
+    table: tuple[int, ...]
+    every: int
+
+    def s(self, state: Any, t: int) -> dict[int, int]:
+        _, values, origins = state
+        total = sum(values) // 7
+        return {
+            origin: self.table[(t + value + total) % len(self.table)]
+            for value, origin in zip(values, origins, strict=True)
+        }
+
+    def h(self, drift: dict[int, int], state: Any) -> Any:
+        t, values, origins = state
+        moved = [(v + drift.get(o, 0)) % 101 for v, o in zip(values, origins, strict=True)]
+        if t % self.every == self.every - 1:  # the largest splits, the smallest dies
+            high, low = moved.index(max(moved)), moved.index(min(moved))
+            chosen = [i for i in range(len(moved)) if i != low or len(moved) < 3]
+            chosen += [high, high]
+            moved = [moved[i] + (n >= len(moved)) for n, i in enumerate(chosen)]
+            origins = tuple(origins[i] for i in chosen)
+        return t + 1, tuple(moved), origins
+
+    def distance(self, a: Any, b: Any) -> float:
+        """Of a to the unprojected b; what b does not have is infinitely far."""
+        known = dict(zip(b[2], b[1], strict=True))
+        gaps = [(v - known.get(o, math.inf)) ** 2 for v, o in zip(a[1], a[2], strict=True)]
+        return sum(gaps) / len(gaps)
+
+
+@given(
+    st.builds(
+        Growing,
+        table=st.lists(st.integers(-3, 3), min_size=1, max_size=4).map(tuple),
+        every=st.integers(1, 5),
+    ),
+    st.integers(1, 16),
+    st.integers(1, 9),
+)
+def test_iterates_of_changing_dimension(process: Growing, steps: int, window: int) -> None:
+    """The theorem does not ask for a dimension: k sweeps make k iterates exact."""
+    state: Any = (0, (5, 40, 77), (0, 1, 2))
+    expected = [state]
+    for t in range(steps):
+        expected.append(process.h(process.s(expected[-1], t), expected[-1]))
+    for options in ({"same": lambda a, b: a == b}, {}):
+        solution = algorithm_2(
+            process.s,
+            process.h,
+            state,
+            steps,
+            p=window,
+            e=0.0,
+            distance=process.distance,
+            **options,
+        )
+        assert len(solution.sweeps) <= steps
+        if options:
+            assert list(solution.trajectory) == expected
+        for k, sweep in enumerate(solution.sweeps, start=1):
+            if sweep.tau == 0 and options:
+                assert list(sweep.iterates[: k + 1]) == expected[: k + 1]
+    if process.every < steps:
+        assert len({len(values) for _, values, _ in expected}) > 1
