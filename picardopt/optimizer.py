@@ -19,7 +19,7 @@ from picardopt.bases import JoinedOptimizer, unmeasured_bases
 from picardopt.carry import Carry, as_carry
 from picardopt.checkpoint import load_state, saved_state
 from picardopt.checks import check_arguments, check_base, check_lr_scheduler
-from picardopt.drift import Closure, Outcome, set_gradients
+from picardopt.drift import Closure
 from picardopt.engines import DistributedEngine, Engine, SerialEngine
 from picardopt.facade import OptimizerFacade
 from picardopt.frameworks import warn_user, why_plain
@@ -162,10 +162,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         parameters, drift, step = speculator.layout.parameters, accepted.drift, self._step_index
         try:
             with self._rollout.committing():
-                if drift.outcome is Outcome.FINITE:
-                    self._rollout.take(parameters, drift)
-                else:  # nonfinite="skip": t advances, the base is untouched
-                    set_gradients(parameters, drift)
+                self._rollout.take(parameters, drift)
                 speculator.settle()
                 speculator.pop()
                 self._step_index += 1

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from picardopt.drift import Drift, set_gradients
+from picardopt.drift import Drift, Outcome, set_gradients
 from picardopt.layout import Row
 from picardopt.rng import preserved_rng
 
@@ -228,11 +228,15 @@ class Rollout:
         self._advance_scheduler()
 
     def apply(self, parameters: Sequence[Tensor], drift: Drift) -> None:
-        """Steps the base over one drift, with the generators as that drift's closure left them."""
+        """Steps the base over one drift, with the generators as that drift's closure left them.
+
+        One that is not finite leaves the base untouched (``nonfinite="skip"``).
+        """
         set_gradients(parameters, drift)
         if drift.rng is not None:
             drift.rng.restore()
-        self.base.step()
+        if drift.outcome is Outcome.FINITE:
+            self.base.step()
 
     @contextmanager
     def committing(self) -> Iterator[None]:

@@ -52,12 +52,14 @@ class Accepted:
         sweep: The sweep it came from.
         slot: Its place in that sweep's window; 0 is the head.
         threshold: Largest accepted distance between its guess and the live parameters.
+        inherited: Whether it was evaluated before the number of parameters changed, and cannot be again.
     """
 
     drift: Drift
     sweep: int
     slot: int
     threshold: float
+    inherited: bool = False
 
 
 class Speculator:
@@ -128,7 +130,7 @@ class Speculator:
         if not self.queue:
             self._sweep(closure, step)
         accepted = self.queue[0]
-        if self._speculates and self._audit.due(accepted.sweep):
+        if self._speculates and not accepted.inherited and self._audit.due(accepted.sweep):
             last = self._stats.strides[-1] - 1 if self._stats.strides else 0
             if accepted.slot == min(1, last):
                 self._check(closure, accepted)
@@ -146,8 +148,8 @@ class Speculator:
     def inherit(self, other: Speculator, parents: Tensor | None) -> None:
         """Takes over, across a step that changed the number of parameters, what was evaluated before it.
 
-        At tolerance 0 nothing can be kept: a drift in the old structure is none in the new one, even where the
-        parameters' bits agree.
+        At tolerance 0 there is nothing: windows end at such a step, since a drift in the old structure is none in
+        the new one, even where the parameters' bits agree.
 
         Args:
             other: The speculator over the old structure, standing behind that step.
@@ -156,13 +158,13 @@ class Speculator:
         Raises:
             ValueError: If the parents do not fit the tensors.
         """
-        if parents is None or self._tolerance.exact:
+        if parents is None:
             other.drop()
             return
         unproject = Unprojection(other.layout, self.layout, parents)
         self.window.rows = [unproject(row) for row in other.window.rows]
         self.queue = deque(
-            replace(kept, drift=replace(kept.drift, row=unproject(kept.drift.row)))
+            replace(kept, drift=replace(kept.drift, row=unproject(kept.drift.row)), inherited=True)
             for kept in other.queue
         )
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pool import Pools
-from runs import assert_same_bits
+from runs import assert_same_bits, quiet
 from splats import EVERY, Densify, build, due, sequential, tensors_of
 
 from picardopt import ParallelPicardOptimizer, Restructure
@@ -73,6 +73,13 @@ def test_k_sweeps_make_k_steps_exact(
 def _traced(options: dict[str, Any]) -> tuple[list[Any], list[Any], list[int]]:
     losses, states, stats = run(**options)
     return losses, states, stats.strides
+
+
+def test_guesses_are_taken_across_with_their_parents() -> None:
+    """Points move little here: nothing evaluated before the restructuring step is lost behind it."""
+    _, _, stats = run(window=7, across=True, tolerance=1e-2, total_steps=STEPS)
+    assert stats.wasted_evaluations == 0
+    assert stats.strides == [7, 7, 7, 2]
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -207,3 +214,80 @@ def test_what_is_no_restructure_is_refused() -> None:
         ParallelPicardOptimizer(base, restructure=due)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="function="):
         Restructure(None, due)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_skipped_step_restructures_from_its_own_stream(window: int) -> None:
+    """The ambient generator, different on each rank, must not decide how points split."""
+    states = []
+    for ambient in (1, 2):
+        splats, optimizers, optimizer = wrap(window=window, nonfinite="skip")
+
+        def closure(step: int, splats: Any = splats) -> torch.Tensor:
+            loss = splats.closure(step)
+            if step == EVERY - 1:
+                splats.background.grad.fill_(float("inf"))
+            return loss
+
+        torch.manual_seed(ambient)
+        with quiet():
+            for _ in range(EVERY + 2):
+                optimizer.step(closure)
+        states.append(tensors_of(splats, optimizers))
+    assert_same_bits(states[0], states[1])
+
+
+def test_a_function_that_raises_leaves_the_step_counted_and_the_object_usable() -> None:
+    splats, optimizers, restructure = build()
+    failing = [True]
+
+    def function(step: int) -> Any:
+        if failing:
+            raise RuntimeError("planted")
+        return restructure.function(step)
+
+    optimizer = ParallelPicardOptimizer(
+        list(optimizers.values()),
+        window=4,
+        tolerance=0,
+        seed=3,
+        carry=splats,
+        restructure=Restructure(function, due),
+    )
+    for _ in range(EVERY - 1):
+        optimizer.step(splats.closure)
+    with pytest.raises(RuntimeError, match="planted"):
+        optimizer.step(splats.closure)
+    assert optimizer.step_index == optimizer.stats.steps == EVERY
+    failing.clear()
+    for _ in range(EVERY):
+        optimizer.step(splats.closure)
+    assert len(splats.means) > 6
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_always_audited(across: bool) -> None:
+    """The audit meets every kind of drift that can be evaluated again, on either side of a split."""
+    *_, stats = run(window=7, across=across, tolerance=1e-2, audit="always")
+    assert stats.audits >= STEPS // 7
+
+
+def test_a_scheduler_goes_on_across() -> None:
+    rates = []
+    for across in (False, True):
+        splats, optimizers, restructure = build(across=across)
+        bases = list(optimizers.values())
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(bases[0], 0.9)
+        optimizer = ParallelPicardOptimizer(
+            bases,
+            window=6,
+            tolerance=1e-2,
+            lr_scheduler=scheduler,
+            carry=splats,
+            restructure=restructure,
+        )
+        for _ in range(STEPS):
+            optimizer.step(splats.closure)
+            scheduler.step()
+        rates.append(bases[0].param_groups[0]["lr"])
+    assert rates[0] == rates[1] == pytest.approx(1e-2 * 0.9**STEPS)
