@@ -7,18 +7,21 @@ import torch
 from picardopt_3d.cameras import Cameras, orbit_cameras, random_cameras, turntable_cameras
 from picardopt_3d.domain import Subject, render
 from picardopt_3d.guidance import (
+    Encoded,
+    EncodedText,
     ExactScore,
     Guidance,
     KnownViews,
-    NoisePair,
-    Prompt,
+    Prediction,
     RenderedSubjects,
     ScoreDistillation,
     ScoreModel,
     SdsConfig,
 )
 from picardopt_3d.guidance.exact_score import cosine_schedule
+from picardopt_3d.guidance.protocol import as_text_prompt, pixels_to_model_space
 from picardopt_3d.guidance.sds import draw_timesteps
+from picardopt_3d.prompts import ImagePrompt, TextPrompt
 from torch import Tensor
 
 SUBJECTS = (Subject("cube", "red"), Subject("mug", "blue"), Subject("cube", "green"))
@@ -33,22 +36,33 @@ class LinearScore:
         self.alphas_cumprod = cosine_schedule(100)
         self.saw_gradients = False
 
-    def encode(self, prompt: str, negative: str = "") -> Prompt:
-        return Prompt(
-            prompt, negative, torch.tensor(float(len(prompt))), torch.tensor(float(len(negative)))
-        )
+    def encode(self, prompt: str | TextPrompt | ImagePrompt) -> EncodedText:
+        asked = as_text_prompt(prompt)
+        lengths = torch.tensor([float(len(text)) for text in asked.texts()])
+        return EncodedText(asked, lengths[:, None], torch.tensor([[float(len(asked.negative))]]))
+
+    def to_model_space(self, views: Tensor) -> Tensor:
+        return pixels_to_model_space(views, self.size)
 
     def predict_noise(
-        self, noisy: Tensor, timesteps: Tensor, prompt: Prompt, cameras: Cameras
-    ) -> NoisePair:
+        self, noisy: Tensor, timesteps: Tensor, prompt: Encoded, cameras: Cameras
+    ) -> Prediction:
         self.saw_gradients |= noisy.requires_grad
+        assert isinstance(prompt, EncodedText)
+        told = prompt.at(cameras)
         level = timesteps[:, None, None, None] / 100
-        return NoisePair(
-            0.5 * noisy + 0.1 * prompt.conditional * level, 0.5 * noisy + prompt.unconditional
-        )
+        conditional = 0.5 * noisy + 0.1 * told.conditional[..., None, None] * level
+        return Prediction(conditional, 0.5 * noisy + told.unconditional[..., None, None])
 
 
-@pytest.mark.parametrize("weighting", ["sds", "uniform"])
+WEIGHTS = {
+    "sds": lambda abar: 1 - abar,
+    "uniform": lambda abar: 1.0,
+    "fantasia3d": lambda abar: abar**0.5 * (1 - abar),
+}
+
+
+@pytest.mark.parametrize("weighting", WEIGHTS)
 @pytest.mark.parametrize("form", ["uncond", "cond"])
 def test_the_gradient_is_that_of_the_paper(weighting: str, form: str) -> None:
     score = LinearScore()
@@ -66,12 +80,12 @@ def test_the_gradient_is_that_of_the_paper(weighting: str, form: str) -> None:
     noise = torch.randn(5, 3, 8, 8)
     abar = score.alphas_cumprod[timesteps].view(5, 1, 1, 1)
     noisy = abar.sqrt() * (2 * views.detach() - 1) + (1 - abar).sqrt() * noise
-    conditional, unconditional = score.predict_noise(noisy, timesteps, prompt, cameras)
+    conditional, unconditional, *_ = score.predict_noise(noisy, timesteps, prompt, cameras)
     if form == "uncond":
         guided = unconditional + 3 * (conditional - unconditional)
     else:
         guided = conditional + 3 * (conditional - unconditional)
-    gradient = (1 - abar if weighting == "sds" else 1.0) * (guided - noise) / 5
+    gradient = WEIGHTS[weighting](abar) * (guided - noise) / 5
     torch.testing.assert_close(views.grad, 2 * gradient)  # 2 from x = 2 view - 1
     assert loss.item() == pytest.approx(0.5 * 5 * gradient.square().sum().item(), rel=1e-4)
     assert not score.saw_gradients
@@ -186,7 +200,7 @@ def test_known_views_count_by_their_distance_from_the_camera() -> None:
 
 def test_the_exact_score_says_what_it_knows() -> None:
     score = ExactScore(RenderedSubjects(SUBJECTS))
-    assert score.encode("a 3d render of a red cube").conditional.tolist() == [True, False, False]
+    assert score.encode("a 3d render of a red cube").conditional.tolist() == [[True, False, False]]
     assert score.encode("a red cube").unconditional.all()
     with pytest.raises(ValueError, match=r"a yellow torus.*a red cube"):
         score.encode("a yellow torus")

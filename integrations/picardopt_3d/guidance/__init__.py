@@ -5,17 +5,30 @@ seconds to import, and the rest does not need it.
 """
 
 from picardopt_3d.guidance.exact_score import ExactScore, KnownViews, RenderedSubjects
-from picardopt_3d.guidance.protocol import Guidance, NoisePair, Prompt, ScoreModel
+from picardopt_3d.guidance.protocol import (
+    Conditions,
+    Encoded,
+    EncodedImage,
+    EncodedText,
+    Guidance,
+    Prediction,
+    ScoreModel,
+)
+from picardopt_3d.guidance.schedule import TimestepSchedule
 from picardopt_3d.guidance.sds import ScoreDistillation, SdsConfig
 
 __all__ = [
+    "Conditions",
+    "Encoded",
+    "EncodedImage",
+    "EncodedText",
     "ExactScore",
     "Guidance",
     "KnownViews",
-    "NoisePair",
-    "Prompt",
+    "Prediction",
     "RenderedSubjects",
     "ScoreDistillation",
     "ScoreModel",
     "SdsConfig",
+    "TimestepSchedule",
 ]

@@ -23,7 +23,15 @@ from picardopt_3d.domain import (
     parse_prompt,
     render_shading,
 )
-from picardopt_3d.guidance.protocol import NoisePair, Prompt
+from picardopt_3d.guidance.protocol import (
+    Encoded,
+    EncodedText,
+    Prediction,
+    as_encoded_text,
+    as_text_prompt,
+    pixels_to_model_space,
+)
+from picardopt_3d.prompts import ImagePrompt, TextPrompt
 
 
 class Candidates(NamedTuple):
@@ -134,13 +142,27 @@ class ExactScore:
         self.size = self.view_set.size
         self.alphas_cumprod = cosine_schedule(timesteps)
 
-    def encode(self, prompt: str, negative: str = "") -> Prompt:
-        """Select the candidates of a prompt; its encoding is a mask. [candidates].
+    def encode(self, prompt: str | TextPrompt | ImagePrompt) -> EncodedText:
+        """Select the candidates of a prompt; its encoding is a mask. [1, candidates].
+
+        View-dependent texts make no difference: the candidates are those of the camera as it is.
 
         Raises:
-            ValueError: No candidate is what the prompt says.
+            ValueError: No candidate is what the prompt says, or it asks for Perp-Neg.
+            TypeError: The prompt is an image.
         """
-        return Prompt(prompt, negative, self._select(prompt), self._select(negative))
+        asked = as_text_prompt(prompt)
+        if asked.perp_neg is not None:
+            raise ValueError(
+                "perp_neg: the exact score knows where each camera is; leave perp_neg out"
+            )
+        return EncodedText(
+            asked, self._select(asked.text)[None], self._select(asked.negative)[None]
+        )
+
+    def to_model_space(self, views: Tensor) -> Tensor:
+        """Pixels in [-1, 1], resized. [batch, 3, size, size]."""
+        return pixels_to_model_space(views, self.size)
 
     def _select(self, text: str) -> Tensor:
         captions = self.view_set.captions
@@ -161,8 +183,8 @@ class ExactScore:
 
     @torch.no_grad()
     def predict_noise(
-        self, noisy: Tensor, timesteps: Tensor, prompt: Prompt, cameras: Cameras
-    ) -> NoisePair:
+        self, noisy: Tensor, timesteps: Tensor, prompt: Encoded, cameras: Cameras
+    ) -> Prediction:
         """The noise that the posterior mean implies, with and without the prompt.
 
         Args:
@@ -171,7 +193,8 @@ class ExactScore:
             prompt: From `encode`.
             cameras: Where each view was taken from.
         """
-        abar = self.alphas_cumprod[timesteps]
+        asked = as_encoded_text(prompt)
+        abar = self.alphas_cumprod[timesteps.cpu()]
         views, log_prior = self.view_set.candidates(cameras.to("cpu"))
         views, log_prior = views.to(noisy), log_prior.to(noisy)
         abar = abar.to(noisy)[:, None]  # [batch, 1]
@@ -187,7 +210,7 @@ class ExactScore:
             alpha = abar[..., None, None]
             return (noisy - alpha.sqrt() * mean) / (1 - alpha).sqrt()
 
-        return NoisePair(noise(prompt.conditional), noise(prompt.unconditional))
+        return Prediction(noise(asked.conditional), noise(asked.unconditional))
 
 
 def cosine_schedule(timesteps: int) -> Tensor:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from picardopt_3d.cameras import CONDITION_SIZE, Cameras
-from picardopt_3d.guidance.protocol import NoisePair, Prompt
+from picardopt_3d.guidance.diffusion import TextDiffusion
+from picardopt_3d.guidance.protocol import EncodedText, as_text_prompt, pixels_to_model_space
 from picardopt_3d.guidance.text_to_view import TextToViewPipeline
+from picardopt_3d.prompts import ImagePrompt, TextPrompt
 
 SHIPPED = Path(__file__).parent.parent / "weights" / "text-to-view"
 """Folder of the model that ships with the package."""
@@ -20,7 +22,7 @@ SHIPPED = Path(__file__).parent.parent / "weights" / "text-to-view"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-class PixelDiffusion:
+class PixelDiffusion(TextDiffusion):
     """The score of a pixel-space text-to-view diffusion pipeline; a `ScoreModel`.
 
     The camera is given to the model with and without the prompt, so that classifier-free guidance strengthens the
@@ -31,14 +33,11 @@ class PixelDiffusion:
     """
 
     def __init__(self, pipeline: TextToViewPipeline) -> None:
-        unet = pipeline.unet.requires_grad_(False).eval()
-        self._takes_camera = _check_unet(unet)
-        self.unet = unet.to(memory_format=torch.channels_last)
+        self._takes_camera = _check_unet(pipeline.unet)
+        super().__init__(pipeline.unet, pipeline.scheduler, pipeline.unet.config.sample_size)
+        self.unet.to(memory_format=torch.channels_last)
         self.pipeline = pipeline
         pipeline.text_encoder.requires_grad_(False).eval()
-        self.size: int = unet.config.sample_size
-        self.alphas_cumprod: Tensor = pipeline.scheduler.alphas_cumprod
-        self._prediction: str = pipeline.scheduler.config.prediction_type
         self._embeddings: dict[str, Tensor] = {}
 
     @classmethod
@@ -74,14 +73,11 @@ class PixelDiffusion:
             ) from error
         return cls(pipeline.to(device))
 
-    def encode(self, prompt: str, negative: str = "") -> Prompt:
-        """Encode a prompt; each text is encoded once.
-
-        Args:
-            prompt: What is asked for.
-            negative: What is pushed away from; empty for the unconditional score.
-        """
-        return Prompt(prompt, negative, self._embed(prompt), self._embed(negative))
+    def encode(self, prompt: str | TextPrompt | ImagePrompt) -> EncodedText:
+        """Encode a prompt; each text is encoded once."""
+        asked = as_text_prompt(prompt)
+        conditional = torch.cat([self._embed(text) for text in asked.texts()])
+        return EncodedText(asked, conditional, self._embed(asked.negative))
 
     def _embed(self, text: str) -> Tensor:
         if text not in self._embeddings:
@@ -89,42 +85,13 @@ class PixelDiffusion:
                 self._embeddings[text] = self.pipeline.encode([text])
         return self._embeddings[text]
 
-    @torch.no_grad()
-    def predict_noise(
-        self, noisy: Tensor, timesteps: Tensor, prompt: Prompt, cameras: Cameras
-    ) -> NoisePair:
-        """Both predictions in one pass of twice the batch.
+    def to_model_space(self, views: Tensor) -> Tensor:
+        """Pixels in [-1, 1], resized. [batch, 3, size, size]."""
+        return pixels_to_model_space(views, self.size)
 
-        Args:
-            noisy: Views in [-1, 1] with noise. [batch, 3, size, size]
-            timesteps: Integers. [batch]
-            prompt: From `encode`.
-            cameras: Where each view was taken from.
-        """
-        batch = len(noisy)
-        both = noisy.repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
-        texts = [
-            prompt.conditional.expand(batch, -1, -1),
-            prompt.unconditional.expand(batch, -1, -1),
-        ]
-        conditions = cameras.condition().to(noisy).repeat(2, 1) if self._takes_camera else None
-        predicted = self.unet(
-            both,
-            timesteps.repeat(2),
-            encoder_hidden_states=torch.cat(texts),
-            class_labels=conditions,
-        ).sample
-        noise = self._as_noise(predicted, both, timesteps.repeat(2))
-        return NoisePair(*noise.contiguous().chunk(2))
-
-    def _as_noise(self, predicted: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """The noise that a prediction implies, whichever quantity the model predicts. [batch, 3, height, width]."""
-        abar = self.alphas_cumprod.to(noisy)[timesteps][:, None, None, None]
-        if self._prediction == "epsilon":
-            return predicted
-        if self._prediction == "v_prediction":
-            return abar.sqrt() * predicted + (1 - abar).sqrt() * noisy
-        return (noisy - abar.sqrt() * predicted) / (1 - abar).sqrt()  # "sample"
+    def class_labels(self, cameras: Cameras) -> Tensor | None:
+        """What a model that takes cameras is told of them. [batch, CONDITION_SIZE]."""
+        return cameras.condition() if self._takes_camera else None
 
 
 def _check_index(folder: Path) -> None:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from picardopt_3d.cameras import Cameras
-from picardopt_3d.guidance.protocol import NoisePair, Prompt, ScoreModel
+from picardopt_3d.guidance.protocol import Encoded, Prediction, ScoreModel
+from picardopt_3d.prompts import ImagePrompt, TextPrompt
+
+GuidanceForm = Literal["uncond", "cond"]
+Weighting = Literal["sds", "uniform", "fantasia3d"]
+
+WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sds": lambda abar: 1 - abar,
+    "uniform": torch.ones_like,
+    "fantasia3d": lambda abar: abar.sqrt() * (1 - abar),
+}
+"""`w(t)` as a function of abar."""
 
 
 @dataclass(frozen=True)
@@ -21,25 +32,35 @@ class SdsConfig:
         guidance_scale: Strength `s` of classifier-free guidance.
         guidance_form: "uncond" is the usual `uncond + s (cond - uncond)`, the default; "cond" is
             `cond + s (cond - uncond)`, DreamFusion's and threestudio's for text models, which is the first with s + 1.
-        weighting: `w(t)`: "sds" is `1 - abar`, "uniform" is 1.
+            With Perp-Neg its directions join `cond - uncond` in the parentheses; published is "uncond".
+        weighting: `w(t)`: "sds" is `1 - abar`, "uniform" is 1, "fantasia3d" is `sqrt(abar) (1 - abar)`.
+        clip_value: Largest magnitude of an entry of the gradient in the model's space, before it goes back through the
+            resizing or the VAE; None leaves it. (threestudio's `grad_clip`.)
+        clip_norm: Largest length of that gradient of one view, in the same place; None leaves it.
     """
 
     guidance_scale: float = 7.5
-    guidance_form: Literal["uncond", "cond"] = "uncond"
-    weighting: Literal["sds", "uniform"] = "sds"
+    guidance_form: GuidanceForm = "uncond"
+    weighting: Weighting = "sds"
+    clip_value: float | None = None
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the names.
+        """Check the names and limits.
 
         Raises:
-            ValueError: A name is unknown.
+            ValueError: A name is unknown, or a limit is not positive.
         """
         for name, known in (
-            ("guidance_form", ("uncond", "cond")),
-            ("weighting", ("sds", "uniform")),
+            ("guidance_form", get_args(GuidanceForm)),
+            ("weighting", tuple(WEIGHTINGS)),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(known)}")
+        for name in ("clip_value", "clip_norm"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise ValueError(f"{name}={limit}: give a positive number, or None")
 
 
 class ScoreDistillation:
@@ -55,21 +76,21 @@ class ScoreDistillation:
         self.config = config or SdsConfig()
         self.size = score.size
 
-    def encode(self, prompt: str, negative: str = "") -> Prompt:
+    def encode(self, prompt: str | TextPrompt | ImagePrompt) -> Encoded:
         """Encode a prompt with the score model."""
-        return self.score.encode(prompt, negative)
+        return self.score.encode(prompt)
 
     def __call__(
         self,
         views: Tensor,
-        prompt: Prompt,
+        prompt: Encoded,
         cameras: Cameras,
         timestep_range: tuple[float, float] = (0.02, 0.98),
     ) -> Tensor:
-        """A loss whose gradient with respect to `x = 2 views - 1` is `w(t) (eps_hat - eps) / batch`.
+        """A loss whose gradient with respect to `x`, the views in the model's space, is `w(t) (eps_hat - eps) / batch`.
 
-        Every view has its own noise level, uniform over the range. The noise levels and then the noise are drawn from
-        torch's global CPU generator.
+        Every view has its own noise level, uniform over the range. Drawn from torch's global CPU generator, in this
+        order: what `to_model_space` draws, the noise levels, the noise.
 
         Args:
             views: Rendered RGB in [0, 1], with a gradient. [batch, 3, height, width]
@@ -84,42 +105,97 @@ class ScoreDistillation:
         Raises:
             ValueError: The shapes disagree, or the range is empty or outside of 0 to 1.
         """
-        self._check(views, cameras, timestep_range)
-        clean = 2 * views - 1
-        if views.shape[-2:] != (self.size, self.size):
-            clean = functional.interpolate(
-                clean, (self.size, self.size), mode="bilinear", align_corners=False, antialias=True
-            )
-        timesteps = draw_timesteps(len(views), timestep_range, len(self.score.alphas_cumprod)).to(
-            views.device
-        )
-        noise = torch.randn(clean.shape, dtype=clean.dtype).to(views.device)
+        check_views(views, cameras)
+        clean = self.score.to_model_space(views)
+        timesteps, noise = draw_noise(clean, timestep_range, len(self.score.alphas_cumprod))
         with torch.no_grad():
-            abar = self.score.alphas_cumprod.to(clean)[timesteps][:, None, None, None]
+            abar = abar_at(self.score, timesteps)
             noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
             predicted = self.score.predict_noise(noisy, timesteps, prompt, cameras)
-            weight = 1 - abar if self.config.weighting == "sds" else torch.ones_like(abar)
-            gradient = weight * (self.guide(predicted) - noise)
-            target = clean - gradient
-        return 0.5 * (clean - target).square().sum() / len(views)
+            config = self.config
+            guided = guided_noise(predicted, config.guidance_scale, config.guidance_form)
+            gradient = WEIGHTINGS[config.weighting](abar) * (guided - noise)
+            gradient = clip_gradient(gradient, config.clip_value, config.clip_norm)
+        return loss_with_gradient(clean, gradient)
 
-    def guide(self, predicted: NoisePair) -> Tensor:
-        """Classifier-free guidance. [batch, 3, height, width]."""
-        conditional, unconditional = predicted
-        base = unconditional if self.config.guidance_form == "uncond" else conditional
-        return base + self.config.guidance_scale * (conditional - unconditional)
 
-    def _check(self, views: Tensor, cameras: Cameras, timestep_range: tuple[float, float]) -> None:
-        if views.ndim != 4 or views.shape[1] != 3 or len(cameras) != len(views):
-            raise ValueError(
-                f"views of shape {tuple(views.shape)} for {len(cameras)} cameras: give "
-                f"[{len(cameras)}, 3, height, width], one view per camera"
-            )
-        low, high = timestep_range
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"timestep_range={timestep_range!r}: give (low, high) with 0 <= low <= high <= 1"
-            )
+def guided_noise(predicted: Prediction, scale: float, form: GuidanceForm = "uncond") -> Tensor:
+    """Classifier-free guidance, by either published formula, with Perp-Neg where there are negatives.
+
+    Perp-Neg (arXiv 2304.04968, equation 6): of each negative direction only the part that is perpendicular to the
+    prompt's counts.
+
+    Args:
+        predicted: From a score model.
+        scale: `s`.
+        form: As `SdsConfig.guidance_form`.
+
+    Returns:
+        [batch, channels, height, width]
+    """
+    conditional, unconditional = predicted.conditional, predicted.unconditional
+    direction = ahead = conditional - unconditional
+    if predicted.negatives is not None and predicted.weights is not None:
+        for negative, weight in zip(predicted.negatives, predicted.weights, strict=True):
+            aside = _perpendicular(negative - unconditional, ahead)
+            direction = direction + weight[:, None, None, None].to(aside) * aside
+    return (unconditional if form == "uncond" else conditional) + scale * direction
+
+
+def _perpendicular(vectors: Tensor, to: Tensor) -> Tensor:
+    """What is left of each view's vector without its component along another. [batch, ...]."""
+    over = tuple(range(1, vectors.ndim))
+    along = (vectors * to).sum(over, keepdim=True) / to.square().sum(over, keepdim=True).clamp(
+        min=1e-6
+    )
+    return vectors - along * to
+
+
+def clip_gradient(gradient: Tensor, value: float | None, norm: float | None) -> Tensor:
+    """Limit the entries of a gradient, then its length for each view.
+
+    A gradient that is not finite stays so: whoever steps on it has to hear of it.
+
+    Args:
+        gradient: [batch, ...]
+        value: Largest magnitude of an entry, or None.
+        norm: Largest length of one view's gradient, or None.
+    """
+    if value is not None:
+        gradient = gradient.clamp(-value, value)
+    if norm is not None:
+        lengths = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
+        gradient = gradient * (norm / lengths).clamp(max=1).view(-1, *[1] * (gradient.ndim - 1))
+    return gradient
+
+
+def loss_with_gradient(clean: Tensor, gradient: Tensor) -> Tensor:
+    """A scalar whose gradient with respect to `clean` is `gradient / batch`; its value is half its squared length."""
+    target = (clean - gradient).detach()
+    return 0.5 * (clean - target).square().sum() / len(clean)
+
+
+def abar_at(score: ScoreModel, timesteps: Tensor) -> Tensor:
+    """The schedule's abar at some noise levels, to be multiplied with views. [batch, 1, 1, 1]."""
+    return score.alphas_cumprod.to(timesteps.device)[timesteps][:, None, None, None]
+
+
+def draw_noise(
+    clean: Tensor, timestep_range: tuple[float, float], count: int
+) -> tuple[Tensor, Tensor]:
+    """A noise level a view and then its noise, drawn on the CPU so that every device sees the same.
+
+    Args:
+        clean: What the noise is for. [batch, channels, height, width]
+        timestep_range: Smallest and largest noise level, as fractions of the schedule.
+        count: Noise levels in the schedule.
+
+    Returns:
+        Timesteps [batch] and noise [batch, channels, height, width], on the device of `clean`.
+    """
+    timesteps = draw_timesteps(len(clean), timestep_range, count)
+    noise = torch.randn(clean.shape, dtype=clean.dtype)
+    return timesteps.to(clean.device), noise.to(clean.device)
 
 
 def draw_timesteps(batch: int, timestep_range: tuple[float, float], count: int) -> Tensor:
@@ -132,7 +208,27 @@ def draw_timesteps(batch: int, timestep_range: tuple[float, float], count: int) 
 
     Returns:
         [batch], between 0 and count - 1.
+
+    Raises:
+        ValueError: The range is empty or outside of 0 to 1.
     """
+    if not 0 <= timestep_range[0] <= timestep_range[1] <= 1:
+        raise ValueError(
+            f"timestep_range={timestep_range!r}: give (low, high) with 0 <= low <= high <= 1"
+        )
     low = min(count - 1, round(timestep_range[0] * count))
     high = min(count - 1, round(timestep_range[1] * count))
     return torch.randint(low, high + 1, (batch,))
+
+
+def check_views(views: Tensor, cameras: Cameras) -> None:
+    """Check that there is one view per camera.
+
+    Raises:
+        ValueError: There is not.
+    """
+    if views.ndim != 4 or views.shape[1] != 3 or len(cameras) != len(views):
+        raise ValueError(
+            f"views of shape {tuple(views.shape)} for {len(cameras)} cameras: give "
+            f"[{len(cameras)}, 3, height, width], one view per camera"
+        )

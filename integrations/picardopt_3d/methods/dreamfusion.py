@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..cameras import CameraConfig, random_cameras
 from ..domain import BACKGROUND
-from ..guidance import Guidance, SdsConfig
+from ..guidance import Guidance, SdsConfig, TimestepSchedule
 from ..scenes import FieldConfig, RadianceField
 
 
@@ -29,9 +29,7 @@ class DreamFusionConfig:
         size: pixels along each edge of a view.
         learning_rate: Adam's.
         sds: classifier-free guidance and the weighting of noise levels.
-        min_timestep: smallest diffusion time, as a fraction of the schedule.
-        max_timestep: largest diffusion time at the first step, as a fraction of the schedule.
-        final_max_timestep: largest diffusion time at the last step (linear in between).
+        timesteps: range of diffusion times, and how it moves.
         sparsity: weight of the opacity loss sqrt(opacity^2 + 0.01), which clears floaters.
         orientation: weight of the penalty on visible normals that face away; 0 leaves it out (it
             doubles the cost of a view).
@@ -43,9 +41,7 @@ class DreamFusionConfig:
     size: int = 32
     learning_rate: float = 0.04
     sds: SdsConfig = field(default_factory=lambda: SdsConfig(guidance_scale=3.0))
-    min_timestep: float = 0.02
-    max_timestep: float = 0.98
-    final_max_timestep: float = 0.98
+    timesteps: TimestepSchedule = field(default_factory=TimestepSchedule)
     sparsity: float = 0.0
     orientation: float = 0.0
     cameras: CameraConfig = field(default_factory=CameraConfig)
@@ -56,12 +52,6 @@ class DreamFusionConfig:
         for name in ("batch", "size", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: give a positive number")
-        times = (self.min_timestep, self.final_max_timestep, self.max_timestep)
-        if not 0 <= min(times) == self.min_timestep <= max(times) <= 1:
-            raise ValueError(
-                f"min_timestep={self.min_timestep}: give fractions from 0 to 1, none of the largest "
-                f"timesteps ({self.max_timestep}, then {self.final_max_timestep}) below it"
-            )
         for name in ("sparsity", "orientation"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: give 0 or a positive weight")
@@ -103,9 +93,8 @@ class DreamFusion:
         render = self.scene.render(
             *cameras.rays(config.size, config.size), jitter=True, normals=config.orientation > 0
         )
-        progress = step / max(1, self.steps - 1)
-        highest = config.max_timestep + progress * (config.final_max_timestep - config.max_timestep)
-        loss = self.guidance(render.rgb, self.prompt, cameras, (config.min_timestep, highest))
+        timestep_range = config.timesteps.at(step, self.steps)
+        loss = self.guidance(render.rgb, self.prompt, cameras, timestep_range)
         if config.sparsity > 0:
             loss = loss + config.sparsity * (render.opacity.square() + 0.01).sqrt().mean()
         if render.back_facing is not None:

@@ -1,0 +1,212 @@
+"""What is asked for: a text or an image, and which of its words a camera gets to hear.
+
+A text-to-image model draws most things from the front. View-dependent prompts (DreamFusion, arXiv 2209.14988, section
+3.2) say behind the text where the view is from; Perp-Neg (arXiv 2304.04968) interpolates between those texts and pushes
+away from the neighbouring ones, so that an object does not get a face on every side.
+
+Angles are those of `cameras`: azimuth 0 is the front.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from picardopt_3d.cameras import Cameras
+
+DIRECTIONS = ("front", "side", "back", "overhead")
+"""Where a view can be from, in the order of `ViewWords.texts`."""
+
+FRONT, SIDE, BACK, OVERHEAD = range(len(DIRECTIONS))
+
+
+@dataclass(frozen=True)
+class ViewWords:
+    """Texts for the four directions, and where each begins.
+
+    Attributes:
+        front: The text from the front; "{prompt}" stands for what is asked for.
+        side: The same from a side.
+        back: The same from behind.
+        overhead: The same from above.
+        front_threshold: A view is from the front if its azimuth is less than this from 0, degrees.
+        back_threshold: It is from behind if its azimuth is less than this from 180, degrees.
+        overhead_threshold: It is from above if its elevation is more than this, wherever it is around, degrees.
+    """
+
+    front: str = "{prompt}, front view"
+    side: str = "{prompt}, side view"
+    back: str = "{prompt}, back view"
+    overhead: str = "{prompt}, overhead view"
+    front_threshold: float = 45.0
+    back_threshold: float = 45.0
+    overhead_threshold: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Check the texts and the angles.
+
+        Raises:
+            ValueError: A text has no place for the prompt, or front and back overlap.
+        """
+        for name in DIRECTIONS:
+            if "{prompt}" not in getattr(self, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: put {{prompt}} where the prompt goes"
+                )
+        for name in ("front_threshold", "back_threshold"):
+            if not 0 <= getattr(self, name) <= 90:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: give an angle from 0 to 90 degrees"
+                )
+
+    def texts(self, prompt: str) -> tuple[str, ...]:
+        """The text of each of `DIRECTIONS`."""
+        return tuple(getattr(self, name).replace("{prompt}", prompt) for name in DIRECTIONS)
+
+    def directions(self, cameras: Cameras) -> Tensor:
+        """Which of `DIRECTIONS` each camera is in. [batch]."""
+        away = _from_front(cameras)
+        around = torch.full_like(away, SIDE, dtype=torch.int64)
+        around[away < self.front_threshold] = FRONT
+        around[away > 180 - self.back_threshold] = BACK
+        around[cameras.elevation > self.overhead_threshold] = OVERHEAD
+        return around
+
+
+@dataclass(frozen=True)
+class PerpNeg:
+    """How hard Perp-Neg pushes away from the neighbouring directions.
+
+    Each strength is `a exp(-b r) + c`, where r is 1 at the first direction of the pair that the view lies between and 0
+    at the other one. The values are threestudio's.
+
+    Attributes:
+        front: (a, b, c) away from the front, between front and side (r: how much of a front view it is).
+        side: Away from the side, between front and side (r: how much of a side view it is).
+        side_behind: Away from the side, between side and back (r: how much of a side view it is).
+        front_behind: Away from the front, between side and back (the same r).
+    """
+
+    front: tuple[float, float, float] = (4.0, 0.5, -2.426)
+    side: tuple[float, float, float] = (4.0, 0.5, -2.426)
+    side_behind: tuple[float, float, float] = (1.0, 0.5, -0.606)
+    front_behind: tuple[float, float, float] = (1.0, 0.5, 0.967)
+
+
+class ViewMix(NamedTuple):
+    """Which texts each camera hears; numbers are rows of `TextPrompt.texts`.
+
+    Attributes:
+        first: One text. [batch]
+        second: Another one. [batch]
+        ratio: How much of the first, the rest being the second. [batch]
+        negatives: Texts to be pushed away from. [negatives, batch]
+        weights: How hard (0 or less). [negatives, batch]
+    """
+
+    first: Tensor
+    second: Tensor
+    ratio: Tensor
+    negatives: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    """A text, with what is said to each camera of it.
+
+    Attributes:
+        text: What is asked for.
+        negative: What is pushed away from; the empty text is the unconditional one.
+        views: Texts by direction; None says the same to every camera (for models that are told the camera itself).
+        perp_neg: Push away from neighbouring directions; needs `views`.
+    """
+
+    text: str
+    negative: str = ""
+    views: ViewWords | None = None
+    perp_neg: PerpNeg | None = None
+
+    def __post_init__(self) -> None:
+        """Check that Perp-Neg has directions.
+
+        Raises:
+            ValueError: It has none.
+        """
+        if self.perp_neg is not None and self.views is None:
+            raise ValueError("perp_neg without views: give views=ViewWords() as well")
+
+    def texts(self) -> tuple[str, ...]:
+        """What a model has to encode, besides `negative`: one text, or one a direction."""
+        return (self.text,) if self.views is None else self.views.texts(self.text)
+
+    def mix(self, cameras: Cameras) -> ViewMix:
+        """Which texts each camera hears."""
+        if self.perp_neg is not None:
+            return self._perp_neg_mix(cameras)
+        first = torch.zeros_like(cameras.azimuth, dtype=torch.int64)
+        if self.views is not None:
+            first = self.views.directions(cameras)
+        none = first.new_empty((0, len(first)))
+        return ViewMix(first, first, torch.ones_like(cameras.azimuth), none, none.float())
+
+    def _perp_neg_mix(self, cameras: Cameras) -> ViewMix:
+        assert self.perp_neg is not None  # for the type checker
+        assert self.views is not None
+        away = _from_front(cameras)
+        ahead = away < 90
+        ratio = torch.where(ahead, 1 - away / 90, 2 - away / 90)  # of front, or else of side
+        first = torch.where(ahead, FRONT, SIDE)
+        second = torch.where(ahead, SIDE, BACK)
+        strengths = self.perp_neg
+        weights = torch.stack(
+            [
+                torch.where(
+                    ahead, _decay(strengths.front, ratio), _decay(strengths.side_behind, ratio)
+                ),
+                torch.where(
+                    ahead, _decay(strengths.side, 1 - ratio), _decay(strengths.front_behind, ratio)
+                ),
+            ]
+        )
+        above = cameras.elevation > self.views.overhead_threshold
+        first, second = first.masked_fill(above, OVERHEAD), second.masked_fill(above, OVERHEAD)
+        negatives = torch.stack([torch.where(ahead, FRONT, SIDE), torch.where(ahead, SIDE, FRONT)])
+        return ViewMix(first, second, ratio, negatives, -weights.masked_fill(above, 0.0))
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePrompt:
+    """A picture of the object, and where it was taken from.
+
+    Attributes:
+        image: RGB in [0, 1], the background as the model knows it (white for Zero-1-to-3). [3, height, width]
+        camera: Its camera, a batch of one.
+    """
+
+    image: Tensor
+    camera: Cameras
+
+    def __post_init__(self) -> None:
+        """Check the shapes.
+
+        Raises:
+            ValueError: The image is not one of three channels, or there is not one camera.
+        """
+        if self.image.ndim != 3 or self.image.shape[0] != 3:
+            raise ValueError(f"image of shape {tuple(self.image.shape)}: give [3, height, width]")
+        if len(self.camera) != 1:
+            raise ValueError(f"{len(self.camera)} cameras: give the image's one")
+
+
+def _from_front(cameras: Cameras) -> Tensor:
+    """Angle between azimuth and front, 0 to 180 degrees. [batch]."""
+    return (torch.remainder(cameras.azimuth + 180, 360) - 180).abs()
+
+
+def _decay(shape: tuple[float, float, float], ratio: Tensor) -> Tensor:
+    scale, rate, offset = shape
+    return scale * torch.exp(-rate * ratio) + offset
