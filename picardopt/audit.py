@@ -7,8 +7,10 @@ its own call; and buffers that a closure changes show at once.
 
 from __future__ import annotations
 
+import gc
 import math
 import struct
+import sys
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
@@ -54,11 +56,13 @@ class Audit:
         self.mode = mode
         self._done = 0
         self._next = 0
+        self._searched = False
         self._modules: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
         # Modules that were seen are weak references: they do not travel and are found again.
-        return {key: value for key, value in vars(self).items() if key != "_modules"}
+        kept = {key: value for key, value in vars(self).items() if key != "_modules"}
+        return {**kept, "_searched": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _modules=weakref.WeakSet())
@@ -75,7 +79,11 @@ class Audit:
 
     def guard(self, layout: ParameterLayout, rewritten: Sequence[Tensor]) -> StateGuard:
         """Watches what one call of the closure leaves behind; `rewritten` may change."""
-        return StateGuard(self._modules, layout, rewritten)
+        compiles = uses_compile()
+        if compiles and not self._searched:
+            self._modules.update(live_modules())
+            self._searched = True
+        return StateGuard(self._modules, layout, rewritten, find=not compiles)
 
 
 class StateGuard:
@@ -87,6 +95,7 @@ class StateGuard:
         modules: Modules known so far; grows.
         layout: The optimizer's parameters and the carry.
         rewritten: Tensors that may change: the carry, unless it has an update of its own.
+        find: Whether modules that are called for the first time are watched too.
     """
 
     def __init__(
@@ -94,8 +103,9 @@ class StateGuard:
         modules: weakref.WeakSet[torch.nn.Module],
         layout: ParameterLayout,
         rewritten: Sequence[Tensor],
+        find: bool,
     ) -> None:
-        self._known = modules
+        self._known, self._find = modules, find
         self._layout = layout
         self._declared = {id(tensor) for tensor in layout.carry}
         self._rewritten = {id(tensor) for tensor in rewritten}
@@ -110,7 +120,7 @@ class StateGuard:
                 self._keep(f"carry[{index}], which its update is to rewrite", tensor)
         for module in list(self._known):
             self._visit(module)
-        self._handle = register_module_forward_pre_hook(self._on_call)
+        self._handle = register_module_forward_pre_hook(self._on_call) if self._find else None
 
     def __exit__(
         self,
@@ -118,7 +128,8 @@ class StateGuard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
         changed = []
         for name, tensor, before in self._kept:
             # NaN that stays NaN is no change.
@@ -149,6 +160,31 @@ class StateGuard:
 
     def _keep(self, name: str, tensor: Tensor) -> None:
         self._kept.append((name, tensor, tensor.clone()))
+
+
+def uses_compile() -> bool:
+    """Whether torch.compile was used in this process.
+
+    What it compiles is guarded by the global module hooks: one that comes and goes would make it compile anew, again
+    and again, until it gives up.
+    """
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    backends: dict[int, Any] = getattr(dynamo, "cached_backends", {})
+    return any(backend is not None for backend in backends.values())
+
+
+def live_modules() -> list[torch.nn.Module]:
+    """The modules of this process that are no part of another one (some 0.1 s)."""
+    modules = [obj for obj in gc.get_objects() if issubclass(type(obj), torch.nn.Module)]
+    modules = [module for module in modules if not _is_compilers(module)]
+    parts = {id(child) for module in modules for child in module.children()}
+    return [module for module in modules if id(module) not in parts]
+
+
+def _is_compilers(module: torch.nn.Module) -> bool:
+    """Whether a module was made by torch.compile, or holds no data."""
+    made = type(module).__name__ == "OptimizedModule" or isinstance(module, torch.fx.GraphModule)
+    return made or any(b.is_meta or type(b).__name__ == "FakeTensor" for b in module.buffers())
 
 
 def options_of(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
