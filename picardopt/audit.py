@@ -54,8 +54,10 @@ class Audit:
         if mode not in MODES:
             raise ValueError(f"audit={mode!r}: give one of {', '.join(map(repr, MODES))}")
         self.mode = mode
-        self._done = 0
-        self._next = 0
+        # By whether the drift was evaluated ahead, beyond its sweep's head. The head's own check, all there is while
+        # strides are 1, sees little: it must not use up the checks of the others.
+        self._done = {False: 0, True: 0}
+        self._next = {False: 0, True: 0}
         self._searched = False
         self._modules: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
@@ -67,15 +69,15 @@ class Audit:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _modules=weakref.WeakSet())
 
-    def due(self, sweep: int) -> bool:
-        """Whether a drift of this sweep is to be evaluated again."""
-        return self.mode == "always" or (self.mode == "auto" and sweep >= self._next)
+    def due(self, sweep: int, *, ahead: bool) -> bool:
+        """Whether a drift of this sweep is to be evaluated again: the head's, or one beyond it."""
+        return self.mode == "always" or (self.mode == "auto" and sweep >= self._next[ahead])
 
-    def passed(self, sweep: int) -> None:
+    def passed(self, sweep: int, *, ahead: bool) -> None:
         """Plans the next check after one that found nothing."""
-        self._done += 1
-        self._next = sweep + 1 if self._done < _FIRST_SWEEPS else 2 * sweep + 1
-        self._next = min(self._next, sweep + _LONGEST_GAP)
+        self._done[ahead] += 1
+        following = sweep + 1 if self._done[ahead] < _FIRST_SWEEPS else 2 * sweep + 1
+        self._next[ahead] = min(following, sweep + _LONGEST_GAP)
 
     def guard(self, layout: ParameterLayout, rewritten: Sequence[Tensor]) -> StateGuard:
         """Watches what one call of the closure leaves behind; `rewritten` may change."""

@@ -130,9 +130,10 @@ class Speculator:
         if not self.queue:
             self._sweep(closure, step)
         accepted = self.queue[0]
-        if self._speculates and not accepted.inherited and self._audit.due(accepted.sweep):
+        if self._speculates and not accepted.inherited:
             last = self._stats.strides[-1] - 1 if self._stats.strides else 0
-            if accepted.slot == min(1, last):
+            due = self._audit.due(accepted.sweep, ahead=accepted.slot > 0)
+            if due and accepted.slot == min(1, last):
                 self._check(closure, accepted)
         return accepted
 
@@ -201,7 +202,9 @@ class Speculator:
         if len(self.window.rows) == 1 and step > 0 and self._options.window > 1:
             self._guess(step, slots)
         self.window.resize(slots + 1)
-        watched = self._speculates and self._audit.due(self._stats.sweeps)
+        watched = self._speculates and all(
+            self._audit.due(self._stats.sweeps, ahead=ahead) for ahead in (False, True)
+        )
 
         def evaluate(slot: int, out: Row) -> Drift:
             guess = self.window.rows[slot]
@@ -339,7 +342,7 @@ class Speculator:
         differences = [bits_float(bits) for _, bits in told]
         if any(differences):
             raise impure(queued.step, differences) from again.error
-        self._audit.passed(accepted.sweep)
+        self._audit.passed(accepted.sweep, ahead=accepted.slot > 0)
 
     def _evaluate_at_head(self, closure: Closure, step: int, out: Row) -> Drift:
         return self._evaluator.evaluate(closure, step, self.window.head, out)

@@ -129,6 +129,20 @@ def test_misuse_is_found_by_default(misuse: Any, tolerance: Any, window: int) ->
     assert setup.optimizer.step_index == before + 10
 
 
+def test_short_strides_do_not_use_up_the_checks() -> None:
+    """While nothing is accepted ahead, a batch from outside does no harm; once something is, it is found."""
+    setup = Setup(tolerance=0)
+    closures = late_bound_batch(setup)
+    for _ in range(8):
+        setup.optimizer.step(next(closures))
+    assert max(setup.optimizer.stats.strides) == 1
+    assert setup.optimizer.stats.audits >= 3
+    setup.optimizer.tolerance = 1e3
+    with pytest.raises(ImpureClosureError, match="not a function of"):
+        for _ in range(2):  # the second step is the first that was evaluated ahead
+            setup.optimizer.step(next(closures))
+
+
 @pytest.mark.parametrize("misuse", MISUSES, ids=lambda misuse: misuse.__name__)
 def test_never_means_never(misuse: Any) -> None:
     setup = Setup(audit="never", tolerance=float("inf"))
