@@ -1,0 +1,171 @@
+"""Small random pipelines of the very classes that published models have, saved as the hub has them."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    IFPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+WIDTH = 16
+
+
+def clip_tokenizer(tokens: int = 16) -> CLIPTokenizer:
+    """Knows the printable characters, and the merges that make "red" a word."""
+    letters = [*string.ascii_lowercase, *string.digits, ",", "."]
+    merges = [("r", "e"), ("re", "d</w>")]
+    words = [*letters, *(letter + "</w>" for letter in letters), "re", "red</w>"]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=tokens)
+
+
+def clip_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=32,
+            projection_dim=WIDTH,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def vae(size: int = 16) -> AutoencoderKL:
+    """Between [3, size, size] and [4, size / 2, size / 2]."""
+    return AutoencoderKL(
+        sample_size=size,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        scaling_factor=0.18215,
+    )
+
+
+def latent_unet(in_channels: int = 4, size: int = 8) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=size,
+        in_channels=in_channels,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+
+
+def save_stable_diffusion(
+    folder: Path, prediction_type: str = "epsilon", seed: int = 0, variant: str | None = None
+) -> Path:
+    """A `StableDiffusionPipeline` of 16 pixels; 2.1 predicts "v_prediction", the others "epsilon"."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = clip_tokenizer()
+        pipeline = StableDiffusionPipeline(
+            vae=vae(),
+            text_encoder=clip_text_encoder(tokenizer),
+            tokenizer=tokenizer,
+            unet=latent_unet(),
+            scheduler=DDIMScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                clip_sample=False,
+                steps_offset=1,
+                set_alpha_to_one=False,
+                prediction_type=prediction_type,
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipeline.save_pretrained(folder, variant=variant)
+    return folder
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), ("\u2581red", -1.0)]
+    pieces += [(letter, -3.0) for letter in [*string.ascii_lowercase, *string.digits, ",", "."]]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=77)
+
+
+def save_deepfloyd(folder: Path, seed: int = 0) -> Path:
+    """An `IFPipeline` of 16 pixels: T5, the variance learned beside the noise."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = t5_tokenizer()
+        text_encoder = T5EncoderModel(
+            T5Config(
+                vocab_size=len(tokenizer),
+                d_model=WIDTH,
+                d_kv=8,
+                d_ff=32,
+                num_layers=1,
+                num_heads=2,
+            )
+        )
+        unet = UNet2DConditionModel(
+            sample_size=16,
+            in_channels=3,
+            out_channels=6,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            cross_attention_dim=32,  # its group norm has 32 groups
+            encoder_hid_dim=WIDTH,
+            attention_head_dim=4,
+            addition_embed_type="text",
+            addition_embed_type_num_heads=2,
+            cross_attention_norm="group_norm",
+            resnet_time_scale_shift="scale_shift",
+            act_fn="gelu",
+            norm_num_groups=4,
+        )
+        pipeline = IFPipeline(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            unet=unet,
+            scheduler=DDPMScheduler(
+                beta_schedule="squaredcos_cap_v2",
+                prediction_type="epsilon",
+                variance_type="learned_range",
+                thresholding=True,
+                dynamic_thresholding_ratio=0.95,
+                sample_max_value=1.5,
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            watermarker=None,
+            requires_safety_checker=False,
+        )
+    pipeline.save_pretrained(folder)
+    return folder
