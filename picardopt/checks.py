@@ -17,6 +17,7 @@ _NEED_CLOSURE = {
     *("lbfgs", "sam", "gsam", "wsam", "bsam", "looksam", "friendlysam", "alig"),
     *("adahessian", "sophiah"),  # read the Hessian through the loss's graph
 }
+_SHARDED = {"DTensor", "FlatParameter"}
 _NEED_SPARSE = {"sparseadam"}
 
 
@@ -26,7 +27,7 @@ def check_base(base: object) -> None:
     Raises:
         TypeError: If it is no torch optimizer, or already wrapped.
         ValueError: If it has no parameters.
-        UnsupportedOptimizerError: If its step needs a closure, or its gradients or parameters are sparse.
+        UnsupportedOptimizerError: If its step needs a closure, or its gradients or parameters are sparse or sharded.
     """
     if not isinstance(base, Optimizer):
         raise TypeError(f"base={base!r}: give a torch.optim.Optimizer (the object, not its class)")
@@ -52,6 +53,13 @@ def check_base(base: object) -> None:
                 raise UnsupportedOptimizerError(
                     f"base has a {p.dtype} parameter with grad_dtype={p.grad_dtype}: gradients are kept in the "
                     "parameter's own dtype here; unset grad_dtype"
+                )
+            if {cls.__name__ for cls in type(p).__mro__} & _SHARDED:
+                raise UnsupportedOptimizerError(
+                    f"base has a {type(p).__name__} parameter: a rank holds only a shard of it (fully_shard, FSDP, "
+                    "tensor parallelism), but guesses, residuals and the exchange need the whole iterate on every "
+                    "rank, and ranks that evaluate different steps need different iterates; keep parameters whole, and "
+                    'split the batch with mesh= (a "data" dim), with or without DistributedDataParallel'
                 )
             if p.layout is not torch.strided:
                 raise UnsupportedOptimizerError(

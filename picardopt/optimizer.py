@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +24,7 @@ from picardopt.facade import OptimizerFacade
 from picardopt.frameworks import warn_user, why_plain
 from picardopt.interrupts import interrupts_deferred
 from picardopt.layout import ParameterLayout, parameters_of
+from picardopt.mesh import make_grid
 from picardopt.options import Options
 from picardopt.predictor import PREDICTORS
 from picardopt.restructure import Restructure, check_restructure
@@ -60,8 +60,10 @@ class ParallelPicardOptimizer(OptimizerFacade):
         seed: The run's seed; step t draws from a hash of (seed, t).
         lr_scheduler: The scheduler that your loop steps after each step, so that running ahead knows future
             learning rates; without it they are taken as constant over a window. Settable later.
-        process_group: The ranks that share the window, a ProcessGroup or a one-dimensional DeviceMesh;
-            default: torch.distributed's default group if it is initialised, else this process alone.
+        mesh: The ranks, a DeviceMesh with the dims "picard" (ranks that evaluate different steps) and "data" (ranks
+            that share a step and split its batch by `data_rank`; their gradients are averaged).
+        process_group: Instead of a mesh the ranks that share the window, a ProcessGroup or a one-dimensional
+            DeviceMesh; default: torch.distributed's default group if it is initialised, else this process alone.
         carry: Tensors besides the parameters that a step reads and rewrites (BatchNorm's statistics, an
             occupancy grid, a teacher's average), written in place by the closure: a list of tensors, or a
             module, whose buffers are meant; or a `Carry` with an update of its own.
@@ -89,6 +91,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         total_steps: int | None = None,
         seed: int = 0,
         lr_scheduler: LRScheduler | None = None,
+        mesh: DeviceMesh | None = None,
         process_group: dist.ProcessGroup | DeviceMesh | None = None,
         carry: Carry | nn.Module | Sequence[Tensor] | None = None,
         restructure: Restructure | None = None,
@@ -110,12 +113,12 @@ class ParallelPicardOptimizer(OptimizerFacade):
         self._tolerance = as_tolerance(StepRelativeTolerance() if tolerance is None else tolerance)
         self.stats = Stats()
         self._audit = Audit(audit)
-        self._group = _resolve_group(process_group)
+        self._grid = make_grid(process_group, mesh)
         self._timeout = timeout
         self._engine = self._make_engine()
         self._rollout = Rollout(self.base, self)
         self._options = Options(
-            window=self._engine.size if window is None else window,
+            window=(self._grid.picard.size if self._grid else 1) if window is None else window,
             predictor=PREDICTORS[predictor],
             total_steps=total_steps,
             seed=seed,
@@ -226,10 +229,10 @@ class ParallelPicardOptimizer(OptimizerFacade):
         return speculator.layout.describes(parameters_of(self.base), self._carry.present())
 
     def _make_engine(self) -> Engine:
-        if self._group is None or dist.get_world_size(self._group) == 1:
+        if self._grid is None:
             return SerialEngine(self.stats)
         device = parameters_of(self.base)[0].device
-        return DistributedEngine(self._group, device, self._timeout, self.stats)
+        return DistributedEngine(self._grid, device, self._timeout, self.stats)
 
     @property
     def _speculates(self) -> bool:
@@ -241,6 +244,16 @@ class ParallelPicardOptimizer(OptimizerFacade):
     def window(self) -> int:
         """Steps evaluated per sweep, the paper's p."""
         return self._options.window
+
+    @property
+    def data_rank(self) -> int:
+        """Which part of a step's batch this process evaluates, 0 .. data_size - 1."""
+        return self._grid.data.place if self._grid else 0
+
+    @property
+    def data_size(self) -> int:
+        """Into how many equal parts each step's batch is split; more than 1 only with a mesh."""
+        return self._grid.data.size if self._grid else 1
 
     @property
     def total_steps(self) -> int | None:
@@ -327,7 +340,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
 
     def __getstate__(self) -> dict[str, Any]:
         # The process group cannot travel, speculation need not; `step` is what a scheduler patched.
-        left = ("_group", "_engine", "_rollout", "_speculator", "step")
+        left = ("_grid", "_engine", "_rollout", "_speculator", "step")
         state = {key: value for key, value in self.__dict__.items() if key not in left}
         return {**state, "_lr_scheduler": self.lr_scheduler, "_had_ranks": self._engine.size > 1}
 
@@ -335,7 +348,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         lr_scheduler, had_ranks = state.pop("_lr_scheduler"), state.pop("_had_ranks")
         self.__dict__.update(state)
         Optimizer.__setstate__(self, {})
-        self._group = None
+        self._grid = None
         self._engine = self._make_engine()
         self._rollout = Rollout(self.base, self)
         self._speculator = None
@@ -345,25 +358,3 @@ class ParallelPicardOptimizer(OptimizerFacade):
                 "a copied or unpickled ParallelPicardOptimizer has no process group: it evaluates its window in "
                 "this process alone"
             )
-
-
-def _resolve_group(group: dist.ProcessGroup | DeviceMesh | None) -> dist.ProcessGroup | None:
-    """The process group to use; never creates one."""
-    if isinstance(group, DeviceMesh):
-        if group.ndim != 1:
-            raise ValueError(
-                f"process_group={group!r}: give a one-dimensional mesh or a ProcessGroup"
-            )
-        return group.get_group()
-    if group is not None and not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"process_group={group!r}: give a ProcessGroup, a DeviceMesh or None")
-    if group is not None:
-        return group
-    if dist.is_available() and dist.is_initialized():
-        return dist.group.WORLD
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RuntimeError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} but torch.distributed is not initialised: call "
-            "picardopt.init_process_group() first, or every process would train on its own"
-        )
-    return None

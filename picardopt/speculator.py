@@ -345,7 +345,8 @@ class Speculator:
         self._audit.passed(accepted.sweep, ahead=accepted.slot > 0)
 
     def _evaluate_at_head(self, closure: Closure, step: int, out: Row) -> Drift:
-        return self._evaluator.evaluate(closure, step, self.window.head, out)
+        drift = self._evaluator.evaluate(closure, step, self.window.head, out)
+        return self._engine.average(self.layout, drift)
 
     def _difference(self, drift: Drift, again: Drift) -> float:
         return differs(drift, again, self._scratch)

@@ -54,12 +54,12 @@ class Engine(Protocol):
 
     @property
     def rank(self) -> int:
-        """This process's Picard rank."""
+        """This process's rank."""
         ...
 
     @property
     def size(self) -> int:
-        """Number of Picard ranks."""
+        """Number of ranks, on all axes."""
         ...
 
     def start(self, layout: ParameterLayout, head: Row, claim: Claim) -> None:
@@ -69,7 +69,7 @@ class Engine(Protocol):
     def evaluate(
         self, layout: ParameterLayout, evaluate: EvaluateSlot, claim: Claim
     ) -> tuple[list[Drift], int]:
-        """Evaluates slots 0 .. claim.slots-1.
+        """Evaluates slots 0 .. claim.slots-1; on a data axis each drift is the mean over a row of ranks.
 
         Returns:
             The drifts in order of slots, the same on every rank, ending at the first that is not finite;
@@ -77,6 +77,14 @@ class Engine(Protocol):
 
         Raises:
             BaseException: What interrupted a closure on any rank (Ctrl-C, SystemExit), at once.
+        """
+        ...
+
+    def average(self, layout: ParameterLayout, drift: Drift) -> Drift:
+        """Averages a drift that all ranks of a data row evaluated at once; its row is overwritten.
+
+        Returns:
+            The mean, the same on all of them, with the worst of their outcomes.
         """
         ...
 

@@ -1,13 +1,17 @@
-"""The ranks of a process group evaluate a window together: SPMD, every rank a worker.
+"""The ranks of a grid evaluate a window together: SPMD, every rank a worker.
 
-A sweep: each rank evaluates its slots (slot j on rank j mod ranks), then the ranks exchange a fixed-size
-header (what they computed, whether it went well), then everything else. A rank whose closure raised still
-answers, so that all ranks raise the same error; payload sizes are only trusted after the headers agreed.
+A sweep: each rank evaluates its slots (slot j on the ranks of data row j mod Picard ranks), then all ranks
+exchange a fixed-size header (what they computed, whether it went well), then losses and errors. A rank whose
+closure raised still answers, so that all ranks raise the same error; payload sizes are only trusted after the
+headers agreed. Gradients go along two axes: each data row averages its own, then the Picard ranks exchange the
+means: with P Picard ranks, N data ranks and D parameters every rank sends and receives (P - 1 + N - 1) D floats per
+slot it evaluated, instead of the (P N - 1) D of one exchange among all.
 """
 
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from picardopt.drift import Drift, Outcome, map_tensors
+from picardopt.drift import Drift, Outcome
+from picardopt.engines.average import RowAverage, average_drifts
 from picardopt.engines.base import Claim, EvaluateSlot, usable_prefix
 from picardopt.engines.exchange import make_exchange
-from picardopt.errors import RankMismatchError, RemoteClosureError
+from picardopt.engines.packing import check_sendable, pack, unpack
+from picardopt.errors import RankMismatchError
 from picardopt.layout import ParameterLayout, Row
+from picardopt.mesh import Circle, ForeignModules, Grid
 from picardopt.stats import Stats
 
 _HEADER_LENGTH = 16  # int64 words of every header, whatever its kind
@@ -27,49 +34,78 @@ _START, _SWEEP, _FLAG = 0x70696361_01, 0x70696361_02, 0x70696361_03  # kinds of 
 
 
 class DistributedEngine:
-    """Evaluates slots on the ranks of a process group.
+    """Evaluates slots on the ranks of a grid.
 
     Args:
-        group: The Picard ranks.
+        grid: The ranks.
         device: Where the parameters lie.
         timeout: Seconds that a rank is waited for.
         stats: Where the seconds go.
     """
 
-    def __init__(
-        self, group: dist.ProcessGroup, device: torch.device, timeout: float, stats: Stats
-    ) -> None:
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self._group, self._stats = group, stats
-        self._exchange = make_exchange(group, device, timeout)
+    def __init__(self, grid: Grid, device: torch.device, timeout: float, stats: Stats) -> None:
+        self.rank, self.size = grid.everyone.place, grid.everyone.size
+        self._grid, self._stats = grid, stats
+        self._exchange = make_exchange(grid.everyone.group, device, timeout)
+        self._modules = ForeignModules(grid.data)
         self._layout: ParameterLayout | None = None
-        self._matrix = torch.empty(0, dtype=torch.uint8)  # [ranks, rounds * row_bytes]
+        self._matrix = torch.empty(0, dtype=torch.uint8)  # [Picard ranks, rounds, row_bytes]
         self._staging: Tensor | None = None
-        self._rows: list[list[Row]] = []  # [ranks][rounds]
+        self._rows: list[list[Row]] = []  # [Picard ranks][rounds]
+        self._average = RowAverage(grid.data, self._exchange)
 
     def start(self, layout: ParameterLayout, head: Row, claim: Claim) -> None:
-        """Compares the ranks' claims, parameters apart, and gives all of them rank 0's parameters."""
+        """Compares the ranks' claims, parameters apart, and gives all of them the first rank's parameters."""
         with self._stats.phase("exchange"):
             self._compare(self._share_header(_START, claim.as_list()), ignore=("parameters",))
             buffer = head.buffer.to(self._exchange.device)
-            dist.broadcast(buffer, group=self._group, group_src=0)
+            for circle in (self._grid.picard, self._grid.data):
+                if circle.size > 1:
+                    dist.broadcast(buffer, group=circle.group, group_src=circle.peers[0])
             head.buffer.copy_(buffer)
 
     def evaluate(
         self, layout: ParameterLayout, evaluate: EvaluateSlot, claim: Claim
     ) -> tuple[list[Drift], int]:
         """See `Engine.evaluate`."""
-        rounds = -(-claim.slots // self.size)
-        self._allocate(layout, rounds)
+        me, stride = self._grid.picard.place, self._grid.picard.size
+        self._allocate(layout, -(-claim.slots // stride))
         mine: list[Drift] = []
         with self._stats.phase("drift"):
-            for turn, slot in enumerate(range(self.rank, claim.slots, self.size)):
-                mine.append(evaluate(slot, self._rows[self.rank][turn]))
-                _check_sendable(mine[-1])
-                if mine[-1].outcome is not Outcome.FINITE:
+            for row, slot in zip(self._rows[me], range(me, claim.slots, stride), strict=False):
+                mine.append(self._modules.evaluate(partial(evaluate, slot, row)))
+                check_sendable(mine[-1])
+                if mine[-1].outcome >= self._stops_at:
                     break
         with self._stats.phase("exchange"):
-            return self._gather(mine, claim)
+            return self._gather(layout, mine, claim)
+
+    def average(self, layout: ParameterLayout, drift: Drift) -> Drift:
+        """See `Engine.average`."""
+        row = self._grid.data
+        if row.size == 1:
+            return drift
+        with self._stats.phase("exchange"):
+            check_sendable(drift)
+            message = pickle.dumps([pack(drift)])
+            lengths = self._share_header(_FLAG, [len(message)], row)[:, 0]
+            packs = self._share_bytes(message, lengths, row)
+            parts = [
+                drift if rank == self.rank else unpack(fields[0], drift.row, rank)
+                for rank, fields in zip(row.names, packs, strict=True)
+            ]
+            if all(part.outcome < Outcome.FAILED for part in parts):
+                self._average(layout, drift.row)
+            return average_drifts(parts, drift.row)
+
+    @property
+    def _stops_at(self) -> Outcome:
+        """At which outcome a rank leaves out its later slots.
+
+        A data row must go on together: a collective in the closure (DistributedDataParallel's) would wait for a rank
+        that stopped.
+        """
+        return Outcome.NONFINITE if self._grid.data.size == 1 else Outcome.INTERRUPTED
 
     def agree(self, table: Tensor, columns: int) -> list[list[float]]:
         """Rank 0's numbers, cut to what every rank has; one rank decides, so that rounding never parts them."""
@@ -84,7 +120,7 @@ class DistributedEngine:
             shared = torch.empty(
                 (self.size, local.numel() * 8), dtype=torch.uint8, device=local.device
             )
-            self._exchange.share(local.view(torch.uint8), shared)
+            self._exchange.share(local.view(torch.uint8), shared, self._grid.everyone)
             numbers = shared.view(torch.float64).cpu()
             least = int(numbers[:, 0].min())
             told: list[list[float]] = (
@@ -102,17 +138,16 @@ class DistributedEngine:
         if layout is self._layout and rounds == len(self._rows[0]):
             return
         self._layout = layout
-        shape = (self.size, rounds, layout.row_bytes)
+        shape = (self._grid.picard.size, rounds, layout.row_bytes)
         self._matrix = torch.zeros(shape, dtype=torch.uint8, device=layout.device)
-        self._rows = [
-            [layout.row(self._matrix[rank, turn]) for turn in range(rounds)]
-            for rank in range(self.size)
-        ]
+        self._rows = [[layout.row(line) for line in lines] for lines in self._matrix]
         same_place = layout.device.type == self._exchange.device.type
         self._staging = None if same_place else torch.empty(shape, dtype=torch.uint8)
 
-    def _gather(self, mine: list[Drift], claim: Claim) -> tuple[list[Drift], int]:
-        message = pickle.dumps([_pack(drift) for drift in mine])
+    def _gather(
+        self, layout: ParameterLayout, mine: list[Drift], claim: Claim
+    ) -> tuple[list[Drift], int]:
+        message = pickle.dumps([pack(drift) for drift in mine])
         fatal = any(
             drift.outcome is Outcome.INTERRUPTED
             or (drift.outcome is Outcome.FAILED and drift.step == claim.step)
@@ -123,28 +158,40 @@ class DistributedEngine:
         self._compare(header[:, 2:])
         packs = self._share_bytes(message, lengths)
         if not fatalities.any():
-            self._share_rows()
-        drifts: list[Drift | None] = [None] * claim.slots
-        for rank, pack in enumerate(packs):
-            for turn, fields in enumerate(pack):
-                drift = mine[turn] if rank == self.rank else self._unpack(fields, rank, turn)
+            self._share_rows(layout, len(mine))
+        received: dict[int, list[Drift]] = {}
+        for ranks, rows in zip(self._grid.table, self._rows, strict=True):
+            for rank in ranks:
+                sent = zip(packs[rank], rows, strict=False)
+                received[rank] = [unpack(fields, row, rank) for fields, row in sent]
+        received[self.rank] = mine
+        for rank in range(self.size):
+            for drift in received[rank]:
                 if drift.outcome is Outcome.INTERRUPTED and drift.error is not None:
                     raise drift.error
-                drifts[drift.step - claim.step] = drift
-        # A rank that stopped at a bad slot leaves its later ones None: they lie behind that slot.
-        present = [drift for drift in drifts if drift is not None]
-        return usable_prefix(present), len(present)
+        drifts = []
+        for slot in range(claim.slots):
+            turn, place = divmod(slot, self._grid.picard.size)
+            parts = [received[rank][turn : turn + 1] for rank in self._grid.table[place]]
+            if all(parts):  # who stopped at a bad slot left out later ones: they lie behind it
+                row = self._rows[place][turn]
+                drifts.append(average_drifts([part for (part,) in parts], row))
+        return usable_prefix(drifts), len(drifts)
 
-    def _share_header(self, kind: int, values: list[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Every rank's values, int64 [ranks, _HEADER_LENGTH - 1]; the same size whatever the kind."""
+    def _share_header(
+        self, kind: int, values: list[int], circle: Circle | None = None
+    ) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The values of every rank (of a circle), int64 [ranks, _HEADER_LENGTH - 1]; the same size for every kind."""
+        circle = circle or self._grid.everyone
         words = [kind, *values, *[0] * (_HEADER_LENGTH - 1 - len(values))]
         local = torch.tensor(words, dtype=torch.int64, device=self._exchange.device)
-        shared = torch.empty((self.size, 8 * len(words)), dtype=torch.uint8, device=local.device)
-        self._exchange.share(local.view(torch.uint8), shared)
+        shared = torch.empty((circle.size, 8 * len(words)), dtype=torch.uint8, device=local.device)
+        self._exchange.share(local.view(torch.uint8), shared, circle)
         table: np.ndarray[Any, np.dtype[np.int64]] = shared.view(torch.int64).cpu().numpy()
         if (table[:, 0] != kind).any():
             told = ", ".join(
-                f"rank {rank}: {_KINDS.get(k, k)}" for rank, k in enumerate(table[:, 0])
+                f"rank {rank}: {_KINDS.get(k, k)}"
+                for rank, k in zip(circle.names, table[:, 0], strict=True)
             )
             raise RankMismatchError(
                 f"the ranks are in different places of the program ({told}): call step equally often, and "
@@ -153,24 +200,32 @@ class DistributedEngine:
         return table[:, 1:]
 
     def _share_bytes(
-        self, message: bytes, lengths: np.ndarray[Any, np.dtype[np.int64]]
+        self,
+        message: bytes,
+        lengths: np.ndarray[Any, np.dtype[np.int64]],
+        circle: Circle | None = None,
     ) -> list[Any]:
+        circle = circle or self._grid.everyone
         local = torch.zeros(int(lengths.max()), dtype=torch.uint8)
         local[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
         local = local.to(self._exchange.device)
-        shared = torch.empty((self.size, local.numel()), dtype=torch.uint8, device=local.device)
-        self._exchange.share(local, shared)
+        shared = torch.empty((circle.size, local.numel()), dtype=torch.uint8, device=local.device)
+        self._exchange.share(local, shared, circle)
         rows = shared.cpu().numpy()
         return [
             pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)
         ]
 
-    def _share_rows(self) -> None:
+    def _share_rows(self, layout: ParameterLayout, turns: int) -> None:
+        me = self._grid.picard.place
+        if self._grid.data.size > 1:
+            for row in self._rows[me][:turns]:
+                self._average(layout, row)
         matrix = self._matrix if self._staging is None else self._staging
         if self._staging is not None:
-            self._staging[self.rank].copy_(self._matrix[self.rank])
-        flat = matrix.view(self.size, -1)
-        self._exchange.share(flat[self.rank], flat)
+            self._staging[me].copy_(self._matrix[me])
+        flat = matrix.view(self._grid.picard.size, -1)
+        self._exchange.share(flat[me], flat, self._grid.picard)
         if self._staging is not None:
             self._matrix.copy_(self._staging)
 
@@ -185,18 +240,6 @@ class DistributedEngine:
                     "every rank, call step equally often, and change parameters on all ranks alike"
                 )
 
-    def _unpack(self, fields: dict[str, Any], rank: int, turn: int) -> Drift:
-        fields = dict(fields)
-        device, error = fields.pop("loss_device"), fields["error"]
-        if device != "cpu" and self._layout is not None:
-            place = self._layout.device
-            fields["loss"] = map_tensors(lambda t: t.to(place), fields["loss"])
-        drift = Drift(row=self._rows[rank][turn], **fields)
-        if drift.outcome >= Outcome.FAILED:
-            drift.error = _unpack_error(error)
-            drift.error.add_note(f"raised by the closure on rank {rank}:\n{drift.trace}")
-        return drift
-
 
 _KINDS = {_START: "construction", _SWEEP: "a sweep", _FLAG: "a check of the closure"}
 _MEANING = {
@@ -209,57 +252,3 @@ _MEANING = {
     "layout": "the parameters' shapes or dtypes",
     "parameters": "the parameters' values",
 }
-
-
-def _pack(drift: Drift) -> dict[str, Any]:
-    devices: list[str] = ["cpu"]
-
-    def to_host(tensor: Tensor) -> Tensor:
-        devices.append(tensor.device.type)
-        return tensor.cpu()
-
-    return {
-        "step": drift.step,
-        "present": drift.present,
-        "loss": map_tensors(to_host, drift.loss),
-        "loss_device": devices[-1],
-        "rng": drift.rng,
-        "outcome": drift.outcome,
-        "error": _pack_error(drift.error),
-        "trace": drift.trace,
-    }
-
-
-def _check_sendable(drift: Drift) -> None:
-    """Turns a drift whose loss cannot be sent to the other ranks into a failed one."""
-    if isinstance(drift.loss, Tensor | float | int | None):
-        return
-    try:
-        pickle.dumps(drift.loss)
-    except Exception as error:
-        drift.outcome = Outcome.FAILED
-        drift.error = TypeError(
-            f"the closure returned a {type(drift.loss).__name__} that cannot be pickled for the other ranks "
-            f"({error}): return the loss as a tensor or a number"
-        )
-        drift.loss = None
-
-
-def _pack_error(error: BaseException | None) -> bytes | str | None:
-    """Pickles an exception, or describes it where that cannot be undone on another rank."""
-    if error is None:
-        return None
-    try:
-        packed = pickle.dumps(error)
-        if isinstance(pickle.loads(packed), BaseException):
-            return packed
-    except Exception:  # anything can go wrong in a foreign exception's __reduce__
-        pass
-    return f"{type(error).__name__}: {error}"
-
-
-def _unpack_error(packed: bytes | str | None) -> BaseException:
-    if isinstance(packed, bytes):
-        error: BaseException = pickle.loads(packed)
-        return error
-    return RemoteClosureError(packed or "unknown error")

@@ -24,22 +24,24 @@ from torch import Tensor
 
 from picardopt.errors import DesynchronizedError, RankLostError
 from picardopt.interrupts import interrupts_allowed
+from picardopt.mesh import Circle
 
 REMEDY = "restart the job and resume from its last checkpoint"
 
 
 class Exchange(Protocol):
-    """Shares messages between the ranks of a group."""
+    """Shares messages between ranks."""
 
     device: torch.device
     """Where messages must lie."""
 
-    def share(self, message: Tensor, out: Tensor) -> None:
-        """Gathers every rank's message.
+    def share(self, message: Tensor, out: Tensor, circle: Circle) -> None:
+        """Gathers the message of every rank of a circle.
 
         Args:
             message: uint8 tensor [n], the same n on every rank.
-            out: uint8 tensor [ranks, n]; row r becomes rank r's message.
+            out: uint8 tensor [ranks, n]; row r becomes the message of the circle's rank r.
+            circle: The ranks that all do the same now.
 
         Raises:
             RankLostError: If a rank died or did not answer within the timeout.
@@ -49,11 +51,11 @@ class Exchange(Protocol):
 
 
 def make_exchange(group: dist.ProcessGroup, device: torch.device, timeout: float) -> Exchange:
-    """The exchange that fits a group's backend for `device`."""
+    """The exchange that fits a group's backend for `device`; smaller circles have the same backend."""
     backend = dist.get_backend_config(group) if device.type != "cpu" else ""
     if device.type != "cpu" and f"{device.type}:nccl" in str(backend):
-        return CollectiveExchange(group, device, timeout)
-    return PairwiseExchange(group, timeout)
+        return CollectiveExchange(device, timeout)
+    return PairwiseExchange(timeout)
 
 
 @dataclass
@@ -69,27 +71,28 @@ class PairwiseExchange:
     """Point-to-point exchange in host memory (gloo).
 
     Args:
-        group: The ranks.
         timeout: Seconds that any rank is waited for.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, group: dist.ProcessGroup, timeout: float) -> None:
-        self._group = group
-        self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
+    def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._broken = ""
+        self._group: dist.ProcessGroup | None = None  # the one last used
         self._waits: queue.SimpleQueue[_Wait] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def share(self, message: Tensor, out: Tensor) -> None:
+    def share(self, message: Tensor, out: Tensor, circle: Circle) -> None:
         """See `Exchange.share`."""
         if self._broken:
             raise DesynchronizedError(f"an earlier exchange was cut off ({self._broken}): {REMEDY}")
-        self._broken = "interrupted"
+        out[circle.place].copy_(message)
+        if circle.size == 1:
+            return
+        self._broken, self._group = "interrupted", circle.group
         try:
-            wait = self._post(message, out)
+            wait = self._post(out, circle)
             with interrupts_allowed():
                 finished = wait.done.wait(self._timeout)
         except RuntimeError as error:
@@ -101,15 +104,15 @@ class PairwiseExchange:
             raise RankLostError(f"{self._broken}: {REMEDY}") from wait.error
         self._broken = ""
 
-    def _post(self, message: Tensor, out: Tensor) -> _Wait:
-        out[self._rank].copy_(message)
+    def _post(self, out: Tensor, circle: Circle) -> _Wait:
         works = []
-        for offset in range(1, self._size):
-            peer = (self._rank + offset) % self._size
-            works.append((peer, dist.irecv(out[peer], group=self._group, group_src=peer)))
-        for offset in range(1, self._size):
-            peer = (self._rank - offset) % self._size
-            works.append((peer, dist.isend(out[self._rank], group=self._group, group_dst=peer)))
+        turns = range(1, circle.size)
+        for index in ((circle.place + turn) % circle.size for turn in turns):
+            work = dist.irecv(out[index], group=circle.group, group_src=circle.peers[index])
+            works.append((circle.names[index], work))
+        for index in ((circle.place - turn) % circle.size for turn in turns):
+            work = dist.isend(out[circle.place], group=circle.group, group_dst=circle.peers[index])
+            works.append((circle.names[index], work))
         # The backend's own limit lies behind ours, so that ours names the rank.
         wait = _Wait(works, datetime.timedelta(seconds=self._timeout + 5))
         if self._thread is None:
@@ -123,7 +126,7 @@ class PairwiseExchange:
 
     def _end(self) -> None:
         """Ends a wait that was given up, so that the interpreter can leave in peace."""
-        if self._broken and self._thread is not None:
+        if self._broken and self._thread is not None and self._group is not None:
             with suppress(Exception):
                 self._group._get_backend(self.device).abort()
             self._thread.join(2.0)
@@ -146,24 +149,27 @@ class CollectiveExchange:
     """all_gather on the accelerator (NCCL).
 
     Args:
-        group: The ranks.
         device: This rank's accelerator.
         timeout: Seconds that the slowest rank is waited for.
     """
 
-    def __init__(self, group: dist.ProcessGroup, device: torch.device, timeout: float) -> None:
-        self.device = device
-        self._group, self._timeout = group, timeout
+    def __init__(self, device: torch.device, timeout: float) -> None:
+        self.device, self._timeout = device, timeout
         self._broken = False
 
-    def share(self, message: Tensor, out: Tensor) -> None:
+    def share(self, message: Tensor, out: Tensor, circle: Circle) -> None:
         """See `Exchange.share`."""
         if self._broken:
             raise DesynchronizedError(f"an earlier exchange was cut off: {REMEDY}")
+        if circle.size == 1:
+            out[0].copy_(message)
+            return
         self._broken = True
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        in_order = list(circle.peers) == sorted(circle.peers)
+        into = out if in_order else torch.empty_like(out)
         try:
-            work = gather(out.view(-1), message.contiguous(), group=self._group, async_op=True)
+            work = gather(into.view(-1), message.contiguous(), group=circle.group, async_op=True)
             deadline, pause = time.monotonic() + self._timeout, 1e-5
             while not work.is_completed():
                 if time.monotonic() > deadline:
@@ -176,4 +182,6 @@ class CollectiveExchange:
             work.wait()
         except dist.DistBackendError as error:
             raise RankLostError(f"a rank died ({error}): {REMEDY}") from error
+        if not in_order:
+            out.copy_(into[list(circle.peers)])
         self._broken = False

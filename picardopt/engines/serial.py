@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from picardopt.drift import Drift, Outcome
 from picardopt.engines.base import Claim, EvaluateSlot
 from picardopt.layout import ParameterLayout, Row
+from picardopt.mesh import ForeignModules
 from picardopt.stats import Stats
 
 
@@ -24,6 +27,7 @@ class SerialEngine:
         self._stats = stats
         self._layout: ParameterLayout | None = None
         self._rows: list[Row] = []
+        self._modules = ForeignModules(None)
 
     def start(self, layout: ParameterLayout, head: Row, claim: Claim) -> None:
         """Has nobody to agree with."""
@@ -39,13 +43,18 @@ class SerialEngine:
         drifts: list[Drift] = []
         with self._stats.phase("drift"):
             for slot in range(claim.slots):
-                drifts.append(evaluate(slot, self._rows[slot]))
+                row = self._rows[slot]
+                drifts.append(self._modules.evaluate(partial(evaluate, slot, row)))
                 if drifts[-1].outcome is not Outcome.FINITE:
                     break
         last = drifts[-1]
         if last.outcome is Outcome.INTERRUPTED and last.error is not None:
             raise last.error
         return drifts, len(drifts)
+
+    def average(self, layout: ParameterLayout, drift: Drift) -> Drift:
+        """Shares its slots with nobody."""
+        return drift
 
     def agree(self, table: Tensor, columns: int) -> list[list[float]]:
         """Brings the numbers to the host (the sweep's one sync)."""

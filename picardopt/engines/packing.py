@@ -1,0 +1,87 @@
+"""A drift as bytes for the other ranks, its row apart."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from torch import Tensor
+
+from picardopt.drift import Drift, Outcome, map_tensors
+from picardopt.errors import RemoteClosureError
+from picardopt.layout import Row
+
+
+def pack(drift: Drift) -> dict[str, Any]:
+    """Everything of a drift but its row, to be pickled."""
+    devices: list[str] = []
+
+    def to_host(tensor: Tensor) -> Tensor:
+        devices.append(tensor.device.type)
+        return tensor.cpu()
+
+    return {
+        "step": drift.step,
+        "present": drift.present,
+        "loss": map_tensors(to_host, drift.loss),
+        "loss_devices": devices,
+        "rng": drift.rng,
+        "outcome": drift.outcome,
+        "error": _pack_error(drift.error),
+        "trace": drift.trace,
+    }
+
+
+def unpack(fields: dict[str, Any], row: Row, rank: int) -> Drift:
+    """The drift that another rank packed.
+
+    Args:
+        fields: From `pack`.
+        row: Where its gradients are, or will be; tensors of the loss that were on an accelerator go to this device.
+        rank: Who sent it.
+    """
+    fields = dict(fields)
+    devices, error, home = iter(fields.pop("loss_devices")), fields["error"], row.buffer.device
+    fields["loss"] = map_tensors(
+        lambda tensor: tensor if next(devices) == "cpu" else tensor.to(home), fields["loss"]
+    )
+    drift = Drift(row=row, **fields)
+    if drift.outcome >= Outcome.FAILED:
+        drift.error = _unpack_error(error)
+        drift.error.add_note(f"raised by the closure on rank {rank}:\n{drift.trace}")
+    return drift
+
+
+def check_sendable(drift: Drift) -> None:
+    """Turns a drift whose loss cannot be sent to the other ranks into a failed one."""
+    if isinstance(drift.loss, Tensor | float | int | None):
+        return
+    try:
+        pickle.dumps(drift.loss)
+    except Exception as error:
+        drift.outcome = Outcome.FAILED
+        drift.error = TypeError(
+            f"the closure returned a {type(drift.loss).__name__} that cannot be pickled for the other ranks "
+            f"({error}): return the loss as a tensor or a number"
+        )
+        drift.loss = None
+
+
+def _pack_error(error: BaseException | None) -> bytes | str | None:
+    """Pickles an exception, or describes it where that cannot be undone on another rank."""
+    if error is None:
+        return None
+    try:
+        packed = pickle.dumps(error)
+        if isinstance(pickle.loads(packed), BaseException):
+            return packed
+    except Exception:  # anything can go wrong in a foreign exception's __reduce__
+        pass
+    return f"{type(error).__name__}: {error}"
+
+
+def _unpack_error(packed: bytes | str | None) -> BaseException:
+    if isinstance(packed, bytes):
+        error: BaseException = pickle.loads(packed)
+        return error
+    return RemoteClosureError(packed or "unknown error")
