@@ -18,7 +18,7 @@ from picardopt.bases import JoinedOptimizer, unmeasured_bases
 from picardopt.carry import Carry, as_carry
 from picardopt.checkpoint import load_state, saved_state
 from picardopt.checks import check_arguments, check_base, check_lr_scheduler
-from picardopt.drift import Closure
+from picardopt.drift import Closure, map_tensors
 from picardopt.engines import DistributedEngine, Engine, SerialEngine
 from picardopt.facade import OptimizerFacade
 from picardopt.frameworks import warn_user, why_plain
@@ -175,14 +175,14 @@ class ParallelPicardOptimizer(OptimizerFacade):
             speculator.drop()
             raise
 
-    def _restructure(self, speculator: Speculator, step: int) -> None:
-        """Lets the user change the number of parameters after a step that is due."""
+    def _restructure(self, speculator: Speculator | None, step: int) -> None:
+        """Lets the user change the number of parameters after a step that is due; None forgets all guesses."""
         restructure = self._options.restructure
         if restructure is None or not restructure.due(step):
             return
         self._speculator = None  # should what follows raise, the window is rebuilt
         parents = restructure.function(step)
-        if self._fits(speculator):
+        if speculator is None or self._fits(speculator):
             self._speculator = speculator
         else:
             self._ready().inherit(speculator, parents)
@@ -201,8 +201,11 @@ class ParallelPicardOptimizer(OptimizerFacade):
                 loss = closure()
         with interrupts_deferred(), self.stats.phase("commit"):
             self._rollout.plain_step()
+            if closure is not None and self._carry.update is not None:
+                self._carry.update(map_tensors(Tensor.detach, loss))
             self._step_index += 1
             self.stats.steps += 1
+            self._restructure(None, self._step_index - 1)
         return loss
 
     def _ready(self) -> Speculator:

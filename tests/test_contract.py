@@ -17,6 +17,7 @@ from runs import (
     assert_same_trace,
     make_closure,
     parallel,
+    quiet,
     sequential,
     stats_of,
     wrap,
@@ -26,7 +27,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from picardopt import ParallelPicardOptimizer, PicardWarning, step_rng
+from picardopt import ParallelPicardOptimizer, PicardWarning, Restructure, step_rng
 
 CASE = Case("network", "Adam", steps=13)
 
@@ -167,6 +168,20 @@ def test_step_without_a_closure_is_one_plain_base_step() -> None:
     assert_same_bits(
         [p.detach() for p in twin_problem.parameters], [p.detach() for p in problem.parameters]
     )
+
+
+def test_plain_steps_restructure_when_due() -> None:
+    problem, base = CASE.build()
+    due: list[int] = []
+    optimizer = ParallelPicardOptimizer(
+        base, window=3, restructure=Restructure(due.append, lambda step: step % 3 == 1)
+    )
+    with quiet():
+        for _ in range(6):
+            for p in problem.parameters:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+    assert due == [1, 4]
 
 
 def test_closures_and_plain_steps_mix() -> None:

@@ -21,7 +21,7 @@ from task import (
     wrap,
 )
 
-from picardopt import ImpureClosureError, ParallelPicardOptimizer, StepIndexedLoader
+from picardopt import Carry, ImpureClosureError, ParallelPicardOptimizer, StepIndexedLoader
 
 pytestmark = [
     # Of Lightning's own code: it asks torch for what torch renamed.
@@ -161,6 +161,24 @@ def test_what_cannot_run_ahead_trains_as_with_the_base(kind: Any, options: str) 
     else:
         line = "optimizer.step()" if kind is Manual else "trainer.fit("
         assert_told_once(ours, __file__, line, "without a closure")
+
+
+class Averaging(Automatic):
+    """Carries an average of the losses, which its `Carry` updates from what the closure returns."""
+
+    def configure_optimizers(self) -> Any:
+        self.average = torch.zeros(())
+        carry = Carry([self.average], lambda loss: self.average.lerp_(loss, 0.5))
+        return wrap(make_base(self.network), self.window, carry=carry)
+
+
+def test_a_carry_is_updated_where_nothing_runs_ahead() -> None:
+    module, expected = Averaging(window=4), torch.zeros(())
+    with recorded():
+        fit(module)
+    for loss in module.losses:
+        expected.lerp_(loss, 0.5)
+    assert_same_bits(module.average, expected)
 
 
 def test_manual_optimization_with_a_closure_by_step_runs_ahead() -> None:

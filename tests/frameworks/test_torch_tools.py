@@ -298,6 +298,31 @@ def test_a_compiled_model_in_the_closure(backend: str) -> None:
 
 
 @pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("rate", ["float", "tensor"])
+def test_a_compiled_base_step(rate: str) -> None:
+    """``base.step = torch.compile(base.step)``: rolled out and put back like any other."""
+
+    def compiled(model: nn.Module) -> torch.optim.Optimizer:
+        lr = torch.tensor(2e-3) if rate == "tensor" else 2e-3
+        base = torch.optim.Adam(model.parameters(), lr=lr)
+        base.step = torch.compile(base.step, backend="eager")  # type: ignore[method-assign]
+        return base
+
+    model, loader = Network(), StepIndexedLoader(make_loader())
+    base = compiled(model)
+    for t in range(STEPS):
+        with step_rng(0, t):
+            base.zero_grad()
+            loss_of(model, loader.batch(t)).backward()
+            base.step()
+    expected, model = weights(model), Network()
+    optimizer = wrap(compiled(model))
+    run_ahead(model, optimizer)
+    assert_same_bits(weights(model), expected)
+    assert max(optimizer.stats.strides) >= 2
+
+
+@pytest.mark.usefixtures("compiler")
 def test_the_audit_makes_nothing_compile_anew() -> None:
     """A global module hook that comes and goes would: dynamo guards on it, and gives up after a few."""
     model, counter = nn.Sequential(Network(), nn.Linear(1, 1)), CompileCounter()
