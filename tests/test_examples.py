@@ -53,7 +53,9 @@ def load(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("on", ["one process", "two processes"])
+@pytest.mark.parametrize(
+    "on", ["one process", pytest.param("two processes", marks=pytest.mark.slow)]
+)
 def test_image_fitting(on: str, tmp_path: Path) -> None:
     out = tmp_path / "fitted.png"
     before = TORCHRUN if on == "two processes" else []
