@@ -20,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from picardopt.drift import Drift, Outcome
 from picardopt.errors import UnsupportedOptimizerError
+from picardopt.layout import ParameterLayout
+from picardopt.modules import live_modules, uses_compile
 
 DIMS = ("picard", "data")
 _MESH = 'init_device_mesh("cuda", (picard, data), mesh_dim_names=("picard", "data"))'
@@ -186,11 +188,20 @@ class ForeignModules:
 
     def __init__(self, data: Circle | None) -> None:
         self._row = _global_ranks(data)
-        self._passed = False
+        self._passed = not (dist.is_available() and dist.is_initialized())  # then none is foreign
 
-    def evaluate(self, evaluate: Callable[[], Drift]) -> Drift:
+    def evaluate(self, layout: ParameterLayout, evaluate: Callable[[], Drift]) -> Drift:
         """Evaluates a drift; until one was finite, modules are looked at before they run."""
         if self._passed:
+            return evaluate()
+        if (
+            uses_compile()
+        ):  # a hook would make it compile anew, and warn: look at those that hold a parameter
+            own = {id(parameter) for parameter in layout.parameters}
+            for module in (part for root in live_modules() for part in root.modules()):
+                if any(id(parameter) in own for parameter in module.parameters()):
+                    self._look(module, ())
+            self._passed = True
             return evaluate()
         handle = register_module_forward_pre_hook(self._look)
         try:

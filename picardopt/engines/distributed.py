@@ -73,7 +73,7 @@ class DistributedEngine:
         mine: list[Drift] = []
         with self._stats.phase("drift"):
             for row, slot in zip(self._rows[me], range(me, claim.slots, stride), strict=False):
-                mine.append(self._modules.evaluate(partial(evaluate, slot, row)))
+                mine.append(self._modules.evaluate(layout, partial(evaluate, slot, row)))
                 check_sendable(mine[-1])
                 if mine[-1].outcome >= self._stops_at:
                     break

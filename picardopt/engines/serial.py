@@ -44,7 +44,7 @@ class SerialEngine:
         with self._stats.phase("drift"):
             for slot in range(claim.slots):
                 row = self._rows[slot]
-                drifts.append(self._modules.evaluate(partial(evaluate, slot, row)))
+                drifts.append(self._modules.evaluate(layout, partial(evaluate, slot, row)))
                 if drifts[-1].outcome is not Outcome.FINITE:
                     break
         last = drifts[-1]

@@ -27,10 +27,11 @@ from task import (
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from picardopt import ImpureClosureError, StepIndexedLoader, step_rng
-from picardopt.audit import uses_compile
+from picardopt.modules import uses_compile
 
 # Of dynamo, on its way through the task's own autograd function.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -350,6 +351,25 @@ def test_a_buffer_of_a_compiled_model_raises_by_name() -> None:
     with pytest.raises(ImpureClosureError, match=r"Normalised\.norm\.running_mean"):
         run_ahead(model, optimizer, called=called)
     assert_same_bits(list(model.buffers()), before)
+
+
+def compiled_over_everyone() -> str:
+    model = Network()
+    optimizer = wrap(make_base(model), 2)
+    called = torch.compile(DistributedDataParallel(model), backend="eager")
+    try:
+        with pytest.raises(ValueError) as caught:
+            run_ahead(model, optimizer, 1, called)
+    finally:
+        torch.compiler.reset()
+    return str(caught.value)
+
+
+def test_a_compiled_data_parallel_model_is_refused_too(pools: Pools) -> None:
+    """It would average gradients of different steps; it is found without a module hook."""
+    for text in pools(2).run(compiled_over_everyone):
+        assert "DistributedDataParallel" in text
+        assert "mesh=mesh" in text
 
 
 # -- distributed checkpoints -----------------------------------------------------------------------------
