@@ -1,4 +1,4 @@
-"""What happened so far: steps, sweeps, strides, residuals, waste, seconds. Always on."""
+"""What happened so far: steps, sweeps, strides, residuals, waste, seconds. Always on, and bounded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+HISTORY = 10_000
+"""Sweeps that are at least kept one by one: a run of a million must not fill the memory with its past."""
 PHASES = ("drift", "exchange", "rollout", "commit", "audit")
 
 
@@ -19,8 +21,9 @@ class Stats:
     Attributes:
         steps: Committed steps.
         sweeps: Sweeps whose stride was chosen.
-        strides: How many steps each sweep made final.
-        residuals: Per sweep, the residuals j = 1..p; empty where nothing was compared (a window of 1, a
+        final: Steps that sweeps made final: committed, queued, or dropped since.
+        strides: How many steps each sweep made final; of a long run, the last `HISTORY` sweeps or some more.
+        residuals: Per sweep, as far back, the residuals j = 1..p; empty where nothing was compared (a window of 1, a
             step skipped for its non-finite gradient).
         tolerances: Per sweep, the largest residual that each slot would have accepted; empty likewise.
         drift_evaluations: Slots evaluated, over all ranks; the audit's are counted apart.
@@ -32,6 +35,7 @@ class Stats:
 
     steps: int = 0
     sweeps: int = 0
+    final: int = 0
     strides: list[int] = field(default_factory=list)
     residuals: list[list[float]] = field(default_factory=list)
     tolerances: list[list[float]] = field(default_factory=list)
@@ -45,7 +49,19 @@ class Stats:
     @property
     def mean_stride(self) -> float:
         """Mean number of steps that a sweep made final (0 before the first sweep)."""
-        return sum(self.strides) / len(self.strides) if self.strides else 0.0
+        return self.final / self.sweeps if self.sweeps else 0.0
+
+    def swept(self, stride: int, residuals: list[float], tolerances: list[float]) -> None:
+        """Counts a sweep whose stride was chosen."""
+        self.sweeps += 1
+        self.final += stride
+        self.wasted_evaluations -= stride  # until then all of them counted as wasted
+        self.strides.append(stride)
+        self.residuals.append(residuals)
+        self.tolerances.append(tolerances)
+        if len(self.strides) >= 2 * HISTORY:
+            for kept in (self.strides, self.residuals, self.tolerances):
+                del kept[:HISTORY]
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
