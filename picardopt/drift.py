@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from picardopt.errors import NoGradientError
 from picardopt.frameworks import wrapped_by_lightning
-from picardopt.interrupts import interrupts_allowed
+from picardopt.interrupts import interrupts_allowed, raised_by_signal
 from picardopt.layout import ParameterLayout, Row
 from picardopt.rng import RngState, preserved_rng, seed_all, step_seed
 
@@ -30,7 +30,9 @@ class Outcome(enum.IntEnum):
     FINITE = 0
     NONFINITE = 1  # a NaN or an infinity in a gradient
     FAILED = 2  # the closure raised
-    INTERRUPTED = 3  # KeyboardInterrupt, SystemExit: never held back
+    INTERRUPTED = (
+        3  # KeyboardInterrupt, SystemExit, what a signal's handler raised: never held back
+    )
 
 
 @dataclass
@@ -110,7 +112,8 @@ def evaluate_drift(
         if layout.carry:
             torch._foreach_copy_(row.carry, layout.carry)
     except BaseException as error:
-        drift.outcome = Outcome.FAILED if isinstance(error, Exception) else Outcome.INTERRUPTED
+        own = isinstance(error, Exception) and not raised_by_signal(error)
+        drift.outcome = Outcome.FAILED if own else Outcome.INTERRUPTED
         drift.error = error
         drift.trace = "".join(traceback.format_exception(error))
     finally:

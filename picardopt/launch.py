@@ -92,7 +92,7 @@ def launch(
     Raises:
         ValueError: If `workers` is not a positive integer.
         FileNotFoundError: If there is no such script.
-        KeyboardInterrupt: At Ctrl-C, once the workers are stopped.
+        KeyboardInterrupt: At Ctrl-C, once the workers are stopped; SIGTERM ends this process likewise.
         torch.distributed.elastic.multiprocessing.errors.ChildFailedError: If a worker failed; the others
             are stopped.
     """
@@ -125,20 +125,22 @@ def launch(
 
 @contextmanager
 def _own_signal_handlers() -> Iterator[None]:
-    """Puts handlers back that torch's launcher leaves changed; its Ctrl-C is a KeyboardInterrupt again."""
+    """Puts handlers back that torch's launcher leaves changed; the signal that ended it is then theirs."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     before = {number: signal.getsignal(number) for number in _HANDLED}
+    received = None
     try:
         yield
     except SignalException as error:
-        if error.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        raise
+        received = error
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
+    if received is not None:
+        signal.raise_signal(received.sigval)  # KeyboardInterrupt, the end of the process, ...
+        raise received
 
 
 def default_workers() -> int:

@@ -42,6 +42,9 @@ from picardopt.sweep import (
 from picardopt.tolerance import Tolerance
 from picardopt.window import Window
 
+Swept = tuple[int, list[float], list[float]]
+"""What a sweep tells the statistics: its stride, residuals and thresholds."""
+
 
 @dataclass(frozen=True)
 class Accepted:
@@ -220,26 +223,22 @@ class Speculator:
         if len(drifts) > 1 and drifts[-1].outcome is not Outcome.FINITE:
             self._bad_future(drifts.pop())
         if self._options.window == 1 or drifts[0].outcome is not Outcome.FINITE:
-            stride = self._take_head(drifts[0])
+            swept = self._take_head(drifts[0])
         else:
             with self._stats.phase("rollout"):
-                stride = self._roll_out(drifts, step)
-        self._stats.wasted_evaluations -= stride
-        self._stats.strides.append(stride)
-        self._stats.sweeps += 1
+                swept = self._roll_out(drifts, step)
+        self._stats.swept(*swept)
         if self._to_tell:  # now that all is in place: a filter may turn a warning into an error
             text, self._to_tell = self._to_tell, ""
             warn_user(text)
 
-    def _take_head(self, head: Drift) -> int:
+    def _take_head(self, head: Drift) -> Swept:
         """Queues the head's drift alone: a window of 1, or a step to be skipped. Nothing is compared."""
         self.window.resize(1)
         self.queue.append(Accepted(head, self._stats.sweeps, 0, float("inf")))
-        self._stats.residuals.append([])
-        self._stats.tolerances.append([])
-        return 1
+        return 1, [], []
 
-    def _roll_out(self, drifts: list[Drift], step: int) -> int:
+    def _roll_out(self, drifts: list[Drift], step: int) -> Swept:
         """Rolls the base out, measures, chooses the stride, queues and slides."""
         with self._rollout.speculation(self.layout.tensors, self.window.head):
             after, error = self._iterates(drifts)
@@ -273,12 +272,10 @@ class Speculator:
                 "residuals are NaN: a parameter holds a NaN or an infinity, so no guess can be accepted and every "
                 "sweep makes one step final"
             )
-        self._stats.residuals.append(list(measures.residuals))
-        self._stats.tolerances.append(thresholds)
         for slot, drift in enumerate(drifts[:stride]):
             threshold = thresholds[slot - 1] if slot else float("inf")
             self.queue.append(Accepted(drift, self._stats.sweeps, slot, threshold))
-        return stride
+        return stride, list(measures.residuals), thresholds
 
     def _iterates(self, drifts: list[Drift]) -> tuple[list[Row], Exception | None]:
         """The head and the new iterates, as far as the base (and the carry's update) goes without an error."""
@@ -327,7 +324,7 @@ class Speculator:
             self._stats.audits += 1
             self._live.store(self.layout.tensors)
             with self._evaluator.borrowed(self._live):
-                again = self._evaluate_at_head(closure, queued.step, rows[0])
+                again = once_more = self._evaluate_at_head(closure, queued.step, rows[0])
                 difference = self._difference(queued, again)
                 if 0 < difference < math.inf:
                     once_more = self._evaluate_at_head(closure, queued.step, rows[1])
@@ -335,10 +332,11 @@ class Speculator:
                     if is_noise(difference, noise, self.layout.device):
                         difference = 0.0
             self.window.release(rows)
-            interrupted = again.outcome is Outcome.INTERRUPTED
-            told = self._engine.share_numbers([int(interrupted), float_bits(difference)])
+            interrupted = once_more.outcome is Outcome.INTERRUPTED
+            error = once_more.error if interrupted else None
+            told = self._engine.share_numbers([int(interrupted), float_bits(difference)], error)
         if any(flag for flag, _ in told):
-            raise (again.error if interrupted else None) or KeyboardInterrupt
+            raise error or KeyboardInterrupt
         differences = [bits_float(bits) for _, bits in told]
         if any(differences):
             raise impure(queued.step, differences) from again.error

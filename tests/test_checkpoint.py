@@ -1,10 +1,14 @@
 """Law 6: speculation is disposable; a state_dict taken anywhere resumes at any window."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from pool import Pools
+from problems import PROBLEMS
 from runs import (
     Case,
     Trace,
@@ -15,7 +19,15 @@ from runs import (
     wrap,
 )
 
-from picardopt import AdaptiveTolerance, CheckpointError, StepRelativeTolerance
+from picardopt import (
+    AdaptiveTolerance,
+    CheckpointError,
+    ParallelPicardOptimizer,
+    StepRelativeTolerance,
+    load_checkpoint,
+    save_checkpoint,
+    step_rng,
+)
 
 CASES = [
     Case("network", "Adam", steps=18),
@@ -217,3 +229,112 @@ def test_a_state_from_before_shapes_were_kept_loads() -> None:
     _, resumed, _ = wrap(CASES[0], window=4)
     resumed.load_state_dict(state)
     assert resumed.step_index == 5
+
+
+# --- Files, other windows and other numbers of real processes --------------------------------------
+
+
+def part_of_a_run(
+    path: Path, load: bool, until: int, window: int | None, tolerance: Any
+) -> dict[str, Any]:
+    """Trains two optimizers and a carry, from the start or from a file, and saves from rank 0."""
+    problem = PROBLEMS["network"]()
+    first, bias, second, gain = problem.parameters
+    bases = [
+        torch.optim.Adam([first, bias], lr=3e-3),
+        torch.optim.SGD([second, gain], lr=1e-3, momentum=0.9),
+    ]
+    grid = torch.zeros(3)
+    optimizer = ParallelPicardOptimizer(
+        bases, window=window, tolerance=tolerance, carry=[grid], seed=3 * (not load)
+    )
+
+    def closure(step: int) -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = problem.loss(step)
+        loss.backward()
+        if step % 4 == 3:
+            grid.mul_(0.5).add_(torch.randn(3))
+        return loss
+
+    if load:
+        state = load_checkpoint(path)
+        with torch.no_grad():
+            for tensor, value in zip([*problem.parameters, grid], state["tensors"], strict=True):
+                tensor.copy_(value)
+        optimizer.load_state_dict(state["optimizer"])
+    began = optimizer.tolerance.value
+    while optimizer.step_index < until:
+        optimizer.step(closure)
+    state = {
+        "tensors": [t.detach() for t in (*problem.parameters, grid)],
+        "optimizer": optimizer.state_dict(),
+    }
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        save_checkpoint(path, state)
+    return {"state": state, "strides": optimizer.stats.strides, "began": began}
+
+
+def sequential_part(until: int) -> Any:
+    problem = PROBLEMS["network"]()
+    first, bias, second, gain = problem.parameters
+    bases = [
+        torch.optim.Adam([first, bias], lr=3e-3),
+        torch.optim.SGD([second, gain], lr=1e-3, momentum=0.9),
+    ]
+    grid = torch.zeros(3)
+    for step in range(until):
+        with step_rng(3, step):
+            for p in problem.parameters:
+                p.grad = None
+            problem.loss(step).backward()
+            if step % 4 == 3:
+                grid.mul_(0.5).add_(torch.randn(3))
+            for base in bases:
+                base.step()
+    return [*problem.parameters, grid], [base.state_dict()["state"] for base in bases]
+
+
+def test_resumed_on_other_numbers_of_processes(pools: Pools, tmp_path: Path) -> None:
+    """Saved by two, resumed by three, by one and by two, each with another window: the sequential bits."""
+    tensors, (adam, sgd) = sequential_part(23)
+    path = tmp_path / "run.ckpt"
+    saved = pools(2).run(part_of_a_run, path, False, 7, 4, 0)
+    assert max(saved[0]["strides"]) > 1
+    half_way = path.read_bytes()
+    for processes, window in ((3, None), (1, 5), (2, 1)):
+        path.write_bytes(half_way)
+        args = (path, True, 23, window, 0)
+        results = (
+            [part_of_a_run(*args)] if processes == 1 else pools(processes).run(part_of_a_run, *args)
+        )
+        for result in results:
+            assert_same_bits(result["state"]["tensors"], [t.detach() for t in tensors])
+            state = result["state"]["optimizer"]["state"]
+            assert_same_bits({k: state[k] for k in (0, 1)}, adam)
+            assert_same_bits([state[k] for k in (2, 3)], list(sgd.values()))
+            assert result["state"]["optimizer"]["picard"]["step"] == 23
+            assert result["state"]["optimizer"]["picard"]["seed"] == 3
+        if window != 1:
+            assert max(results[0]["strides"]) > 1
+        assert_same_bits(load_checkpoint(path), results[0]["state"])
+
+
+def test_an_adaptive_tolerance_goes_on_whatever_the_number_of_processes(
+    pools: Pools, tmp_path: Path
+) -> None:
+    """Not exact, but of one window: the same bits on one, two and three processes."""
+    path = tmp_path / "run.ckpt"
+    tolerance = AdaptiveTolerance(1e-7)
+    saved = pools(2).run(part_of_a_run, path, False, 7, 4, tolerance)
+    half_way = path.read_bytes()
+    alone = part_of_a_run(path, True, 23, 4, AdaptiveTolerance(5.0))
+    kept = saved[0]["state"]["optimizer"]["picard"]["tolerance"]["value"]
+    assert alone["began"] == kept not in (1e-7, 5.0)
+    for processes in (2, 3):
+        path.write_bytes(half_way)
+        for result in pools(processes).run(
+            part_of_a_run, path, True, 23, 4, AdaptiveTolerance(5.0)
+        ):
+            assert_same_bits(result["state"], alone["state"])
+            assert result["strides"] == alone["strides"]

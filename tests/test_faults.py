@@ -4,6 +4,7 @@ Jobs report instead of raising, so that a pool lives on where the wrapper says i
 die, stop or leave are in ``test_lost_ranks.py``.
 """
 
+import signal
 import time
 from typing import Any
 
@@ -59,13 +60,15 @@ def failing_head(kind: str, bad: int, only_rank: int | None) -> tuple[dict[str, 
             spoil(problem, float("nan"))
         elif kind == "interrupt":
             raise KeyboardInterrupt
+        elif kind == "preempted":
+            signal.raise_signal(signal.SIGTERM)
         else:
             raise ZeroDivisionError("planted")
 
     def closure(step: int) -> Tensor:
         loss = healthy(step)
         # Which rank evaluates a step is the engine's affair: an interrupt strikes from then on.
-        struck = step >= bad if kind == "interrupt" else step == bad
+        struck = step >= bad if kind in ("interrupt", "preempted") else step == bad
         if struck and only_rank in (None, dist.get_rank()):
             culprit(step)
         return loss
@@ -141,6 +144,31 @@ def test_a_fault_of_one_rank_only(pool: Pool, kind: str, rank: int) -> None:
     for report, trace, committed in results:
         assert report["error"] in ("NoneType", "ZeroDivisionError", "NonFiniteGradientError")
         assert report["seconds"] < SECONDS
+        assert_stood_at(committed, expected, report["committed"])
+        assert_same_trace(trace, expected)
+
+
+class PreemptedError(Exception):
+    """What a program's handler of SIGTERM may raise."""
+
+
+def preempted(*args: Any) -> tuple[dict[str, Any], Trace, Any]:
+    def leave(number: int, frame: Any) -> None:
+        raise PreemptedError
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        return failing_head("preempted", *args)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_that_one_rank_catches_raises_everywhere_at_once(pools: Pools) -> None:
+    """Not taken for a closure that fails at a guess, though the handler raises an ordinary exception."""
+    expected = sequential(CASE)
+    for report, trace, committed in pools(3).run(preempted, 5, 1):
+        assert report["error"] == "PreemptedError"
+        assert report["committed"] == report["step_index"] < CASE.steps
         assert_stood_at(committed, expected, report["committed"])
         assert_same_trace(trace, expected)
 

@@ -51,6 +51,65 @@ def test_a_handler_of_the_users_own_is_called():
         signal.signal(signal.SIGINT, before)
 
 
+def test_all_that_wait_are_called_whatever_the_first_one_raises():
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts_deferred():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            assert not seen
+        assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_without_a_handler_is_left_alone():
+    with interrupts_deferred():
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+
+
+def test_a_handler_that_the_block_installs_stays():
+    def own(number, frame):
+        return None
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with interrupts_deferred(), interrupts_allowed():
+            signal.signal(signal.SIGINT, own)
+        assert signal.getsignal(signal.SIGINT) is own
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_while_handlers_are_put_back_does_no_harm(monkeypatch):
+    """The first handler that is put back is called at once and raises: ours may stay in the others' place."""
+    seen, real = [], signal.signal
+    real(signal.SIGTERM, lambda number, frame: seen.append(number))
+
+    def interrupted(number, handler):
+        done = real(number, handler)
+        if number == signal.SIGINT and handler is signal.default_int_handler:
+            raise KeyboardInterrupt
+        return done
+
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts_deferred():
+            monkeypatch.setattr(signal, "signal", interrupted)
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGTERM)
+        assert seen == [signal.SIGTERM]  # passed on at once: no block is active
+        with interrupts_deferred():
+            signal.raise_signal(signal.SIGTERM)
+            assert len(seen) == 1
+        assert len(seen) == 2
+        assert signal.getsignal(signal.SIGTERM).__name__ == "<lambda>"
+    finally:
+        real(signal.SIGTERM, signal.SIG_DFL)
+        real(signal.SIGINT, signal.default_int_handler)
+
+
 def test_other_threads_are_left_alone():
     passed = []
 
@@ -65,10 +124,10 @@ def test_other_threads_are_left_alone():
 
 
 class Interrupter:
-    """Raises SIGINT at the n-th line that is executed inside picardopt."""
+    """Raises a signal at the n-th line that is executed inside picardopt."""
 
-    def __init__(self, at):
-        self.at, self.count = at, 0
+    def __init__(self, at, number=signal.SIGINT):
+        self.at, self.count, self.number = at, 0, number
         self.folder = picardopt.__path__[0]
 
     def __call__(self, frame, event, argument):
@@ -78,7 +137,7 @@ class Interrupter:
             self.count += 1
             if self.count == self.at:
                 sys.settrace(None)
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(self.number)
         return self
 
 
@@ -134,6 +193,70 @@ def test_at_any_line_everything_is_at_the_last_commit(start):
         assert torch.equal(weight.detach(), expected[7]), at
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert hit > 10
+
+
+class PreemptedError(Exception):
+    """What a program's handler of SIGTERM may raise: an ordinary exception."""
+
+
+@pytest.fixture
+def preemptible():
+    def leave(number, frame):
+        raise PreemptedError
+
+    before = signal.signal(signal.SIGTERM, leave)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_at_any_line(preemptible):
+    """Its handler's exception is never taken for one of the closure's, and finds the last commit."""
+    expected = []
+    weight, optimizer, closure = make()
+    for _ in range(8):
+        expected.append(weight.detach().clone())
+        optimizer.step(closure)
+    for at in range(1, 100_000, 71):
+        weight, optimizer, closure = make()
+        interrupter = Interrupter(at, signal.SIGTERM)
+        sys.settrace(interrupter)
+        try:
+            optimizer.step(closure)
+        except PreemptedError:
+            pass
+        else:
+            assert interrupter.count < at
+            break
+        finally:
+            sys.settrace(None)
+        assert torch.equal(weight.detach(), expected[optimizer.step_index]), at
+        run(optimizer, closure, 7)
+        assert torch.equal(weight.detach(), expected[7]), at
+    assert at > 400
+
+
+@pytest.mark.parametrize("slot", [0, 1, 2])
+def test_what_a_handler_raises_in_the_closure_is_for_the_program(preemptible, slot):
+    """At a guess too, where the closure's own exceptions only shorten the stride."""
+    weight, optimizer, closure = make()
+    run(optimizer, closure, 7)
+    expected = weight.detach().clone()
+    weight, optimizer, closure = make()
+    evaluations = []
+
+    def preempted():
+        evaluations.append(None)
+        if len(evaluations) == slot + 1:
+            signal.raise_signal(signal.SIGTERM)
+        return closure()
+
+    before = weight.detach().clone()
+    with pytest.raises(PreemptedError):
+        optimizer.step(preempted)
+    assert optimizer.step_index == optimizer.stats.failed_speculations == 0
+    assert torch.equal(weight.detach(), before)
+    run(optimizer, closure, 7)
+    assert torch.equal(weight.detach(), expected)
 
 
 @pytest.mark.parametrize("bases", [1, 2])

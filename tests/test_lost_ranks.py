@@ -41,6 +41,8 @@ def dying(how: str, at: int, victim: int, timeout: float) -> dict[str, Any]:
         if dist.get_rank() == victim and evaluations == at:
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if how == "end":
+                os.kill(os.getpid(), signal.SIGTERM)
             if how == "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
         return healthy(step)
@@ -88,6 +90,42 @@ def test_kill_9(world: int, at: int, victim: int) -> None:
     with fresh_pool(world) as pool:
         outcomes = pool.outcomes(dying, "kill", at, victim, 60.0)
     assert_survivors(outcomes, victim, SECONDS)
+
+
+def test_sigterm_to_one_rank() -> None:
+    """Without a handler it ends that rank at once, the others with an error."""
+    with fresh_pool(2) as pool:
+        outcomes = pool.outcomes(dying, "end", 2, 1, 60.0)
+    assert_survivors(outcomes, 1, SECONDS)
+
+
+def leaving(seconds: float) -> dict[str, Any]:
+    """Rank 1 catches a SIGTERM while rank 0's closure takes long."""
+    problem, optimizer, _ = wrap(CASE, timeout=120.0)
+    healthy = make_closure(problem, optimizer.zero_grad)
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(3)
+
+    def closure(step: int) -> Tensor:
+        if dist.get_rank() == 1:
+            signal.raise_signal(signal.SIGTERM)
+        time.sleep(seconds)
+        return healthy(step)
+
+    signal.signal(signal.SIGTERM, leave)
+    return attempt(Trace(), problem, optimizer, closure, 1)
+
+
+def test_a_rank_that_catches_sigterm_does_not_wait_for_the_others() -> None:
+    """A cluster gives it some seconds; the others may be in the middle of a long drift."""
+    with fresh_pool(2) as pool:
+        pool.submit(leaving, 60.0)
+        assert pool.connections[1].poll(SECONDS + 30)
+        report = pickle.loads(pool.connections[1].recv_bytes()).value
+    assert report["error"] == "SystemExit"
+    assert report["committed"] == report["step_index"] == 0
+    assert report["seconds"] < SECONDS
 
 
 @pytest.mark.parametrize(("world", "at"), [(3, 5)])

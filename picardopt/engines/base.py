@@ -100,8 +100,10 @@ class Engine(Protocol):
         """
         ...
 
-    def share_numbers(self, values: list[int]) -> list[list[int]]:
-        """Every rank's integers (a few, equally many on each), by rank."""
+    def share_numbers(
+        self, values: list[int], error: BaseException | None = None
+    ) -> list[list[int]]:
+        """Every rank's integers (a few, equally many on each), by rank; `error` is what ends this rank."""
         ...
 
 

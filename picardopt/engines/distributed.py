@@ -11,6 +11,8 @@ slot it evaluated, instead of the (P N - 1) D of one exchange among all.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,12 +26,14 @@ from picardopt.engines.average import RowAverage, average_drifts
 from picardopt.engines.base import Claim, EvaluateSlot, usable_prefix
 from picardopt.engines.exchange import make_exchange
 from picardopt.engines.packing import check_sendable, pack, unpack
-from picardopt.errors import RankMismatchError
+from picardopt.errors import PicardError, RankMismatchError
+from picardopt.interrupts import raised_by_signal
 from picardopt.layout import ParameterLayout, Row
 from picardopt.mesh import Circle, ForeignModules, Grid
 from picardopt.stats import Stats
 
 _HEADER_LENGTH = 16  # int64 words of every header, whatever its kind
+_LAST_WORDS = 1.0  # seconds
 _START, _SWEEP, _FLAG = 0x70696361_01, 0x70696361_02, 0x70696361_03  # kinds of header
 
 
@@ -77,7 +81,7 @@ class DistributedEngine:
                 check_sendable(mine[-1])
                 if mine[-1].outcome >= self._stops_at:
                     break
-        with self._stats.phase("exchange"):
+        with self._stats.phase("exchange"), self._leaving(mine[-1].error if mine else None):
             return self._gather(layout, mine, claim)
 
     def average(self, layout: ParameterLayout, drift: Drift) -> Drift:
@@ -85,7 +89,7 @@ class DistributedEngine:
         row = self._grid.data
         if row.size == 1:
             return drift
-        with self._stats.phase("exchange"):
+        with self._stats.phase("exchange"), self._leaving(drift.error):
             check_sendable(drift)
             message = pickle.dumps([pack(drift)])
             lengths = self._share_header(_FLAG, [len(message)], row)[:, 0]
@@ -128,11 +132,28 @@ class DistributedEngine:
             )
             return told
 
-    def share_numbers(self, values: list[int]) -> list[list[int]]:
+    def share_numbers(
+        self, values: list[int], error: BaseException | None = None
+    ) -> list[list[int]]:
         """Every rank's integers, by rank."""
-        with self._stats.phase("exchange"):
+        with self._stats.phase("exchange"), self._leaving(error):
             table = self._share_header(_FLAG, values)
             return [[int(x) for x in row[: len(values)]] for row in table]
+
+    @contextmanager
+    def _leaving(self, error: BaseException | None) -> Iterator[None]:
+        """A rank that a signal ends (`error`) tells the others, but does not wait for them to listen."""
+        if error is None or not raised_by_signal(error):
+            yield
+            return
+        patience = self._exchange.timeout
+        self._exchange.timeout = min(patience, _LAST_WORDS)
+        try:
+            yield
+        except PicardError:
+            raise error from None
+        finally:
+            self._exchange.timeout = patience
 
     def _allocate(self, layout: ParameterLayout, rounds: int) -> None:
         if layout is self._layout and rounds == len(self._rows[0]):

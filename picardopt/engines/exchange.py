@@ -13,6 +13,7 @@ import datetime
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ class Exchange(Protocol):
 
     device: torch.device
     """Where messages must lie."""
+    timeout: float
+    """Seconds that any rank is waited for."""
 
     def share(self, message: Tensor, out: Tensor, circle: Circle) -> None:
         """Gathers the message of every rank of a circle.
@@ -77,11 +80,11 @@ class PairwiseExchange:
     device = torch.device("cpu")
 
     def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
+        self.timeout = timeout
         self._broken = ""
-        self._group: dist.ProcessGroup | None = None  # the one last used
-        self._waits: queue.SimpleQueue[_Wait] = queue.SimpleQueue()
+        self._waits: queue.SimpleQueue[_Wait | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._last: tuple[dist.ProcessGroup, _Wait] | None = None
 
     def share(self, message: Tensor, out: Tensor, circle: Circle) -> None:
         """See `Exchange.share`."""
@@ -90,16 +93,16 @@ class PairwiseExchange:
         out[circle.place].copy_(message)
         if circle.size == 1:
             return
-        self._broken, self._group = "interrupted", circle.group
+        self._broken = "interrupted"
         try:
             wait = self._post(out, circle)
-            with interrupts_allowed():
-                finished = wait.done.wait(self._timeout)
         except RuntimeError as error:
             self._broken = str(error)
             raise RankLostError(f"a rank could not be reached ({error}): {REMEDY}") from error
+        with interrupts_allowed():
+            finished = wait.done.wait(self.timeout)
         if not finished or wait.error is not None:
-            reason = "died or left" if finished else f"did not answer within {self._timeout:g} s"
+            reason = "died or left" if finished else f"did not answer within {self.timeout:g} s"
             self._broken = f"rank {wait.peer} {reason}"
             raise RankLostError(f"{self._broken}: {REMEDY}") from wait.error
         self._broken = ""
@@ -114,28 +117,40 @@ class PairwiseExchange:
             work = dist.isend(out[circle.place], group=circle.group, group_dst=circle.peers[index])
             works.append((circle.names[index], work))
         # The backend's own limit lies behind ours, so that ours names the rank.
-        wait = _Wait(works, datetime.timedelta(seconds=self._timeout + 5))
+        wait = _Wait(works, datetime.timedelta(seconds=self.timeout + 5))
+        self._last = circle.group, wait
         if self._thread is None:
             self._thread = threading.Thread(
                 target=_serve, args=(self._waits,), name="picardopt-exchange", daemon=True
             )
             self._thread.start()
-            atexit.register(self._end)
+            weakref.finalize(self, self._waits.put, None).atexit = False
+            _EXCHANGES.add(self)
         self._waits.put(wait)
         return wait
 
     def _end(self) -> None:
         """Ends a wait that was given up, so that the interpreter can leave in peace."""
-        if self._broken and self._thread is not None and self._group is not None:
-            with suppress(Exception):
-                self._group._get_backend(self.device).abort()
-            self._thread.join(2.0)
+        if self._last is None or self._last[1].done.is_set():
+            return
+        group, wait = self._last
+        with suppress(Exception):
+            group._get_backend(self.device).abort()
+        wait.done.wait(2.0)
 
 
-def _serve(waits: queue.SimpleQueue[_Wait]) -> None:
-    """Waits for posted works, one exchange after the other, for as long as the process lives."""
-    while True:
-        wait = waits.get()
+_EXCHANGES: weakref.WeakSet[PairwiseExchange] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    for exchange in list(_EXCHANGES):
+        exchange._end()
+
+
+def _serve(waits: queue.SimpleQueue[_Wait | None]) -> None:
+    """Waits for posted works, one exchange after the other, for as long as the exchange lives."""
+    while (wait := waits.get()) is not None:
         try:
             for peer, work in wait.works:
                 wait.peer = peer
@@ -143,6 +158,7 @@ def _serve(waits: queue.SimpleQueue[_Wait]) -> None:
         except Exception as error:
             wait.error = error
         wait.done.set()
+        del wait  # what it holds is not needed until the next one comes
 
 
 class CollectiveExchange:
@@ -154,7 +170,7 @@ class CollectiveExchange:
     """
 
     def __init__(self, device: torch.device, timeout: float) -> None:
-        self.device, self._timeout = device, timeout
+        self.device, self.timeout = device, timeout
         self._broken = False
 
     def share(self, message: Tensor, out: Tensor, circle: Circle) -> None:
@@ -170,11 +186,11 @@ class CollectiveExchange:
         into = out if in_order else torch.empty_like(out)
         try:
             work = gather(into.view(-1), message.contiguous(), group=circle.group, async_op=True)
-            deadline, pause = time.monotonic() + self._timeout, 1e-5
+            deadline, pause = time.monotonic() + self.timeout, 1e-5
             while not work.is_completed():
                 if time.monotonic() > deadline:
                     raise RankLostError(
-                        f"a rank did not answer within {self._timeout:g} s: {REMEDY}"
+                        f"a rank did not answer within {self.timeout:g} s: {REMEDY}"
                     )
                 with interrupts_allowed():
                     time.sleep(pause)

@@ -61,6 +61,8 @@ class SerialEngine:
         told: list[list[float]] = table.tolist()
         return told
 
-    def share_numbers(self, values: list[int]) -> list[list[int]]:
+    def share_numbers(
+        self, values: list[int], error: BaseException | None = None
+    ) -> list[list[int]]:
         """This rank's integers."""
         return [values]
