@@ -145,37 +145,14 @@ class TextPrompt:
 
     def mix(self, cameras: Cameras) -> ViewMix:
         """Which texts each camera hears."""
-        if self.perp_neg is not None:
-            return self._perp_neg_mix(cameras)
-        first = torch.zeros_like(cameras.azimuth, dtype=torch.int64)
-        if self.views is not None:
+        if self.views is None:
+            first = torch.zeros_like(cameras.azimuth, dtype=torch.int64)
+        elif self.perp_neg is None:
             first = self.views.directions(cameras)
+        else:
+            return _perp_neg_mix(self.views, self.perp_neg, cameras)
         none = first.new_empty((0, len(first)))
         return ViewMix(first, first, torch.ones_like(cameras.azimuth), none, none.float())
-
-    def _perp_neg_mix(self, cameras: Cameras) -> ViewMix:
-        assert self.perp_neg is not None  # for the type checker
-        assert self.views is not None
-        away = _from_front(cameras)
-        ahead = away < 90
-        ratio = torch.where(ahead, 1 - away / 90, 2 - away / 90)  # of front, or else of side
-        first = torch.where(ahead, FRONT, SIDE)
-        second = torch.where(ahead, SIDE, BACK)
-        strengths = self.perp_neg
-        weights = torch.stack(
-            [
-                torch.where(
-                    ahead, _decay(strengths.front, ratio), _decay(strengths.side_behind, ratio)
-                ),
-                torch.where(
-                    ahead, _decay(strengths.side, 1 - ratio), _decay(strengths.front_behind, ratio)
-                ),
-            ]
-        )
-        above = cameras.elevation > self.views.overhead_threshold
-        first, second = first.masked_fill(above, OVERHEAD), second.masked_fill(above, OVERHEAD)
-        negatives = torch.stack([torch.where(ahead, FRONT, SIDE), torch.where(ahead, SIDE, FRONT)])
-        return ViewMix(first, second, ratio, negatives, -weights.masked_fill(above, 0.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,3 +187,26 @@ def _from_front(cameras: Cameras) -> Tensor:
 def _decay(shape: tuple[float, float, float], ratio: Tensor) -> Tensor:
     scale, rate, offset = shape
     return scale * torch.exp(-rate * ratio) + offset
+
+
+def _perp_neg_mix(views: ViewWords, strengths: PerpNeg, cameras: Cameras) -> ViewMix:
+    """Texts between the two nearest directions, and the pushes away from directions."""
+    away = _from_front(cameras)
+    ahead = away < 90
+    ratio = torch.where(ahead, 1 - away / 90, 2 - away / 90)  # of front, or else of side
+    first = torch.where(ahead, FRONT, SIDE)
+    second = torch.where(ahead, SIDE, BACK)
+    weights = torch.stack(
+        [
+            torch.where(
+                ahead, _decay(strengths.front, ratio), _decay(strengths.side_behind, ratio)
+            ),
+            torch.where(
+                ahead, _decay(strengths.side, 1 - ratio), _decay(strengths.front_behind, ratio)
+            ),
+        ]
+    )
+    above = cameras.elevation > views.overhead_threshold
+    first, second = first.masked_fill(above, OVERHEAD), second.masked_fill(above, OVERHEAD)
+    negatives = torch.stack([torch.where(ahead, FRONT, SIDE), torch.where(ahead, SIDE, FRONT)])
+    return ViewMix(first, second, ratio, negatives, -weights.masked_fill(above, 0.0))

@@ -91,6 +91,28 @@ def test_the_gradient_is_that_of_the_paper(weighting: str, form: str) -> None:
     assert not score.saw_gradients
 
 
+@pytest.mark.parametrize("limit", ["clip_value", "clip_norm"])
+def test_the_gradient_is_clipped_where_it_is_said(limit: str) -> None:
+    """In the model's space, before it goes back through the resizing and before the mean over the batch."""
+    views = torch.rand(2, 3, 8, 8, requires_grad=True)
+
+    def gradient(config: SdsConfig) -> Tensor:
+        guidance = ScoreDistillation(LinearScore(), config)
+        torch.manual_seed(7)
+        loss = guidance(views, guidance.encode("abc"), turntable_cameras(2), (0.5, 0.9))
+        return torch.autograd.grad(loss, views)[0] * 2 / 2  # the batch; x = 2 view - 1
+
+    plain = gradient(SdsConfig())
+    size = plain.abs() if limit == "clip_value" else plain.flatten(1).norm(dim=1)
+    clipped = gradient(SdsConfig(**{limit: size.mean().item()}))  # type: ignore[arg-type]
+    if limit == "clip_value":
+        expected = plain.clamp(-size.mean(), size.mean())
+    else:
+        expected = plain * (size.mean() / size).clamp(max=1).view(2, 1, 1, 1)
+    torch.testing.assert_close(clipped, expected)
+    assert not torch.equal(clipped, plain)
+
+
 def test_views_of_another_size_are_resized_and_get_a_gradient() -> None:
     guidance = ScoreDistillation(LinearScore())
     views = torch.rand(2, 3, 20, 12, requires_grad=True)
@@ -125,6 +147,8 @@ def test_noise_levels_cover_the_range_and_no_more() -> None:
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="weighting='snr'"):
         SdsConfig(weighting="snr")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="clip_norm=0"):
+        SdsConfig(clip_norm=0)
     guidance = ScoreDistillation(LinearScore())
     prompt = guidance.encode("a")
     with pytest.raises(ValueError, match="one view per camera"):

@@ -8,23 +8,57 @@ import torch
 from torch import Tensor
 
 from picardopt_3d.cameras import Cameras
-from picardopt_3d.guidance.protocol import Encoded, Prediction, as_encoded_text
+from picardopt_3d.guidance.embeddings import TextEmbeddings
+from picardopt_3d.guidance.loading import ModelOptions, memory_explained, place
+from picardopt_3d.guidance.protocol import (
+    Encoded,
+    EncodedText,
+    Prediction,
+    as_encoded_text,
+    as_text_prompt,
+    pixels_to_model_space,
+)
+from picardopt_3d.prompts import ImagePrompt, TextPrompt
 
 
 class TextDiffusion:
-    """The part of a `ScoreModel` that asks the UNet; `encode` and `to_model_space` are its heirs'.
+    """A `ScoreModel` in pixel space; a latent one overrides `to_model_space`.
 
     Args:
         unet: A `UNet2DConditionModel`; its weights are frozen.
         scheduler: Its noise schedule, and what it predicts.
+        texts: Embeds texts.
         size: Pixels along a side that views are best rendered at.
+        device: Where the model computes.
+        options: How it is run.
     """
 
-    def __init__(self, unet: Any, scheduler: Any, size: int) -> None:
+    def __init__(
+        self,
+        unet: Any,
+        scheduler: Any,
+        texts: TextEmbeddings,
+        size: int,
+        device: torch.device | str = "cpu",
+        options: ModelOptions | None = None,
+    ) -> None:
+        self.device, self.options, self.size = torch.device(device), options or ModelOptions(), size
         self.unet = unet.requires_grad_(False).eval()
-        self.size = size
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.float()
         self.prediction_type: str = scheduler.config.prediction_type
+        self._texts = texts
+        self._release = place(self.unet, self.device, self.options)
+
+    def encode(self, prompt: str | TextPrompt | ImagePrompt) -> EncodedText:
+        """Encode a prompt; only texts that were never encoded need the text encoder."""
+        asked = as_text_prompt(prompt)
+        with memory_explained(self.options):
+            embeddings = self._texts([*asked.texts(), asked.negative])
+        return EncodedText(asked, embeddings[:-1], embeddings[-1:])
+
+    def to_model_space(self, views: Tensor) -> Tensor:
+        """Pixels in [-1, 1], resized. [batch, 3, size, size]."""
+        return pixels_to_model_space(views, self.size)
 
     @torch.no_grad()
     def predict_noise(
@@ -56,7 +90,7 @@ class TextDiffusion:
     def noise(
         self, noisy: Tensor, timesteps: Tensor, texts: Tensor, labels: Tensor | None = None
     ) -> Tensor:
-        """One pass of the UNet, in its own precision; gradients flow if they are asked for.
+        """One pass of the UNet, in its own precision; gradients flow if they are asked for (not with `offload`).
 
         Args:
             noisy: In the model's space. [batch, channels, height, width]
@@ -68,12 +102,17 @@ class TextDiffusion:
             The predicted noise, float32. [batch, channels, height, width]
         """
         dtype = self.unet.dtype
-        predicted = self.unet(
-            noisy.to(dtype).contiguous(memory_format=torch.channels_last),
-            timesteps,
-            encoder_hidden_states=texts.to(noisy.device, dtype),
-            class_labels=None if labels is None else labels.to(noisy.device, dtype),
-        ).sample
+        given = noisy.to(dtype)
+        if self.options.channels_last:
+            given = given.contiguous(memory_format=torch.channels_last)
+        with memory_explained(self.options):
+            predicted = self.unet(
+                given,
+                timesteps,
+                encoder_hidden_states=texts.to(given),
+                class_labels=None if labels is None else labels.to(given),
+            ).sample
+        self._release()
         # A learned variance (DeepFloyd) comes behind the prediction.
         predicted = predicted[:, : noisy.shape[1]].float()
         abar = self.alphas_cumprod.to(noisy)[timesteps][:, None, None, None]

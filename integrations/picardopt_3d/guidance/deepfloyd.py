@@ -1,0 +1,106 @@
+"""DeepFloyd IF, stage I, as a score model: pixel space, a text through T5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from picardopt_3d.guidance.diffusion import TextDiffusion
+from picardopt_3d.guidance.embeddings import Encode, TextEmbeddings, identity
+from picardopt_3d.guidance.loading import ModelOptions, load_part, locate
+
+_UNNEEDED = ("safety_checker", "feature_extractor", "watermarker")
+_TEXT_PARTS = ("tokenizer", "text_encoder")
+_CLASSES = ("IFPipeline",)
+_TOKENS = 77  # T5 takes more, but the UNet was trained with these
+
+
+class DeepFloyd(TextDiffusion):
+    """The score of DeepFloyd's first stage; a `ScoreModel`.
+
+    Its space is pixels in [-1, 1], 64 along a side. The variance that it predicts beside the noise is not used.
+
+    Args:
+        unet: The UNet; its weights are frozen.
+        scheduler: Its noise schedule, and what it predicts.
+        texts: Embeds texts.
+        device: Where the model computes.
+        options: How it is run.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        scheduler: Any,
+        texts: TextEmbeddings,
+        device: torch.device | str = "cpu",
+        options: ModelOptions | None = None,
+    ) -> None:
+        super().__init__(unet, scheduler, texts, unet.config.sample_size, device, options)
+        if unet.config.in_channels != 3:
+            raise ValueError(
+                f"the unet takes {unet.config.in_channels} channels: give the first stage (such as "
+                f"'DeepFloyd/IF-I-XL-v1.0'), which takes 3; the others enlarge pictures"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        device: torch.device | str = "cpu",
+        options: ModelOptions | None = None,
+    ) -> DeepFloyd:
+        """Load a pipeline folder or a model of the Hugging Face hub.
+
+        Args:
+            source: A folder in diffusers' layout, or a hub id such as "DeepFloyd/IF-I-XL-v1.0".
+            device: Where the model computes.
+            options: How it is loaded and run.
+
+        Raises:
+            FileNotFoundError: There is no such folder, or the hub has no such model or cannot be reached.
+            PermissionError: The model is gated, as the published ones are.
+            ValueError: It is another kind of pipeline.
+        """
+        from diffusers import DDPMScheduler, UNet2DConditionModel
+
+        options = options or ModelOptions()
+        folder = locate(source, _CLASSES, options, (*_UNNEEDED, *_TEXT_PARTS))
+        load = partial(_load_t5, source, torch.device(device), options)
+        key = f"{identity(folder, _TEXT_PARTS)} {options.dtype} {options.variant}"
+        return cls(
+            load_part(UNet2DConditionModel, folder, "unet", options),
+            load_part(DDPMScheduler, folder, "scheduler", options),
+            TextEmbeddings(load, key, options.embeddings, torch.device(device)),
+            device,
+            options,
+        )
+
+
+def _load_t5(source: str | Path, device: torch.device, options: ModelOptions) -> Encode:
+    from transformers import T5EncoderModel, T5Tokenizer
+
+    folder = locate(source, _CLASSES, options, (*_UNNEEDED, "unet"))
+    tokenizer = load_part(T5Tokenizer, folder, "tokenizer", options)
+    text_encoder = load_part(T5EncoderModel, folder, "text_encoder", options).to(device).eval()
+    return partial(_encode, text_encoder, tokenizer)
+
+
+def _encode(text_encoder: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """Last hidden states of texts as `IFPipeline` makes them: lower case, padding not attended to."""
+    tokens = tokenizer(
+        [text.lower().strip() for text in texts],
+        padding="max_length",
+        truncation=True,
+        max_length=_TOKENS,
+        return_tensors="pt",
+    ).to(text_encoder.device)
+    embeddings: Tensor = text_encoder(
+        tokens.input_ids, attention_mask=tokens.attention_mask
+    ).last_hidden_state
+    return embeddings

