@@ -1,5 +1,6 @@
 """Lightning: automatic optimization trains as with the base, manual optimization with a closure runs ahead."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from pool import Pools
 from runs import assert_same_bits
 from task import (
     BATCHES,
@@ -191,6 +193,21 @@ def test_manual_optimization_with_a_closure_by_step_runs_ahead() -> None:
     assert trainer.global_step == module.own_optimizer.step_index == 2 * BATCHES
     assert max(module.own_optimizer.stats.strides) >= 2
     assert len(module.losses) == 2 * BATCHES
+
+
+def fit_on_a_rank() -> tuple[list[torch.Tensor], list[int]]:
+    module = ByStep(window=2)
+    with warnings.catch_warnings():  # the marks above are not this process's
+        warnings.filterwarnings("ignore", module="lightning")
+        fit(module)
+    return weights(module), module.own_optimizer.stats.strides
+
+
+def test_on_two_processes_each_trainer_sees_one_device(pools: Pools) -> None:
+    """The processes share the window, so Lightning is not told of the others."""
+    for got, strides in pools(2).run(fit_on_a_rank):
+        assert_same_bits(got, sequential(2 * BATCHES))
+        assert max(strides) == 2
 
 
 def test_a_closure_over_the_trainers_batch_is_found_out() -> None:
