@@ -95,6 +95,7 @@ def test_score_distillation(tmp_path: Path) -> None:
     assert size_of(out) == (256, 128)
 
 
+@pytest.mark.slow
 def test_finetune_llama() -> None:
     text = start(str(EXAMPLES / "finetune_llama.py"), "--steps", "30", "--width", "32")
     assert_ran_ahead(text, 30)
