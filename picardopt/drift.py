@@ -128,7 +128,8 @@ def _collect(drift: Drift, parameters: Sequence[Tensor]) -> None:
     if not any(drift.present):
         raise NoGradientError(
             f"the closure left no parameter with a gradient at step {drift.step}: call loss.backward() inside "
-            "it, on a loss that depends on the optimizer's parameters"
+            "it, on a loss that depends on the optimizer's parameters (where backward has run already, call step() "
+            "without a closure)"
         )
     targets, grads = [], []
     for target, parameter in zip(drift.row.tensors, parameters, strict=True):

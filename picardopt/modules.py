@@ -23,6 +23,9 @@ def uses_compile() -> bool:
 def live_modules() -> list[torch.nn.Module]:
     """The modules of this process that are no part of another one (some 0.1 s)."""
     modules = [obj for obj in gc.get_objects() if issubclass(type(obj), torch.nn.Module)]
+    modules = [
+        module for module in modules if "_modules" in vars(module)
+    ]  # its constructor has run
     modules = [module for module in modules if not _is_compilers(module)]
     parts = {id(child) for module in modules for child in module.children()}
     return [module for module in modules if id(module) not in parts]

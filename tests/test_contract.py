@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pool import Pools
 from runs import (
     Case,
     Trace,
@@ -243,6 +244,20 @@ def test_copies_are_whole(copied: str) -> None:
         twin.step(twin_closure)
     assert_same_bits([p.detach() for p in own], sequential(CASE).parameters[-1])
     assert_same_bits([p.detach() for p in problem.parameters], before)
+
+
+def copies_on_a_rank() -> list[str]:
+    _, optimizer, _ = wrap(CASE, window=2)
+    with pytest.warns(PicardWarning, match="no process group") as told:
+        twins = [copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
+    assert [warning.filename for warning in told] == [__file__, __file__]
+    return [repr(twin) for twin in (optimizer, *twins)]
+
+
+def test_a_copy_leaves_the_process_group_and_says_so(pools: Pools) -> None:
+    for original, *copies in pools(2).run(copies_on_a_rank):
+        assert "ranks=2" in original
+        assert all("ranks=1" in twin for twin in copies)
 
 
 def test_a_group_added_midway() -> None:

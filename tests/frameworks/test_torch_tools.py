@@ -346,11 +346,13 @@ def test_the_audit_makes_nothing_compile_anew() -> None:
 def test_a_buffer_of_a_compiled_model_raises_by_name() -> None:
     model = Normalised()
     before = [buffer.clone() for buffer in model.buffers()]
+    unfinished = nn.Linear.__new__(nn.Linear)  # alive, but its constructor never ran
     optimizer = wrap(make_base(model))
     called = torch.compile(model, backend="eager")
     with pytest.raises(ImpureClosureError, match=r"Normalised\.norm\.running_mean"):
         run_ahead(model, optimizer, called=called)
     assert_same_bits(list(model.buffers()), before)
+    del unfinished
 
 
 def compiled_over_everyone() -> str:
