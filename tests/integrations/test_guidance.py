@@ -201,6 +201,28 @@ def test_the_exact_score_is_the_posterior_mean(level: int) -> None:
         torch.testing.assert_close(predicted.conditional[index], only, atol=1e-5, rtol=1e-4)
 
 
+def test_the_gradient_over_an_exact_score_is_bayes_rules() -> None:
+    cameras = turntable_cameras(3, elevation=10.0)
+    guidance = ScoreDistillation(
+        ExactScore(RenderedSubjects(SUBJECTS, size=16)), SdsConfig(guidance_scale=5.0)
+    )
+    views = torch.rand(3, 3, 16, 16, requires_grad=True)
+    torch.manual_seed(3)
+    guidance(views, guidance.encode("a blue mug"), cameras).backward()
+    torch.manual_seed(3)
+    timesteps, noise = torch.randint(20, 981, (3,)), torch.randn(3, 3, 16, 16)
+    known = torch.stack([2 * render(s, cameras, 16, 16)[0] - 1 for s in SUBJECTS], dim=1)
+    assert views.grad is not None
+    for i, timestep in enumerate(timesteps):
+        abar = guidance.score.alphas_cumprod[timestep].item()
+        noisy = math.sqrt(abar) * (2 * views.detach()[i] - 1) + math.sqrt(1 - abar) * noise[i]
+        mean = brute_force_mean(noisy, abar, known[i], torch.zeros(3))
+        means = mean + 5 * (known[i, 1] - mean)  # guidance acts on means as on noises
+        guided = (noisy - math.sqrt(abar) * means) / math.sqrt(1 - abar)
+        direct = (1 - abar) * (guided - noise[i]) / 3
+        torch.testing.assert_close(views.grad[i].double(), 2 * direct, atol=1e-3, rtol=1e-3)
+
+
 def test_known_views_count_by_their_distance_from_the_camera() -> None:
     known = turntable_cameras(12, elevation=20.0)
     subject = Subject("chair", "red")

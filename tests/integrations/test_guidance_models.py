@@ -12,8 +12,9 @@ from picardopt_3d.guidance import ScoreDistillation, ScoreModel, SdsConfig
 from picardopt_3d.guidance.deepfloyd import DeepFloyd
 from picardopt_3d.guidance.diffusion import TextDiffusion, as_noise
 from picardopt_3d.guidance.loading import ModelOptions
-from picardopt_3d.guidance.pixel_diffusion import PixelDiffusion
+from picardopt_3d.guidance.pixel_diffusion import SHIPPED, PixelDiffusion
 from picardopt_3d.guidance.stable_diffusion import StableDiffusion
+from picardopt_3d.guidance.text_to_view import TextToViewPipeline
 from picardopt_3d.prompts import PerpNeg, TextPrompt, ViewWords
 from tiny_pipelines import save_deepfloyd, save_stable_diffusion
 from torch import Tensor
@@ -91,7 +92,7 @@ def test_stable_diffusions_gradient_is_a_direct_implementations(
             predicted = abar.sqrt() * predicted + (1 - abar).sqrt() * noisy
         direct = (1 - abar) * (predicted - noise)
     latents.backward(direct / 4)
-    torch.testing.assert_close(gradient, pixels.views.grad, atol=1e-5, rtol=1e-3)  # type: ignore[attr-defined]
+    torch.testing.assert_close(gradient, pixels.views.grad, atol=1e-4, rtol=1e-3)  # type: ignore[attr-defined]
     assert loss == pytest.approx(direct.square().sum().item() / 8, rel=1e-3)
     for part in (score.unet, score.vae):
         assert all(p.grad is None and not p.requires_grad for p in part.parameters())
@@ -122,9 +123,43 @@ def test_deepfloyds_gradient_is_a_direct_implementations(folders: dict[str, Path
         abar = pipeline.scheduler.alphas_cumprod[timesteps].view(4, 1, 1, 1)
         direct = (1 - abar) * (predicted - noise)
     pixels.backward(direct / 4)
-    torch.testing.assert_close(gradient, pixels.views.grad, atol=1e-5, rtol=1e-3)  # type: ignore[attr-defined]
+    torch.testing.assert_close(gradient, pixels.views.grad, atol=1e-4, rtol=1e-3)  # type: ignore[attr-defined]
     assert loss == pytest.approx(direct.square().sum().item() / 8, rel=1e-3)
     assert all(p.grad is None and not p.requires_grad for p in score.unet.parameters())
+
+
+def test_pixel_diffusions_gradient_is_a_direct_implementations() -> None:
+    """The shipped model, which predicts the velocity and is told the camera with and without the prompt."""
+    score = PixelDiffusion.from_pretrained()
+    gradient, loss = distilled(score, SdsConfig(guidance_scale=3.0, weighting="uniform"))
+
+    pipeline = TextToViewPipeline.from_pretrained(
+        SHIPPED, dtype=torch.float32, low_cpu_mem_usage=False
+    )
+    size = pipeline.unet.config.sample_size
+    pixels = resized(size)
+    _, timesteps, noise = draws((4, 3, size, size))
+    with torch.no_grad():
+        told = [
+            pipeline.encode([f"a Red cube, {s} view" for s in SIDES]),
+            pipeline.encode(["ugly"] * 4),
+        ]
+        noisy = pipeline.scheduler.add_noise(pixels, noise, timesteps)
+        conditional, unconditional = (
+            pipeline.unet(noisy, timesteps, e, class_labels=CAMERAS.condition()).sample
+            for e in told
+        )
+        velocity = unconditional + 3 * (conditional - unconditional)
+        abar = pipeline.scheduler.alphas_cumprod[timesteps].view(4, 1, 1, 1)
+        direct = abar.sqrt() * velocity + (1 - abar).sqrt() * noisy - noise
+    pixels.backward(direct / 4)
+    torch.testing.assert_close(gradient, pixels.views.grad, atol=1e-4, rtol=1e-3)  # type: ignore[attr-defined]
+    assert loss == pytest.approx(direct.square().sum().item() / 8, rel=1e-3)
+    assert all(p.grad is None and not p.requires_grad for p in pipeline_parameters(score))
+
+
+def pipeline_parameters(score: PixelDiffusion) -> list[torch.nn.Parameter]:
+    return [*score.unet.parameters(), *score.pipeline.text_encoder.parameters()]
 
 
 def test_perp_neg_asks_for_each_negative_at_each_view(folders: dict[str, Path]) -> None:

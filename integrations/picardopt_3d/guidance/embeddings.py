@@ -73,7 +73,8 @@ class TextEmbeddings:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                return file.get_tensor("embedding")
+                embedding: Tensor = file.get_tensor("embedding")
+                return embedding
         except (SafetensorError, OSError):
             return None  # whatever happened to the file, it is written anew
 
