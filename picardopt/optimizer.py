@@ -142,7 +142,8 @@ class ParallelPicardOptimizer(OptimizerFacade):
                 Without a closure the base steps on the present gradients: nothing runs ahead.
 
         Returns:
-            The closure's loss at this step, detached; None without a closure.
+            The closure's loss at this step, detached, the same on every rank: on a data axis its floating numbers
+            and tensors are means over the ranks that share the step. None without a closure.
 
         Raises:
             Exception: What the closure raised at this step, on every rank.

@@ -329,7 +329,8 @@ class Speculator:
                 if 0 < difference < math.inf:
                     once_more = self._evaluate_at_head(closure, queued.step, rows[1])
                     noise = self._difference(again, once_more)
-                    if is_noise(difference, noise, self.layout.device):
+                    parts = self._engine.data_size
+                    if is_noise(difference, noise, self.layout.device, parts):
                         difference = 0.0
             self.window.release(rows)
             interrupted = once_more.outcome is Outcome.INTERRUPTED

@@ -5,6 +5,7 @@ step's batch one after the other and averages them in their order.
 """
 
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -252,18 +253,19 @@ def ddp_without_us(run: Run) -> list[Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
 
-def with_four(audit: str) -> tuple[list[Tensor], dict[str, Any]]:
+def with_four(window: int) -> tuple[list[Tensor], dict[str, Any]]:
     """DistributedDataParallel over four ranks, whose sums depend on its buckets."""
-    model, called, optimizer = build(Run((1, 4), window=3, ddp="views", audit=audit))
+    model, called, optimizer = build(Run((1, 4), window=window, ddp="views", audit="always"))
     closure = make_closure(called, optimizer)
     for _ in range(STEPS):
         optimizer.step(closure)
     return [p.detach().clone() for p in model.parameters()], stats_of(optimizer)
 
 
-def test_ddp_over_four_ranks(pools: Pools) -> None:
+@pytest.mark.parametrize("window", [1, 3])
+def test_ddp_over_four_ranks(pools: Pools, window: int) -> None:
     """To rounding, alike on every rank, and no impurity is seen where only the order of sums changed."""
-    results = pools(4).run(with_four, "always")
+    results = pools(4).run(with_four, window)
     expected = plain_run(Run((1, 4))).parameters[-1]
     for got, stats in results:
         assert_same_bits(got, results[0][0])
@@ -486,6 +488,33 @@ def test_kill_9_is_heard_by_every_row_and_column(victim: int) -> None:
             continue
         assert outcome.value["error"] == "RankLostError", outcome.text or outcome.value["text"]
         assert outcome.value["seconds"] < SECONDS
+
+
+def failing_alone(timeout: float) -> dict[str, Any]:
+    """Rank 0 raises before its backward; rank 1's waits there for it."""
+    model, called, optimizer = build(Run((1, 2), window=2, ddp="copies", timeout=timeout))
+    healthy = make_closure(called, optimizer)
+
+    def closure(step: int) -> Tensor:
+        if step == 4 and dist.get_rank() == 0:
+            raise ZeroDivisionError("planted")
+        return healthy(step)
+
+    problem = Problem(list(model.parameters()), lambda step: torch.zeros(()))
+    return attempt(Trace(), problem, optimizer, closure, STEPS)
+
+
+@pytest.mark.slow
+def test_a_rank_that_leaves_its_partner_in_backward() -> None:
+    """DistributedDataParallel's collective waits: the rank that raised gives up in time and says why."""
+    with fresh_pool(2) as pool:
+        pool.submit(failing_alone, 5.0)
+        assert pool.connections[0].poll(5.0 + SECONDS)
+        report = pickle.loads(pool.connections[0].recv_bytes()).value
+    assert report["error"] == "RankLostError"
+    assert report["committed"] == 4
+    assert "before that the closure raised on this rank" in report["text"]
+    assert "ZeroDivisionError: planted" in report["text"]
 
 
 # --- DistributedDataParallel over other ranks, and sharded parameters -----------------------------

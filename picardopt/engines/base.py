@@ -62,6 +62,11 @@ class Engine(Protocol):
         """Number of ranks, on all axes."""
         ...
 
+    @property
+    def data_size(self) -> int:
+        """Number of ranks that share a slot."""
+        ...
+
     def start(self, layout: ParameterLayout, head: Row, claim: Claim) -> None:
         """Checks that the ranks agree and gives all of them rank 0's parameters."""
         ...

@@ -11,6 +11,7 @@ slot it evaluated, instead of the (P N - 1) D of one exchange among all.
 from __future__ import annotations
 
 import pickle
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +27,7 @@ from picardopt.engines.average import RowAverage, average_drifts
 from picardopt.engines.base import Claim, EvaluateSlot, usable_prefix
 from picardopt.engines.exchange import make_exchange
 from picardopt.engines.packing import check_sendable, pack, unpack
-from picardopt.errors import PicardError, RankMismatchError
+from picardopt.errors import PicardError, RankLostError, RankMismatchError
 from picardopt.interrupts import raised_by_signal
 from picardopt.layout import ParameterLayout, Row
 from picardopt.mesh import Circle, ForeignModules, Grid
@@ -49,6 +50,7 @@ class DistributedEngine:
 
     def __init__(self, grid: Grid, device: torch.device, timeout: float, stats: Stats) -> None:
         self.rank, self.size = grid.everyone.place, grid.everyone.size
+        self.data_size = grid.data.size
         self._grid, self._stats = grid, stats
         self._exchange = make_exchange(grid.everyone.group, device, timeout)
         self._modules = ForeignModules(grid.data)
@@ -81,7 +83,8 @@ class DistributedEngine:
                 check_sendable(mine[-1])
                 if mine[-1].outcome >= self._stops_at:
                     break
-        with self._stats.phase("exchange"), self._leaving(mine[-1].error if mine else None):
+        worst = max(mine, key=lambda drift: drift.outcome, default=None)
+        with self._stats.phase("exchange"), self._leaving(worst.error if worst else None):
             return self._gather(layout, mine, claim)
 
     def average(self, layout: ParameterLayout, drift: Drift) -> Drift:
@@ -109,7 +112,7 @@ class DistributedEngine:
         A data row must go on together: a collective in the closure (DistributedDataParallel's) would wait for a rank
         that stopped.
         """
-        return Outcome.NONFINITE if self._grid.data.size == 1 else Outcome.INTERRUPTED
+        return Outcome.NONFINITE if self.data_size == 1 else Outcome.INTERRUPTED
 
     def agree(self, table: Tensor, columns: int) -> list[list[float]]:
         """Rank 0's numbers, cut to what every rank has; one rank decides, so that rounding never parts them."""
@@ -142,9 +145,18 @@ class DistributedEngine:
 
     @contextmanager
     def _leaving(self, error: BaseException | None) -> Iterator[None]:
-        """A rank that a signal ends (`error`) tells the others, but does not wait for them to listen."""
+        """A rank that a signal ends (`error`) tells the others, but does not wait for them to listen.
+
+        Another error is told where a rank is lost: perhaps that one waits for what the closure left out here.
+        """
         if error is None or not raised_by_signal(error):
-            yield
+            try:
+                yield
+            except RankLostError as lost:
+                if error is not None:
+                    trace = "".join(traceback.format_exception(error))
+                    lost.add_note(f"before that the closure raised on this rank:\n{trace}")
+                raise
             return
         patience = self._exchange.timeout
         self._exchange.timeout = min(patience, _LAST_WORDS)
@@ -239,7 +251,7 @@ class DistributedEngine:
 
     def _share_rows(self, layout: ParameterLayout, turns: int) -> None:
         me = self._grid.picard.place
-        if self._grid.data.size > 1:
+        if self.data_size > 1:
             for row in self._rows[me][:turns]:
                 self._average(layout, row)
         matrix = self._matrix if self._staging is None else self._staging

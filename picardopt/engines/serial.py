@@ -22,6 +22,7 @@ class SerialEngine:
 
     rank = 0
     size = 1
+    data_size = 1
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
