@@ -6,6 +6,7 @@ import inspect
 import math
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -34,6 +35,10 @@ def check_base(base: object) -> None:
     names = {cls.__name__.lower() for cls in type(base).__mro__}
     if "parallelpicardoptimizer" in names:
         raise TypeError("base is already a ParallelPicardOptimizer: wrap the optimizer inside it")
+    if not isinstance(getattr(base, "param_groups", None), list):
+        raise UnsupportedOptimizerError(
+            f"base={type(base).__name__}: it has no list of param_groups; wrap the optimizer inside it"
+        )
     if names & _NEED_CLOSURE or _requires_closure(base):
         raise UnsupportedOptimizerError(
             f"base={type(base).__name__}: its step evaluates the closure itself, so a step is not a function of "
@@ -49,6 +54,11 @@ def check_base(base: object) -> None:
         )
     for group in base.param_groups:
         for p in group["params"]:
+            if any(_reaches(hook, base) for hook in _backward_hooks(p)):
+                raise UnsupportedOptimizerError(
+                    f"base={type(base).__name__}: it steps inside backward, from hooks on its parameters, so there is "
+                    "no gradient to run ahead with; use it without them (no gradient release, not LOMO)"
+                )
             if getattr(p, "grad_dtype", p.dtype) not in (None, p.dtype):
                 raise UnsupportedOptimizerError(
                     f"base has a {p.dtype} parameter with grad_dtype={p.grad_dtype}: gradients are kept in the "
@@ -135,3 +145,17 @@ def _requires_closure(base: Optimizer) -> bool:
     except (TypeError, ValueError):
         return False
     return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def _backward_hooks(parameter: Tensor) -> list[object]:
+    """What runs once a parameter's gradient is complete."""
+    hooks: dict[int, object] | None = getattr(parameter, "_post_accumulate_grad_hooks", None)
+    return list((hooks or {}).values())
+
+
+def _reaches(hook: object, base: Optimizer) -> bool:
+    """Whether a hook is the optimizer's own method, or a function that was made with the optimizer at hand."""
+    if inspect.ismethod(hook):
+        return hook.__self__ is base
+    held = inspect.getclosurevars(hook).nonlocals if inspect.isfunction(hook) else {}
+    return any(value is base for value in held.values())

@@ -102,7 +102,7 @@ class Snapshot:
             return
         seen.add(id(obj))
         if isinstance(obj, Tensor):
-            self._tensors.append(_written_once(obj))
+            self._keep_tensor(obj, seen)
         elif isinstance(obj, dict):
             self._keep_dict(obj)
             for value in obj.values():
@@ -118,6 +118,15 @@ class Snapshot:
             self._keep_set(obj)
         else:
             self._keep_object(obj, seen)
+
+    def _keep_tensor(self, tensor: Tensor, seen: set[int]) -> None:
+        flatten = getattr(tensor, "__tensor_flatten__", None)
+        if flatten is None:
+            self._tensors.append(_written_once(tensor))
+        else:  # a subclass made of other tensors (quantised states); it may not even know how to be copied
+            self._visit(vars(tensor), seen)
+            for name in flatten()[0]:
+                self._visit(getattr(tensor, name), seen)
 
     def _keep_object(self, obj: Any, seen: set[int]) -> None:
         if isinstance(obj, torch.Generator):
@@ -211,16 +220,20 @@ class Rollout:
             parameters: The live parameters and then the carry, holding the head's values.
             head: The head's row.
         """
-        self._snapshot.capture(parameters)
         grads = [p.grad for p in parameters]
-        try:
-            with preserved_rng(), hooks_held_back(self.base, own=True):
+        with preserved_rng(), hooks_held_back(self.base, own=True):
+            self._snapshot.capture(parameters)
+            try:
                 yield
-        finally:
-            self._snapshot.restore()
-            head.load(parameters)
-            for parameter, grad in zip(parameters, grads, strict=True):
-                parameter.grad = grad
+            finally:
+                self.rewind(parameters, head)
+                for parameter, grad in zip(parameters, grads, strict=True):
+                    parameter.grad = grad
+
+    def rewind(self, parameters: Sequence[Tensor], head: Row) -> None:
+        """Goes back to the head, to roll out again. Only inside `speculation`."""
+        self._snapshot.restore()
+        head.load(parameters)
 
     def advance(self, parameters: Sequence[Tensor], drift: Drift) -> None:
         """One speculative step: base, then the scheduler. Only inside `speculation`."""

@@ -27,6 +27,7 @@ from picardopt.evaluation import Evaluator
 from picardopt.frameworks import warn_user
 from picardopt.layout import ParameterLayout, Row
 from picardopt.options import Options
+from picardopt.rehearsal import hidden_state, repeats
 from picardopt.restructure import Unprojection
 from picardopt.rng import preserved_rng, seed_all, step_seed
 from picardopt.rollout import Rollout
@@ -242,6 +243,8 @@ class Speculator:
         """Rolls the base out, measures, chooses the stride, queues and slides."""
         with self._rollout.speculation(self.layout.tensors, self.window.head):
             after, error = self._iterates(drifts)
+            if error is None and (not self._stats.sweeps or self._audit.due(self._stats.sweeps)):
+                after, error = self._rehearsed(after, drifts)
             whole = len(after) == len(drifts) + 1
             count = len(after) - 1
             table = measure(
@@ -289,6 +292,17 @@ class Speculator:
             after.append(self.window.spare())
             after[-1].store(self.layout.tensors)
         return after, None
+
+    def _rehearsed(
+        self, first: list[Row], drifts: list[Drift]
+    ) -> tuple[list[Row], Exception | None]:
+        """The same rollout once more; an error at the head if it does not end where the first did."""
+        self._rollout.rewind(self.layout.tensors, self.window.head)
+        again, error = self._iterates(drifts)
+        self.window.release(first[1:])
+        if error is None and not repeats(first[-1], again[-1], self.window.head, self._scratch):
+            return again[:1], hidden_state(self._rollout.base, drifts[0].step)
+        return again, error
 
     def _extend(self, last: Drift, step: int, stride: int) -> None:
         """Fills the slots behind the tail; the rollout stands there."""

@@ -5,6 +5,7 @@ import random
 import time
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -106,11 +107,13 @@ def differences(got: Any, expected: Any, path: str = "") -> Iterator[str]:
         else:
             for key in expected:
                 yield from differences(got[key], expected[key], f"{path}[{key!r}]")
-    elif isinstance(expected, list | tuple):
+    elif isinstance(expected, list | tuple | deque):
         if len(got) != len(expected):
             yield f"{path}: {len(got)} entries, not {len(expected)}"
         for index, (a, b) in enumerate(zip(got, expected, strict=False)):
             yield from differences(a, b, f"{path}[{index}]")
+    elif type(got) is type(expected) and hasattr(expected, "__dict__"):  # a projector, say
+        yield from differences(vars(got), vars(expected), path)
     elif type(got) is not type(expected) or (
         got != expected and (got == got or expected == expected)
     ):
