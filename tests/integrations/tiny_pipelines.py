@@ -66,7 +66,7 @@ def vae(size: int = 16) -> AutoencoderKL:
     )
 
 
-def latent_unet(in_channels: int = 4, size: int = 8) -> UNet2DConditionModel:
+def latent_unet(in_channels: int = 4, size: int = 8, width: int = WIDTH) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=size,
         in_channels=in_channels,
@@ -75,7 +75,7 @@ def latent_unet(in_channels: int = 4, size: int = 8) -> UNet2DConditionModel:
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=width,
         attention_head_dim=2,
         norm_num_groups=4,
     )

@@ -119,21 +119,13 @@ def locate(
         PermissionError: The model is gated.
         ValueError: It is of another class.
     """
+    read_index(source, classes, options)
     if Path(source).is_dir():
-        _check_class(Path(source), source, classes)
         return Path(source)
-    if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
-        raise FileNotFoundError(
-            f"source={str(source)!r}: there is no such folder; give a folder that holds a model_index.json, or a hub "
-            f"id such as 'owner/name'"
-        )
     # Here, not above: diffusers takes seconds to import.
     from diffusers import DiffusionPipeline
-    from huggingface_hub import hf_hub_download
 
     with explained(source):
-        index = hf_hub_download(source, "model_index.json", revision=options.revision)
-        _check_class(Path(index).parent, source, classes)
         unneeded: dict[str, Any] = dict.fromkeys(without)
         return Path(
             DiffusionPipeline.download(
@@ -142,13 +134,41 @@ def locate(
         )
 
 
-def _check_class(folder: Path, source: str | Path, classes: Sequence[str]) -> None:
+def read_index(source: str | Path, classes: Sequence[str], options: ModelOptions) -> dict[str, Any]:
+    """The index of a pipeline, all that is downloaded of it, checked to be of a class that the caller loads.
+
+    Args:
+        source: As of `locate`.
+        classes: Names of pipeline classes, one of which it has to be.
+        options: Its revision.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or the hub has no such model or cannot be reached.
+        PermissionError: The model is gated.
+        ValueError: It is of another class.
+    """
+    if Path(source).is_dir():
+        return _checked_index(Path(source), source, classes)
+    if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
+        raise FileNotFoundError(
+            f"source={str(source)!r}: there is no such folder; give a folder that holds a model_index.json, or a hub "
+            f"id such as 'owner/name'"
+        )
+    from huggingface_hub import hf_hub_download
+
+    with explained(source):
+        index = hf_hub_download(source, "model_index.json", revision=options.revision)
+        return _checked_index(Path(index).parent, source, classes)
+
+
+def _checked_index(folder: Path, source: str | Path, classes: Sequence[str]) -> dict[str, Any]:
     index = folder / "model_index.json"
     if not index.exists():
         raise FileNotFoundError(
             f"source={str(source)!r} has no model_index.json: give the pipeline's own folder, not one of its parts"
         )
-    name = json.loads(index.read_text()).get("_class_name")
+    content: dict[str, Any] = json.loads(index.read_text())
+    name = content.get("_class_name")
     if isinstance(name, list):  # of a pipeline with its own code: module and class
         name = name[-1]
     if name not in classes:
@@ -158,25 +178,26 @@ def _check_class(folder: Path, source: str | Path, classes: Sequence[str]) -> No
             + (f"load it with {loader}" if loader else "there is no guidance for it")
             + f", or give a {' or '.join(classes)} here"
         )
+    return content
 
 
-def load_part(part: type[Any], folder: Path, name: str, options: ModelOptions) -> Any:
+def load_part(part: type[Any], source: str | Path, name: str, options: ModelOptions) -> Any:
     """One part of a pipeline, in the precision asked for.
 
     Args:
         part: Its class.
-        folder: From `locate`.
+        source: From `locate`; or a hub id, and then this part alone is downloaded.
         name: Its name in the pipeline.
-        options: Precision and variant.
+        options: Precision, variant and revision.
 
     Raises:
         FileNotFoundError: It is missing or incomplete.
     """
-    keywords: dict[str, Any] = {"subfolder": name}
+    keywords: dict[str, Any] = {"subfolder": name, "revision": options.revision}
     if issubclass(part, torch.nn.Module):  # not so a tokenizer or a scheduler
         keywords |= {"dtype": options.torch_dtype, "variant": options.variant}
-    with explained(folder):
-        return part.from_pretrained(folder, **keywords)
+    with explained(source):
+        return part.from_pretrained(source, **keywords)
 
 
 @contextlib.contextmanager

@@ -96,15 +96,29 @@ class StableDiffusion(TextDiffusion):
         Returns:
             [batch, latent channels, size / 8, size / 8] for the published models.
         """
-        pixels = pixels_to_model_space(views, self.size).to(self.vae.dtype)
-        if self.options.channels_last:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        with memory_explained(self.options):
-            posterior = self.vae.encode(pixels).latent_dist
-        mean, deviation = posterior.mean.float(), posterior.std.float()
-        noise = torch.randn(mean.shape).to(mean)
-        latents: Tensor = (mean + deviation * noise) * self.vae.config.scaling_factor
-        return latents
+        return draw_latents(self.vae, pixels_to_model_space(views, self.size), self.options)
+
+
+def draw_latents(vae: Any, pixels: Tensor, options: ModelOptions) -> Tensor:
+    """Scaled latents from a VAE's posterior, drawn by torch's global CPU generator; gradients flow back through it.
+
+    Args:
+        vae: The autoencoder.
+        pixels: RGB in [-1, 1]. [batch, 3, height, width]
+        options: How the model is run.
+
+    Returns:
+        [batch, latent channels, ...], float32
+    """
+    pixels = pixels.to(vae.dtype)
+    if options.channels_last:
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+    with memory_explained(options):
+        posterior = vae.encode(pixels).latent_dist
+    mean, deviation = posterior.mean.float(), posterior.std.float()
+    noise = torch.randn(mean.shape).to(mean)
+    latents: Tensor = (mean + deviation * noise) * vae.config.scaling_factor
+    return latents
 
 
 def _load_clip(source: str | Path, device: torch.device, options: ModelOptions) -> Encode:

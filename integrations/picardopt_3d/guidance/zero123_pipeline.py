@@ -1,0 +1,157 @@
+"""Zero-1-to-3 (arXiv 2303.11328): an image and a relative pose in, the view from there out.
+
+The folder has the parts and names of the diffusers-format checkpoints of the community (`vae/`, `unet/`,
+`image_encoder/`, `clip_camera_projection/`, `feature_extractor/`, `scheduler/`); all but the projection are stock
+classes. The UNet takes the noisy latent and, behind it, the reference's latent (its mode, not scaled), and attends to
+one token: the projection of the reference's CLIP embedding with the relative pose. Without conditioning both are zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ConfigMixin,
+    DiffusionPipeline,
+    ModelMixin,
+    SchedulerMixin,
+    UNet2DConditionModel,
+)
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+
+class CLIPCameraProjection(ModelMixin, ConfigMixin):
+    """A linear layer from a CLIP embedding and a relative pose to what the UNet attends to.
+
+    Class, parameter and option names are those of the published checkpoints.
+
+    Args:
+        embedding_dim: Length of the CLIP embedding, and of what comes out.
+        additional_embeddings: Length of the pose.
+    """
+
+    @register_to_config
+    def __init__(self, embedding_dim: int = 768, additional_embeddings: int = 4) -> None:
+        super().__init__()
+        self.proj = nn.Linear(embedding_dim + additional_embeddings, embedding_dim)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Project. [..., embedding_dim + additional_embeddings] to [..., embedding_dim]."""
+        return self.proj(embedding)
+
+
+class Zero123Pipeline(DiffusionPipeline):
+    """Samples views of an object that an image shows.
+
+    Args:
+        vae: Between pixels and latents.
+        image_encoder: Embeds the reference image.
+        unet: The score model, in latent space, with twice the latent's channels as input.
+        scheduler: The noise schedule.
+        feature_extractor: What the image encoder expects: size, mean and deviation of pixels.
+        clip_camera_projection: Joins embedding and pose.
+    """
+
+    model_cpu_offload_seq = "image_encoder->clip_camera_projection->unet->vae"
+    # Set by `register_modules`.
+    vae: Any
+    image_encoder: Any
+    unet: Any
+    scheduler: Any
+    feature_extractor: Any
+    clip_camera_projection: Any
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        image_encoder: CLIPVisionModelWithProjection,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        feature_extractor: CLIPImageProcessor,
+        clip_camera_projection: CLIPCameraProjection,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            image_encoder=image_encoder,
+            unet=unet,
+            scheduler=scheduler,
+            feature_extractor=feature_extractor,
+            clip_camera_projection=clip_camera_projection,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Tensor,
+        poses: Tensor,
+        guidance_scale: float = 3.0,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Sample one view per image and pose.
+
+        Args:
+            images: The references, RGB in [0, 1]. [batch, 3, height, width]
+            poses: From `relative_pose`. [batch, 4]
+            guidance_scale: `s` of `uncond + s (cond - uncond)`, over image and pose.
+            num_inference_steps: Denoising steps.
+            generator: For the noise.
+
+        Returns:
+            RGB in [0, 1]. [batch, 3, height, width]
+        """
+        count = len(images)
+        images, poses = images.to(self.unet.device), poses.to(self.unet.device)
+        embedding = embed_image(self.image_encoder, self.feature_extractor, images)
+        attended = self.clip_camera_projection(torch.cat([embedding, poses], dim=-1))[:, None]
+        beside = self.vae.encode(2 * images - 1).latent_dist.mode()
+        attended, beside = (torch.cat([x, torch.zeros_like(x)]) for x in (attended, beside))
+        noise = torch.randn(beside[:count].shape, generator=generator).to(beside)
+        self.scheduler.set_timesteps(num_inference_steps)
+        latents = noise * self.scheduler.init_noise_sigma
+        for timestep in self.progress_bar(self.scheduler.timesteps):
+            scaled = self.scheduler.scale_model_input(latents.repeat(2, 1, 1, 1), timestep)
+            predicted = self.unet(
+                torch.cat([scaled, beside], dim=1), timestep, encoder_hidden_states=attended
+            ).sample
+            conditional, unconditional = predicted.chunk(2)
+            guided = unconditional + guidance_scale * (conditional - unconditional)
+            latents = self.scheduler.step(guided, timestep, latents).prev_sample
+        decoded = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        return (decoded / 2 + 0.5).clamp(0, 1)
+
+
+def relative_pose(reference: Tensor, target: Tensor) -> Tensor:
+    """The pose that Zero-1-to-3 is told: from the reference to the target.
+
+    Args:
+        reference: Elevation and azimuth in degrees, distance. [batch, 3] or [3]
+        target: The same. [batch, 3]
+
+    Returns:
+        Difference of the polar angles (from the pole down, radians), sine and cosine of the azimuths' difference,
+        difference of the distances. [batch, 4]
+    """
+    polar = torch.deg2rad(reference[..., 0] - target[..., 0])
+    around = torch.deg2rad(target[..., 1] - reference[..., 1])
+    away = target[..., 2] - reference[..., 2]
+    return torch.stack(torch.broadcast_tensors(polar, around.sin(), around.cos(), away), dim=-1)
+
+
+def embed_image(image_encoder: Any, feature_extractor: Any, images: Tensor) -> Tensor:
+    """CLIP embeddings of RGB images in [0, 1], resized without leaving the device. [batch, embedding]."""
+    size = image_encoder.config.image_size
+    if images.shape[-2:] != (size, size):
+        images = functional.interpolate(
+            images, (size, size), mode="bicubic", align_corners=False, antialias=True
+        )
+    expected = zip(feature_extractor.image_mean, feature_extractor.image_std, strict=True)
+    # Numbers, not tensors: those would have to be sent to the device and waited for.
+    channels = [(images[:, i] - mean) / std for i, (mean, std) in enumerate(expected)]
+    return image_encoder(torch.stack(channels, dim=1)).image_embeds

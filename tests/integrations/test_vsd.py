@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from picardopt_3d.cameras import random_cameras, turntable_cameras
+from picardopt_3d.guidance.loading import ModelOptions
+from picardopt_3d.guidance.pixel_diffusion import PixelDiffusion
+from picardopt_3d.guidance.protocol import Guidance
+from picardopt_3d.guidance.sds import ScoreDistillation
+from picardopt_3d.guidance.stable_diffusion import StableDiffusion
+from picardopt_3d.guidance.vsd import VSD, VsdConfig
+from picardopt_3d.prompts import TextPrompt, ViewWords
+from pool import Pools
+from tiny_pipelines import save_stable_diffusion
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from picardopt import ImpureClosureError, ParallelPicardOptimizer, step_rng
+
+STEPS = 8
+IN_MEMORY = ModelOptions(embeddings=None)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two different models, one of each kind of prediction."""
+    path = tmp_path_factory.mktemp("models")
+    return {
+        "epsilon": save_stable_diffusion(path / "base", seed=0),
+        "v_prediction": save_stable_diffusion(path / "v", "v_prediction", seed=1),
+    }
+
+
+def load(folder: Path, **options: Any) -> StableDiffusion:
+    return StableDiffusion.from_pretrained(folder, options=ModelOptions(embeddings=None, **options))
+
+
+def stir(vsd: VSD) -> VSD:
+    """A LoRA that has learnt something: its second half starts at zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        for parameter in vsd.lora_parameters:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return vsd
+
+
+# -- against the source -----------------------------------------------------------------------------------
+
+
+def test_the_gradients_are_those_of_the_paper_on_one_network(folders: dict[str, Path]) -> None:
+    vsd = stir(VSD(load(folders["epsilon"]), VsdConfig(drop_camera=0.0)))
+    check_against_the_source(vsd, folders["epsilon"], folders["epsilon"])
+
+
+def test_the_gradients_are_those_of_the_paper_on_two_networks(folders: dict[str, Path]) -> None:
+    config = VsdConfig(
+        guidance_scale=3.0, lora_guidance_scale=2.0, drop_camera=1.0, weighting="uniform"
+    )
+    vsd = stir(VSD(load(folders["epsilon"]), config, load(folders["v_prediction"])))
+    check_against_the_source(vsd, folders["epsilon"], folders["v_prediction"])
+
+
+def check_against_the_source(vsd: VSD, folder: Path, lora_folder: Path) -> None:
+    """Equation 9 and the LoRA's loss written out with diffusers' own pipeline, schedulers and loss."""
+    assert isinstance(vsd, Guidance)
+    config, cameras = vsd.config, random_cameras(3)
+    prompt = vsd.encode(TextPrompt("a red mug", "blurred", views=ViewWords()))
+    views = torch.rand(3, 3, 16, 16, requires_grad=True)
+    torch.manual_seed(3)
+    vsd(views, prompt, cameras, (0.1, 0.6)).backward()
+    learnt = [parameter.grad.clone() for parameter in vsd.lora_parameters]
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    lora_scheduler = DDPMScheduler.from_pretrained(lora_folder, subfolder="scheduler")
+    lora_pipeline = StableDiffusionPipeline.from_pretrained(lora_folder, low_cpu_mem_usage=False)
+
+    def embed(pipe: StableDiffusionPipeline, texts: list[str]) -> Tensor:
+        return pipe.encode_prompt(texts, "cpu", 1, False)[0].detach()
+
+    words = ViewWords().directions(cameras).tolist()
+    viewed = embed(pipeline, [ViewWords().texts("a red mug")[i] for i in words])
+    blurred = embed(pipeline, ["blurred"] * 3)
+    plain, lora_blurred = (embed(lora_pipeline, [t] * 3) for t in ("a red mug", "blurred"))
+    pose = cameras.camera_to_world.reshape(3, 16)
+    unet, lora_unet = pipeline.unet, vsd.lora_score.unet  # one without, one with the LoRA
+
+    again = views.detach().requires_grad_()
+    torch.manual_seed(3)
+    posterior = pipeline.vae.encode(2 * again - 1).latent_dist
+    latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape)
+    latents = latents * pipeline.vae.config.scaling_factor
+    t, noise = torch.randint(100, 601, (3,)), torch.randn(latents.shape)
+    lora_t, lora_noise = torch.randint(0, 1000, (3,)), torch.randn(latents.shape)
+    with torch.no_grad():
+        noisy = scheduler.add_noise(latents, noise, t)
+        without = unet(noisy, t, blurred).sample
+        wanted = without + config.guidance_scale * (unet(noisy, t, viewed).sample - without)
+        present = lora_unet(noisy, t, plain, class_labels=pose).sample
+        if config.lora_guidance_scale != 1:
+            none = lora_unet(noisy, t, lora_blurred, class_labels=0 * pose).sample
+            present = none + config.lora_guidance_scale * (present - none)
+        abar = scheduler.alphas_cumprod[t].view(3, 1, 1, 1)
+        if lora_scheduler.config.prediction_type == "v_prediction":
+            present = noisy * (1 - abar).sqrt() + present * abar.sqrt()
+        weight = 1 - abar if config.weighting == "sds" else 1.0
+        gradient = weight * (wanted - present)
+    target = (latents - gradient).detach()
+    (0.5 * mse_loss(latents, target, reduction="sum") / 3).backward()
+    torch.testing.assert_close(views.grad, again.grad, rtol=1e-3, atol=1e-6)
+
+    noisy = lora_scheduler.add_noise(latents.detach(), lora_noise, lora_t)
+    heard = pose * (1 - config.drop_camera)
+    predicted = lora_unet(noisy, lora_t, plain, class_labels=heard).sample
+    kind = lora_scheduler.config.prediction_type
+    target = lora_noise
+    if kind == "v_prediction":
+        target = lora_scheduler.get_velocity(latents.detach(), lora_noise, lora_t)
+    expected = torch.autograd.grad(mse_loss(predicted, target), vsd.lora_parameters)
+    for mine, its in zip(learnt, expected, strict=True):
+        torch.testing.assert_close(mine, its, rtol=2e-3, atol=1e-6)
+
+
+def test_the_pretrained_network_stays_what_it_was(folders: dict[str, Path]) -> None:
+    score, fresh = load(folders["epsilon"]), load(folders["epsilon"])
+    vsd = VSD(score)
+    prompt, cameras = vsd.encode("a red mug"), turntable_cameras(2)
+    noisy, t = torch.randn(2, 4, 8, 8), torch.tensor([20, 700])
+    expected = fresh.predict_noise(noisy, t, fresh.encode("a red mug"), cameras)
+    for _ in range(3):
+        vsd(torch.rand(2, 3, 16, 16, requires_grad=True), prompt, cameras).backward()
+        vsd.optimizer.step()
+        vsd.optimizer.zero_grad()
+    with vsd._pretrained():
+        found = score.predict_noise(noisy, t, prompt, cameras)
+    assert torch.equal(found.conditional, expected.conditional)
+    assert torch.equal(found.unconditional, expected.unconditional)
+    now = vsd._present(noisy, t, prompt, cameras)
+    assert (now - expected.conditional).abs().max() > 1e-3
+
+
+def test_a_model_that_knows_cameras_keeps_its_own_embedding() -> None:
+    score = PixelDiffusion.from_pretrained()
+    embedding = score.unet.class_embedding
+    before = [p.clone() for p in embedding.parameters()]
+    vsd = VSD(score, VsdConfig(learning_rate=0.1))
+    views = torch.rand(1, 3, 32, 32, requires_grad=True)
+    vsd(views, vsd.encode("a red cube"), turntable_cameras(1)).backward()
+    vsd.optimizer.step()
+    assert score.unet.class_embedding is embedding
+    assert all(torch.equal(a, b) for a, b in zip(before, embedding.parameters(), strict=True))
+    assert views.grad.abs().sum() > 0
+
+
+def test_the_lora_learns(folders: dict[str, Path]) -> None:
+    """On one draw of a scene that stands still, its loss falls."""
+    vsd = VSD(load(folders["epsilon"]), VsdConfig(learning_rate=0.02))
+    prompt, cameras = vsd.encode("a red mug"), turntable_cameras(2)
+    views, losses = torch.rand(2, 3, 16, 16), []
+    for _ in range(25):
+        with step_rng(0, 0):
+            vsd.optimizer.zero_grad()
+            clean = vsd.score.to_model_space(views)
+            noise, t, told = torch.randn(clean.shape), torch.tensor([300, 600]), torch.ones(2)
+            loss = vsd._lora_loss(clean, t, noise, prompt, cameras, told)
+        loss.backward()
+        vsd.optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_beside_half_precision_the_lora_is_float32(folders: dict[str, Path], dtype: str) -> None:
+    vsd = stir(VSD(load(folders["epsilon"], dtype=dtype)))
+    assert vsd.score.unet.conv_in.weight.dtype is getattr(torch, dtype)
+    assert {p.dtype for p in vsd.lora_parameters} == {torch.float32}
+    views = torch.rand(1, 3, 16, 16, requires_grad=True)
+    vsd(views, vsd.encode("a red mug"), turntable_cameras(1)).backward()
+    assert all(p.grad.dtype is torch.float32 for p in vsd.lora_parameters)
+    assert all(torch.isfinite(p.grad).all() for p in [views, *vsd.lora_parameters])
+
+
+# -- inside the fixed point -------------------------------------------------------------------------------
+
+
+class Run:
+    """A picture that is its own scene, and VSD on it."""
+
+    def __init__(self, folder: Path, lora: str = "inside") -> None:
+        torch.manual_seed(1)
+        self.vsd = stir(VSD(load(folder), VsdConfig(lora=lora, rank=1)))  # type: ignore[arg-type]
+        self.prompt = self.vsd.encode("a red mug")
+        self.scene = torch.nn.Parameter(torch.randn(1, 3, 16, 16))
+        self.losses: list[Tensor] = []
+
+    def closure(self, step: int) -> Tensor:
+        for parameter in [self.scene, *self.vsd.lora_parameters]:
+            parameter.grad = None
+        loss = self.vsd(self.scene.sigmoid(), self.prompt, random_cameras(1))
+        loss.backward()
+        return loss
+
+    def signs(self) -> list[torch.optim.Optimizer]:
+        """Bases that step by signs alone: a drift at a guess that is nearly right is right in every bit."""
+        return [
+            torch.optim.Rprop([self.scene], lr=1e-6, step_sizes=(0, 1e-6)),
+            torch.optim.Rprop(self.vsd.lora_parameters, lr=1e-7, step_sizes=(0, 1e-7)),
+        ]
+
+    def adam(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam([self.scene], lr=0.01)
+
+    def sequential(self, bases: list[torch.optim.Optimizer]) -> Run:
+        for step in range(STEPS):
+            with step_rng(7, step):
+                self.losses.append(self.closure(step).detach())
+                for base in bases:
+                    base.step()
+        return self
+
+    def parallel(self, optimizer: ParallelPicardOptimizer) -> Run:
+        for _ in range(STEPS):
+            self.losses.append(optimizer.step(self.closure))
+        return self
+
+    def bits(self) -> list[Tensor]:
+        return [t.detach() for t in [self.scene, *self.vsd.lora_parameters, *self.losses]]
+
+
+def same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+OPTIONS: dict[str, Any] = {"window": 4, "tolerance": 0.0, "seed": 7, "total_steps": STEPS}
+
+
+def job(folder: Path, bases: str) -> tuple[bytes, list[int], int]:
+    """What one rank ends with: every bit of the run (by value), its strides, its evaluations."""
+    run = Run(folder)
+    if bases == "signs":
+        optimizers = run.signs()
+        optimizer = ParallelPicardOptimizer(optimizers, measured=optimizers[:1], **OPTIONS)
+    else:
+        optimizer = run.vsd.wrap(run.adam(), **OPTIONS)
+    run.parallel(optimizer)
+    stats = optimizer.stats
+    return pickle.dumps([t.numpy() for t in run.bits()]), stats.strides, stats.drift_evaluations
+
+
+def as_tensors(dumped: bytes) -> list[Tensor]:
+    return [torch.as_tensor(array) for array in pickle.loads(dumped)]
+
+
+def test_at_tolerance_0_it_is_the_sequential_run_bitwise(folders: dict[str, Path]) -> None:
+    run = Run(folders["epsilon"])
+    run.sequential(run.signs())
+    dumped, strides, _ = job(folders["epsilon"], "signs")
+    assert same(as_tensors(dumped), run.bits())
+    assert max(strides) >= 2
+    assert sum(strides) == STEPS
+    assert not torch.equal(run.scene, Run(folders["epsilon"]).scene)
+
+
+def test_two_processes_at_tolerance_0_are_the_sequential_run_bitwise(
+    folders: dict[str, Path], pools: Pools
+) -> None:
+    run = Run(folders["epsilon"])
+    run.sequential(run.signs())
+    results = pools(2).run(job, folders["epsilon"], "signs")
+    for dumped, strides, _ in results:
+        assert same(as_tensors(dumped), run.bits())
+        assert max(strides) >= 2
+
+
+def test_the_usual_optimizers_are_exact_too(folders: dict[str, Path]) -> None:
+    run = Run(folders["epsilon"])
+    run.sequential(run.vsd.bases(run.adam()))
+    dumped, _, evaluations = job(folders["epsilon"], "adam")
+    assert same(as_tensors(dumped), run.bits())
+    assert evaluations > STEPS  # it ran ahead
+
+
+def test_only_the_scene_and_the_lora_are_in_the_rows(folders: dict[str, Path]) -> None:
+    run = Run(folders["epsilon"])
+    optimizer = run.vsd.wrap(run.adam(), **OPTIONS)
+    held = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    lora = sum(p.numel() for p in run.vsd.lora_parameters)
+    assert held == run.scene.numel() + lora
+    assert lora < 0.1 * sum(p.numel() for p in run.vsd.score.unet.parameters())
+
+
+def test_the_papers_lora_is_not_exact(folders: dict[str, Path]) -> None:
+    """One evaluation a step is its sequential run; a window evaluates more, and its LoRA learns from those too."""
+    results = {}
+    for window in (1, 4):
+        run = Run(folders["epsilon"], "paper")
+        with pytest.warns(UserWarning, match="not the sequential run"):
+            optimizer = run.vsd.wrap(run.adam(), **{**OPTIONS, "window": window})
+        assert len(optimizer.param_groups) == 1
+        results[window] = run.parallel(optimizer).bits()
+    run = Run(folders["epsilon"], "paper")
+    run.sequential(run.vsd.bases(run.adam()))
+    assert same(results[1], run.bits())
+    assert not same(results[4][:1], run.bits()[:1])
+
+
+def test_the_papers_lora_is_what_the_audit_looks_for(folders: dict[str, Path]) -> None:
+    run = Run(folders["epsilon"], "paper")
+    run.vsd.optimizer.param_groups[0]["lr"] = 0.1
+    optimizer = ParallelPicardOptimizer(run.adam(), **{**OPTIONS, "tolerance": 1.0})
+    with pytest.raises(ImpureClosureError):
+        run.parallel(optimizer)
+
+
+# -- misuse -----------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_used_is_said(folders: dict[str, Path]) -> None:
+    score = load(folders["epsilon"])
+    vsd = VSD(score)
+    with pytest.raises(ValueError, match="carries a LoRA already"):
+        VSD(score)
+    with pytest.raises(TypeError, match="own `encode`"):
+        foreign = ScoreDistillation(score).encode("a red mug")
+        vsd(torch.rand(1, 3, 16, 16), foreign, turntable_cameras(1))
+    with pytest.raises(ValueError, match="one view per camera"):
+        vsd(torch.rand(1, 3, 16, 16), vsd.encode("a"), turntable_cameras(2))
+    with pytest.raises(ValueError, match="offload='model'"):
+        VSD(load(folders["epsilon"], offload="model"))
+    with pytest.raises(ValueError, match="4 channels and lora_score on 3"):
+        VSD(load(folders["epsilon"]), lora_score=PixelDiffusion.from_pretrained())
+    for name, value in (("lora", "both"), ("rank", 0), ("drop_camera", 1.5), ("clip_norm", 0.0)):
+        with pytest.raises(ValueError, match=f"{name}="):
+            VsdConfig(**{name: value})
