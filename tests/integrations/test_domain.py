@@ -10,7 +10,9 @@ from picardopt_3d.domain import (
     COLOURS,
     SHAPES,
     Subject,
+    _trace,
     all_subjects,
+    held_out_subjects,
     parse_prompt,
     render,
     render_shading,
@@ -50,11 +52,39 @@ def test_shapes_fit_their_sphere_and_distances_never_overshoot(shape: str) -> No
     assert (change <= (moved - points).norm(dim=-1) * (1 + 1e-3) + 1e-6).all()
 
 
+def test_a_ray_hits_a_sphere_where_geometry_says() -> None:
+    """Ray by ray: it hits if it passes the centre within the radius, and where the quadratic says."""
+    cameras = orbit_cameras(torch.tensor([0.0, 50.0]), torch.tensor([0.0, 70.0]), 1.6, 44.0)
+    origins, directions = (rays.reshape(-1, 3) for rays in cameras.rays(256, 256))
+    points, hit = _trace(SHAPES["sphere"], origins, directions)
+    along = -(origins * directions).sum(-1)
+    miss = (origins + along[:, None] * directions).norm(dim=-1) - 0.4
+    clear = miss.abs() > 1e-5  # a step of the tracer can jump over that much
+    assert (~clear).sum() < 20
+    assert torch.equal(hit[clear], miss[clear] < 0)
+    depth = (0.4**2 - (miss[hit] + 0.4).square()).clamp(min=0).sqrt()
+    truth = origins[hit] + (along[hit] - depth)[:, None] * directions[hit]
+    steep = depth > 0.3  # refining a slanting hit converges more slowly
+    torch.testing.assert_close(points[hit][steep], truth[steep], atol=1e-4, rtol=0)
+
+
+def test_a_ray_hits_a_cube_where_geometry_says() -> None:
+    """Ray by ray against slabs; only rays that cut off less than a tracer's step at an edge may differ."""
+    cameras = orbit_cameras(torch.tensor([0.0, 35.0]), torch.tensor([0.0, 20.0]), 1.6, 44.0)
+    origins, directions = (rays.reshape(-1, 3) for rays in cameras.rays(256, 256))
+    _, hit = _trace(SHAPES["cube"], origins, directions)
+    slabs = torch.stack([(side - origins) / directions for side in (-0.29, 0.29)])
+    chord = slabs.amax(0).amin(-1) - slabs.amin(0).amax(-1)  # out of the first slab - into the last
+    assert torch.equal(hit[chord > 2e-3], torch.ones_like(hit[chord > 2e-3]))
+    assert not hit[chord < -1e-5].any()
+    assert hit.sum().item() == pytest.approx((chord > 0).sum().item(), rel=2e-3)
+
+
 def test_a_sphere_covers_what_geometry_says() -> None:
     """A ball of radius r at distance d fills a disc of radius tan(asin(r / d)) / tan(fov / 2) half-heights."""
-    _, alpha = render(Subject("sphere", "red"), orbit_cameras(0.0, 0.0, 1.6, 44.0), 64, 64)
+    _, alpha = render(Subject("sphere", "red"), orbit_cameras(0.0, 0.0, 1.6, 44.0), 128, 128)
     radius = math.tan(math.asin(0.4 / 1.6)) / math.tan(math.radians(22))
-    assert alpha.mean().item() == pytest.approx(math.pi * radius**2 / 4, rel=0.025)
+    assert alpha.mean().item() == pytest.approx(math.pi * radius**2 / 4, rel=1e-3)
 
 
 def test_which_shapes_look_alike_from_all_sides() -> None:
@@ -103,6 +133,13 @@ def test_prompts_are_parsed_back() -> None:
         "an astronaut",
     ):
         assert parse_prompt(other) is None
+
+
+def test_held_out_subjects_cover_each_shape_and_colour_once() -> None:
+    held_out = held_out_subjects()
+    assert {subject.shape for subject in held_out} == set(SHAPES)
+    assert {subject.colour for subject in held_out} == set(COLOURS)
+    assert len(held_out) == 8
 
 
 def test_unknown_words_are_named() -> None:

@@ -1,34 +1,49 @@
-"""Training data for the guidance model: views of the built-in world, rendered once and coloured as they are drawn."""
+"""Training data: views of the built-in world, rendered once and coloured as they are drawn."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from tqdm import tqdm
 
-from picardopt_3d.cameras import CameraConfig, Cameras, random_cameras
-from picardopt_3d.domain import CAPTIONS, COLOURS, SHAPES, Subject, colourize, render_shading
+from picardopt_3d.cameras import CameraConfig, Cameras, orbit_cameras, random_cameras
+from picardopt_3d.domain import (
+    BACKGROUND,
+    CAPTIONS,
+    COLOURS,
+    SHAPES,
+    Subject,
+    all_subjects,
+    colourize,
+    held_out_subjects,
+    render_shading,
+)
 
-_CHUNK = 64  # views rendered together: more do not fit the processor's caches
+WIDE_CAMERAS = CameraConfig(elevation=(-10.0, 80.0))
+"""Where the shipped models are trained to look from."""
+
+_RAYS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 25}  # more do not fit a processor's caches
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One training batch.
+class Draw:
+    """What a batch of views shows, as indices; each [batch].
 
     Attributes:
-        views: RGB in [-1, 1]. [batch, 3, height, width]
-        captions: One a view; "" where the caption was dropped.
-        conditions: Camera vectors; zero where the camera was dropped. [batch, CONDITION_SIZE]
+        shape: Into `SHAPES`.
+        colour: Into `COLOURS`.
+        view: Into the rendered views of the shape.
     """
 
-    views: Tensor
-    captions: list[str]
-    conditions: Tensor
+    shape: Tensor
+    colour: Tensor
+    view: Tensor
 
 
 class Views:
@@ -36,16 +51,34 @@ class Views:
 
     Args:
         shaded: Shading and alpha, uint8. [shapes, views, 2, height, width]
-        conditions: Camera vectors. [shapes, views, CONDITION_SIZE]
+        poses: Elevation, azimuth (degrees), distance, field of view (degrees). [shapes, views, 4]
+        subjects: What is drawn.
     """
 
-    def __init__(self, shaded: Tensor, conditions: Tensor) -> None:
-        self.shaded = shaded
-        self.conditions = conditions
-        self._colours = torch.tensor(list(COLOURS.values()))
+    def __init__(self, shaded: Tensor, poses: Tensor, subjects: Sequence[Subject]) -> None:
+        device = shaded.device
+        self.shaded, self.poses = shaded, poses
+        self.conditions = torch.stack(
+            [orbit_cameras(*pose.unbind(-1)).condition() for pose in poses]
+        )  # [shapes, views, CONDITION_SIZE]
+        self._colours = torch.tensor(list(COLOURS.values()), device=device)
+        self._background = torch.tensor(BACKGROUND, device=device)
+        shapes, colours = list(SHAPES), list(COLOURS)
+        self._subjects = torch.tensor(
+            [(shapes.index(s.shape), colours.index(s.colour)) for s in subjects], device=device
+        )
 
     @classmethod
-    def cached(cls, path: Path, count: int, size: int, seed: int) -> Views:
+    def cached(
+        cls,
+        path: Path,
+        count: int,
+        size: int,
+        seed: int,
+        cameras: CameraConfig = WIDE_CAMERAS,
+        subjects: Sequence[Subject] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Views:
         """Load the views from a file, or render them and write it.
 
         Args:
@@ -53,63 +86,145 @@ class Views:
             count: Views a shape.
             size: Pixels along a side.
             seed: Seed of the cameras.
+            cameras: Where from.
+            subjects: What is drawn; by default all but the held-out subjects.
+            device: Where views are rendered and kept.
         """
-        key = {"count": count, "size": size, "seed": seed}
-        if path.exists():
-            saved = torch.load(path, weights_only=True)
-            if saved["key"] == key:
-                return cls(saved["shaded"], saved["conditions"])
-        views = cls._render(count, size, seed)
-        temporary = path.with_suffix(".partial")
-        torch.save({"key": key, "shaded": views.shaded, "conditions": views.conditions}, temporary)
-        os.replace(temporary, path)
-        return views
+        key = {"count": count, "size": size, "seed": seed, "cameras": str(asdict(cameras))}
+        saved = torch.load(path, weights_only=True) if path.exists() else {"key": None}
+        if saved["key"] != key:
+            shaded, poses = _render(count, size, seed, cameras, device)
+            saved = {"key": key, "shaded": shaded.cpu(), "poses": poses.cpu()}
+            temporary = path.with_suffix(f".{os.getpid()}")  # several runs may share the file
+            torch.save(saved, temporary)
+            os.replace(temporary, path)
+        chosen = trained_subjects() if subjects is None else subjects
+        return cls(saved["shaded"].to(device), saved["poses"].to(device), chosen)
 
-    @classmethod
-    def _render(cls, count: int, size: int, seed: int) -> Views:
-        shaded, conditions = [], []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for shape in tqdm(SHAPES, desc="rendering views", mininterval=5):
-                cameras = random_cameras(count, CameraConfig())
-                shaded.append(torch.cat([_bytes(shape, part, size) for part in _chunks(cameras)]))
-                conditions.append(cameras.condition())
-        return cls(torch.stack(shaded), torch.stack(conditions))
-
-    def draw(
-        self, batch: int, generator: torch.Generator, drop_caption: float, drop_camera: float
-    ) -> Batch:
-        """Draw a batch: any shape in any colour from any of its cameras, in any of its captions.
+    def draw(self, batch: int, generator: torch.Generator) -> Draw:
+        """Draw a batch: any of the subjects from any of its cameras.
 
         Args:
             batch: How many views.
             generator: For every draw.
-            drop_caption: Chance that a view comes without its caption.
-            drop_camera: Chance that a view comes without its camera.
         """
+        subject = self._subjects[self._index(len(self._subjects), batch, generator)]
+        view = self._index(self.shaded.shape[1], batch, generator)
+        return Draw(subject[:, 0], subject[:, 1], view)
 
-        def index(limit: int) -> Tensor:
-            return torch.randint(limit, (batch,), generator=generator)
+    def again(self, draw: Draw, generator: torch.Generator) -> Draw:
+        """The same subjects from other cameras."""
+        view = self._index(self.shaded.shape[1], len(draw.view), generator)
+        return Draw(draw.shape, draw.colour, view)
 
-        shapes, colours = index(len(SHAPES)), index(len(COLOURS))
-        which, phrase = index(self.shaded.shape[1]), index(len(CAPTIONS))
-        keep_caption, keep_camera = torch.rand(2, batch, generator=generator)
-        views = colourize(self.shaded[shapes, which].float() / 255, self._colours[colours])
-        names = zip(shapes.tolist(), colours.tolist(), phrase.tolist(), strict=True)
-        captions = [
-            Subject(list(SHAPES)[shape], list(COLOURS)[colour]).captions[words]
-            for shape, colour, words in names
-        ]
-        captions = [
-            text if keep else ""
-            for text, keep in zip(captions, (keep_caption >= drop_caption).tolist(), strict=True)
-        ]
-        conditions = self.conditions[shapes, which] * (keep_camera >= drop_camera)[:, None]
-        return Batch(2 * views - 1, captions, conditions)
+    def look(self, draw: Draw) -> Tensor:
+        """The views, RGB in [-1, 1]. [batch, 3, height, width]."""
+        shaded = self.shaded[draw.shape, draw.view].float() / 255
+        return 2 * colourize(shaded, self._colours[draw.colour], self._background) - 1
+
+    def rough(self, draw: Draw, generator: torch.Generator) -> Tensor:
+        """The views as an unfinished optimization shows them, RGB in [-1, 1]. [batch, 3, height, width].
+
+        Moved and scaled a little, softer, translucent, off in colour, noisy, before a plain background of any colour:
+        each by chance.
+        """
+        draws = torch.rand(len(draw.view), 16, generator=generator, device=generator.device)
+        shaded = self.shaded[draw.shape, draw.view].float() / 255
+        shaded = _soften(_warp(shaded, draws[:, :3]), draws[:, 3:5])
+        shaded = shaded * (1 - 0.3 * draws[:, 5].square())[:, None, None, None]
+        colours = (self._colours[draw.colour] + 0.16 * (draws[:, 6:9] - 0.5)).clamp(0, 1)
+        white = (draws[:, 9] < 0.5)[:, None]
+        background = torch.where(white, torch.ones_like(colours), draws[:, 10:13])
+        clean = 2 * colourize(shaded, colours, background) - 1
+        noise = torch.randn(clean.shape, generator=generator, device=generator.device)
+        strength = 0.3 * (2 * draws[:, 13] - 1).clamp(min=0)
+        return (clean + strength[:, None, None, None] * noise).clamp(-1, 1)
+
+    def pose(self, draw: Draw) -> Tensor:
+        """Elevation, azimuth, distance, field of view. [batch, 4]."""
+        return self.poses[draw.shape, draw.view]
+
+    def _index(self, limit: int, batch: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(limit, (batch,), generator=generator, device=generator.device)
 
 
-def _chunks(cameras: Cameras) -> list[Cameras]:
-    return [cameras[start : start + _CHUNK] for start in range(0, len(cameras), _CHUNK)]
+def trained_subjects() -> tuple[Subject, ...]:
+    """All subjects but the held-out ones."""
+    held_out = held_out_subjects()
+    return tuple(subject for subject in all_subjects() if subject not in held_out)
+
+
+def caption_table(
+    tokenizer: object, said: Callable[[str], Sequence[str]] = lambda text: (text,)
+) -> Tensor:
+    """Tokens of every caption of every subject: tokenizing is done once, not in every step.
+
+    Args:
+        tokenizer: A CLIP tokenizer.
+        said: What becomes of a caption, such as `ViewWords().texts`.
+
+    Returns:
+        [shapes, colours, captions, texts of each, tokens]
+    """
+    texts = [
+        text
+        for shape in SHAPES
+        for colour in COLOURS
+        for caption in Subject(shape, colour).captions
+        for text in said(caption)
+    ]
+    return tokenize(tokenizer, texts).unflatten(0, (len(SHAPES), len(COLOURS), len(CAPTIONS), -1))
+
+
+def tokenize(tokenizer: object, texts: Sequence[str]) -> Tensor:
+    """Token numbers, padded to the tokenizer's length. [texts, tokens]."""
+    return tokenizer(  # type: ignore[operator]
+        list(texts),
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,  # type: ignore[attr-defined]
+        return_tensors="pt",
+    ).input_ids
+
+
+def _warp(shaded: Tensor, draws: Tensor) -> Tensor:
+    """Scale by 0.8 to 1.25 and shift by up to a tenth of the picture; outside there is nothing."""
+    scale = 1.25 ** (2 * draws[:, 0] - 1)
+    grid = torch.zeros(len(shaded), 2, 3, device=shaded.device)
+    grid[:, 0, 0] = grid[:, 1, 1] = scale
+    grid[:, :, 2] = 0.2 * (2 * draws[:, 1:3] - 1)
+    flow = functional.affine_grid(grid, list(shaded.shape), align_corners=False)
+    return functional.grid_sample(shaded, flow, mode="bilinear", align_corners=False)
+
+
+def _soften(shaded: Tensor, draws: Tensor) -> Tensor:
+    """Mix with a copy at half or a quarter of the resolution."""
+    size = list(shaded.shape[-2:])
+    soft = [
+        functional.interpolate(
+            functional.avg_pool2d(shaded, factor), size, mode="bilinear", align_corners=False
+        )
+        for factor in (2, 4)
+    ]
+    share = (1.5 * draws[:, 0] - 0.5).clamp(min=0)  # a third stays sharp
+    chosen = torch.where((draws[:, 1] < 0.6)[:, None, None, None], *soft)
+    return shaded + share[:, None, None, None] * (chosen - shaded)
+
+
+def _render(
+    count: int, size: int, seed: int, config: CameraConfig, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    at_once = max(1, _RAYS_AT_ONCE[torch.device(device).type] // (4 * size * size))
+    shaded, poses = [], []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for shape in tqdm(SHAPES, desc="rendering views", mininterval=5):
+            cameras = random_cameras(count, config).to(device)
+            parts = [cameras[i : i + at_once] for i in range(0, count, at_once)]
+            shaded.append(torch.cat([_bytes(shape, part, size) for part in parts]))
+            seen = (cameras.elevation, cameras.azimuth, cameras.distance, cameras.fov)
+            poses.append(torch.stack(seen, dim=-1))
+    return torch.stack(shaded), torch.stack(poses)
 
 
 def _bytes(shape: str, cameras: Cameras, size: int) -> Tensor:

@@ -1,46 +1,87 @@
-"""The guidance model's parts, from scratch: stock diffusers and transformers classes in small sizes."""
+"""The parts of the shipped models, from scratch: stock diffusers and transformers classes in small sizes."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
 
 from picardopt_3d.cameras import CONDITION_SIZE
-from picardopt_3d.guidance.text_to_view import TextToViewPipeline
+from picardopt_3d.domain import all_subjects
+from picardopt_3d.prompts import ViewWords
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
+_GROUPS = 8
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Sizes of the model.
+class TextSizes:
+    """Sizes of a text encoder.
 
     Attributes:
-        size: Pixels along a side.
-        channels: UNet channels at each resolution, each resolution half of the one before; attention at the last.
-        layers: Residual layers a resolution.
+        channels: Width.
+        layers: Depth.
         heads: Attention heads.
-        embedding: Width of the time and camera embedding.
-        text_channels: Width of the text encoder.
-        text_layers: Depth of the text encoder.
         tokens: Longest caption in tokens.
     """
 
+    channels: int = 64
+    layers: int = 2
+    heads: int = 4
+    tokens: int = 16
+
+
+@dataclass(frozen=True)
+class VisionSizes:
+    """Sizes of an image encoder.
+
+    Attributes:
+        size: Pixels along a side.
+        patch: Pixels along a side of a patch.
+        channels: Width.
+        layers: Depth.
+        heads: Attention heads.
+        embedding: Length of the image embedding.
+    """
+
     size: int = 32
-    channels: tuple[int, ...] = (16, 32, 64)
+    patch: int = 4
+    channels: int = 96
+    layers: int = 4
+    heads: int = 4
+    embedding: int = 64
+
+
+@dataclass(frozen=True)
+class UNetSizes:
+    """Sizes of a score model.
+
+    Attributes:
+        channels: At each resolution, each half of the one before.
+        attention: Where there is attention, self and cross, besides the middle.
+        layers: Residual layers a resolution.
+        heads: Attention heads.
+        embedding: Width of the time (and camera) embedding.
+    """
+
+    channels: tuple[int, ...]
+    attention: tuple[bool, ...]
     layers: int = 1
     heads: int = 4
     embedding: int = 128
-    text_channels: int = 64
-    text_layers: int = 2
-    tokens: int = 16
 
 
 def build_tokenizer(captions: Iterable[str], tokens: int) -> CLIPTokenizer:
@@ -59,7 +100,8 @@ def build_tokenizer(captions: Iterable[str], tokens: int) -> CLIPTokenizer:
     learned = learner.get_vocab()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*alphabet, *(letter + "</w>" for letter in alphabet)]
-    words += [word for word in sorted(learned, key=learned.__getitem__) if word not in set(words)]
+    # Alphabetically: the learner breaks ties by chance, and a resumed run must number words as before.
+    words += sorted(set(learned) - set(words))
     vocabulary = {word: index for index, word in enumerate([*words, _START, _END])}
     merges = _merges_of(learner)
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=tokens)
@@ -70,63 +112,116 @@ def _merges_of(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
-def build_pipeline(config: ModelConfig, captions: Iterable[str]) -> TextToViewPipeline:
-    """The untrained pipeline, drawn from torch's global generator.
+def build_tokenizer_and_text_encoder(sizes: TextSizes) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """The untrained text encoder of the built-in world's captions, and its tokenizer."""
+    tokenizer = build_tokenizer(known_texts(), sizes.tokens)
+    return tokenizer, CLIPTextModel(text_config(sizes, tokenizer))
 
-    The model predicts the velocity `sqrt(abar) noise - sqrt(1 - abar) view`: where the noise is strong, a model
-    this small cannot copy the noise through well enough for what remains of its guess to be of use.
+
+def known_texts() -> list[str]:
+    """All words that the models are told, in captions."""
+    captions = [text for subject in all_subjects() for text in subject.captions]
+    return [*captions, *(words.strip(", ") for words in ViewWords().texts(""))]
+
+
+def text_config(sizes: TextSizes, tokenizer: CLIPTokenizer, embedding: int = 0) -> CLIPTextConfig:
+    """The configuration of a CLIP text encoder for a tokenizer."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=sizes.channels,
+        intermediate_size=2 * sizes.channels,
+        projection_dim=embedding or sizes.channels,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        max_position_embeddings=sizes.tokens,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def vision_config(sizes: VisionSizes) -> CLIPVisionConfig:
+    """The configuration of a CLIP image encoder."""
+    return CLIPVisionConfig(
+        hidden_size=sizes.channels,
+        intermediate_size=2 * sizes.channels,
+        projection_dim=sizes.embedding,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        image_size=sizes.size,
+        patch_size=sizes.patch,
+    )
+
+
+def build_unet(
+    sizes: UNetSizes,
+    size: int,
+    in_channels: int,
+    out_channels: int,
+    cross_attention: int,
+    camera: bool = False,
+) -> UNet2DConditionModel:
+    """An untrained score model, drawn from torch's global generator.
 
     Args:
-        config: Sizes.
-        captions: What the tokenizer learns its words from.
+        sizes: Its sizes.
+        size: Pixels (of a latent) along a side.
+        in_channels: What goes in.
+        out_channels: What comes out.
+        cross_attention: Width of the embeddings that it attends to.
+        camera: Whether it takes `Cameras.condition` as a class embedding.
     """
-    tokenizer = build_tokenizer(captions, config.tokens)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.text_channels,
-            intermediate_size=2 * config.text_channels,
-            projection_dim=config.text_channels,
-            num_hidden_layers=config.text_layers,
-            num_attention_heads=4,
-            max_position_embeddings=config.tokens,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    down = [("CrossAttn" if there else "") + "DownBlock2D" for there in sizes.attention]
+    up = [("CrossAttn" if there else "") + "UpBlock2D" for there in reversed(sizes.attention)]
+    return UNet2DConditionModel(
+        sample_size=size,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        block_out_channels=sizes.channels,
+        layers_per_block=sizes.layers,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        cross_attention_dim=cross_attention,
+        attention_head_dim=sizes.heads,  # diffusers' name for the number of heads
+        norm_num_groups=_GROUPS,
+        time_embedding_dim=sizes.embedding,
+        class_embed_type="projection" if camera else None,
+        projection_class_embeddings_input_dim=CONDITION_SIZE if camera else None,
     )
-    plain = len(config.channels) - 1
-    unet = UNet2DConditionModel(
-        sample_size=config.size,
+
+
+def build_autoencoder(size: int, channels: tuple[int, ...], latent: int = 4) -> AutoencoderKL:
+    """An untrained autoencoder; each resolution but the first halves the picture."""
+    return AutoencoderKL(
+        sample_size=size,
         in_channels=3,
         out_channels=3,
-        block_out_channels=config.channels,
-        layers_per_block=config.layers,
-        down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * plain,
-        cross_attention_dim=config.text_channels,
-        attention_head_dim=config.heads,  # diffusers' name for the number of heads
-        norm_num_groups=8,
-        time_embedding_dim=config.embedding,
-        class_embed_type="projection",
-        projection_class_embeddings_input_dim=CONDITION_SIZE,
+        latent_channels=latent,
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        layers_per_block=1,
+        norm_num_groups=_GROUPS,
     )
-    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-    return TextToViewPipeline(unet, text_encoder, tokenizer, scheduler)
 
 
-def save_half_precision(pipeline: TextToViewPipeline, folder: Path) -> None:
-    """Save a pipeline folder with fp16 safetensors weights; the pipeline itself is left as it was."""
-    halves = {}
-    for name in ("unet", "text_encoder"):
-        part = getattr(pipeline, name)
-        half = (
-            type(part)(part.config)
-            if name == "text_encoder"
-            else type(part).from_config(part.config)
-        )
-        half.load_state_dict(part.state_dict())
-        halves[name] = half.to(torch.float16)
-    TextToViewPipeline(
-        **halves, tokenizer=pipeline.tokenizer, scheduler=pipeline.scheduler
-    ).save_pretrained(folder, safe_serialization=True)
+def latent_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise levels; the velocity is predicted, as by SD 2.1."""
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="trailing",
+    )
+
+
+def half(module: nn.Module) -> Any:
+    """A copy in half precision on the CPU, for saving; the module itself stays as it is."""
+    copied = copy.deepcopy(module)
+    for parameter in copied.parameters():  # saving needs the ordinary layout
+        parameter.data = parameter.data.to("cpu", torch.float16).contiguous()
+    return copied

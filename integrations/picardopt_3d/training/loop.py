@@ -1,0 +1,294 @@
+"""The training loop that all shipped models share: averaged weights, checkpoints, resuming, budgets, progress."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from picardopt_3d.cameras import CameraConfig
+from picardopt_3d.domain import Subject
+from picardopt_3d.training.data import WIDE_CAMERAS, Views
+from picardopt_3d.training.pictures import save_loss_curve
+
+_HOW = {
+    "out",
+    "views_file",
+    "stop_after",
+    "checkpoint_minutes",
+    "minutes",
+    "sample_steps",
+    "device",
+}
+"""Options that may differ between a run and its checkpoint: they do not change what is learnt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What every training is told.
+
+    Attributes:
+        out: Folder for everything that is written.
+        start: Folder of a trained model (a `pipeline` folder) whose weights are trained on; by default they are random.
+        views_file: Where rendered views are kept; by default in `out`. Runs with the same views can share it.
+        images: Training images in all; the learning rate decays over them.
+        minutes: If positive, an upper limit of the training time: the learning rate then decays over whichever of
+            the two budgets is further spent, and the run is no longer the same on every machine.
+        stop_after: If positive, leave (with a checkpoint) after this many optimizer steps of this process.
+        batch: Images a step.
+        lr: Peak learning rate.
+        warmup: Steps to reach it.
+        weight_decay: AdamW's.
+        ema: Largest decay of the weight average.
+        views: Rendered views a shape.
+        seed: Of the weights, the views and the draws.
+        checkpoint_minutes: Minutes between checkpoints.
+        sample_steps: Denoising steps of the sample sheet.
+        device: Where it trains.
+        autocast: Compute in bfloat16 where torch deems it safe; pays on accelerators.
+    """
+
+    out: Path
+    start: Path | None = None
+    views_file: Path | None = None
+    images: int = 300_000
+    minutes: float = 0.0
+    stop_after: int = 0
+    batch: int = 16
+    lr: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 1e-3
+    ema: float = 0.999
+    views: int = 1536
+    seed: int = 0
+    checkpoint_minutes: float = 4.0
+    sample_steps: int = 50
+    device: Literal["cpu", "cuda"] = "cpu"
+    autocast: bool = False
+
+
+def load_views(
+    config: LoopConfig,
+    size: int,
+    cameras: CameraConfig = WIDE_CAMERAS,
+    subjects: Sequence[Subject] | None = None,
+) -> Views:
+    """The views that a training draws from, rendered now or before.
+
+    Args:
+        config: How many, and where they are kept.
+        size: Pixels along a side.
+        cameras: Where from.
+        subjects: What is drawn; by default all but the held-out subjects.
+    """
+    config.out.mkdir(parents=True, exist_ok=True)
+    path = config.views_file or config.out / "views.pt"
+    return Views.cached(path, config.views, size, config.seed, cameras, subjects, config.device)
+
+
+class Trainer(ABC):
+    """A training run: everything that a checkpoint holds, and one step of it.
+
+    A subclass makes its parts from `config`, then calls this.
+
+    Args:
+        config: How to train.
+        modules: What is trained, by name.
+    """
+
+    def __init__(self, config: LoopConfig, modules: Mapping[str, nn.Module]) -> None:
+        self.config, self.modules = config, dict(modules)
+        torch.backends.cudnn.benchmark = config.device == "cuda"
+        for name, module in self.modules.items():
+            if config.start is not None:
+                _take_weights(module, config.start, name)
+            module.to(config.device).train()
+        self.parameters = [p for module in self.modules.values() for p in module.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.lr,
+            betas=(0.9, 0.99),
+            weight_decay=config.weight_decay,
+            fused=config.device == "cuda",
+        )
+        self.ema = EMAModel(self.parameters, decay=config.ema, foreach=True)
+        self.generator = torch.Generator(config.device).manual_seed(config.seed)
+        self.seconds = 0.0
+        self._losses: list[float] = []
+        self._fresh: list[Tensor] = []  # losses that are still on the device
+
+    @abstractmethod
+    def loss(self) -> Tensor:
+        """The loss of a fresh batch, drawn with `self.generator` alone."""
+
+    @abstractmethod
+    def save_model(self, folder: Path) -> None:
+        """Write the model, as it is now, in half precision."""
+
+    @abstractmethod
+    def sample_sheet(self, path: Path) -> None:
+        """Draw a picture of what the model can do now."""
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of every step."""
+        self._losses += torch.stack(self._fresh).tolist() if self._fresh else []
+        self._fresh = []
+        return self._losses
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps made."""
+        return len(self._losses) + len(self._fresh)
+
+    @property
+    def images(self) -> int:
+        """Images seen."""
+        return self.steps * self.config.batch
+
+    @property
+    def progress(self) -> float:
+        """How much of the budget is spent, 0 to 1."""
+        spent = self.images / self.config.images
+        if self.config.minutes > 0:
+            spent = max(spent, self.seconds / (60 * self.config.minutes))
+        return min(1.0, spent)
+
+    def step(self) -> None:
+        """One optimizer step."""
+        config = self.config
+        warm = min(1.0, (self.steps + 1) / config.warmup)
+        lr = config.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.progress)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(config.device, torch.bfloat16, enabled=config.autocast):
+            loss = self.loss()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.ema.step(self.parameters)
+        self._fresh.append(loss.detach().float())
+
+    def save(self) -> None:
+        """Write the checkpoint, atomically."""
+        state = {
+            "config": _fingerprint(self.config),
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "generator": self.generator.get_state(),
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "seconds": self.seconds,
+        }
+        temporary = self.config.out / "checkpoint.partial"
+        torch.save(state, temporary)
+        os.replace(temporary, self.config.out / "checkpoint.pt")
+
+    def resume(self) -> bool:
+        """Take up the checkpoint, if there is one.
+
+        Raises:
+            ValueError: The checkpoint is of a run with other settings.
+        """
+        path = self.config.out / "checkpoint.pt"
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=True, map_location=self.config.device)
+        if state["config"] != _fingerprint(self.config):
+            raise ValueError(
+                f"out={str(self.config.out)!r} holds a checkpoint of a run with other settings "
+                f"({state['config']}): give another --out, or delete {path}"
+            )
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
+        self.generator.set_state(state["generator"].cpu())
+        self._losses, self._fresh = state["losses"].tolist(), []
+        self.seconds = state["seconds"]
+        return True
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """With the averaged weights, in evaluation mode."""
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        for module in self.modules.values():
+            module.eval()
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+            for module in self.modules.values():
+                module.train()
+
+    def export(self) -> Path:
+        """Write the averaged weights as a model folder, with samples and the loss curve beside it."""
+        out, losses = self.config.out, self.losses
+        with self.averaged(), torch.no_grad():
+            self.save_model(out / "pipeline")
+            self.sample_sheet(out / "samples.png")
+        save_loss_curve(losses, self.config.batch, out / "loss.png")
+        last = losses[-100:]
+        facts = {"images": self.images, "steps": self.steps, "seconds": self.seconds}
+        facts |= {"loss": sum(last) / max(1, len(last)), "config": _fingerprint(self.config)}
+        (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+        return out / "pipeline"
+
+
+def _take_weights(module: Any, folder: Path, name: str) -> None:
+    """Load a part's weights from a model folder that holds it, or is it."""
+    part = folder / name if (folder / name).is_dir() else folder
+    saved = type(module).from_pretrained(part, dtype=torch.float32)
+    module.load_state_dict(saved.state_dict())
+
+
+def _fingerprint(config: LoopConfig) -> str:
+    """What must agree between a run and its checkpoint, as text."""
+    learnt = {k: v for k, v in asdict(config).items() if k not in _HOW}
+    return json.dumps(learnt, sort_keys=True, default=str)
+
+
+def run(trainer: Trainer) -> None:
+    """Train, or take up an unfinished run, to the end of its budget, and export.
+
+    Raises:
+        FloatingPointError: The loss is no longer finite.
+    """
+    config = trainer.config
+    if trainer.resume():
+        tqdm.write(f"resumed at {trainer.images} images")
+    saved, steps = time.monotonic(), 0
+    began = time.monotonic() - trainer.seconds
+    with tqdm(total=config.images, initial=trainer.images, unit="image", mininterval=10) as bar:
+        while trainer.progress < 1 and not 0 < config.stop_after <= steps:
+            trainer.step()
+            steps += 1
+            trainer.seconds = time.monotonic() - began
+            if steps % 50 == 0:  # reading a loss waits for the device
+                mean = sum(trainer.losses[-50:]) / 50
+                if not math.isfinite(mean):
+                    raise FloatingPointError(
+                        f"the loss is {mean} after {trainer.steps} steps: give a smaller --lr "
+                        "(the last checkpoint is kept)"
+                    )
+                bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+            bar.update(config.batch)
+            if time.monotonic() - saved > 60 * config.checkpoint_minutes:
+                trainer.save()
+                saved = time.monotonic()
+    trainer.save()
+    trainer.export()
