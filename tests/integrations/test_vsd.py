@@ -271,7 +271,7 @@ def test_two_processes_at_tolerance_0_are_the_sequential_run_bitwise(
 ) -> None:
     run = Run(folders["epsilon"])
     run.sequential(run.signs())
-    results = pools(2).run(job, folders["epsilon"], "signs")
+    results = pools(2).run(job, folders["epsilon"], "signs", timeout=280)
     for dumped, strides, _ in results:
         assert same(as_tensors(dumped), run.bits())
         assert max(strides) >= 2
