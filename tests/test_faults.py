@@ -142,7 +142,10 @@ def test_a_fault_of_one_rank_only(pool: Pool, kind: str, rank: int) -> None:
     results = pool.run(failing_head, kind, 5, rank)
     assert len({(report["error"], report["committed"]) for report, _, _ in results}) == 1
     for report, trace, committed in results:
-        assert report["error"] in ("NoneType", "ZeroDivisionError", "NonFiniteGradientError")
+        assert report["error"] in (
+            *("NoneType", "ZeroDivisionError", "NonFiniteGradientError"),
+            "ImpureClosureError",  # the audit asks the rank that fails, another one did not
+        )
         assert report["seconds"] < SECONDS
         assert_stood_at(committed, expected, report["committed"])
         assert_same_trace(trace, expected)
