@@ -167,7 +167,8 @@ class Speculator:
             other.drop()
             return
         unproject = Unprojection(other.layout, self.layout, parents)
-        self.window.rows = [unproject(row) for row in other.window.rows]
+        # Only where accepted drifts wait: other guesses are better made anew, from where the new points lie.
+        self.window.rows = [unproject(row) for row in other.window.rows[: max(1, len(other.queue))]]
         self.queue = deque(
             replace(kept, drift=replace(kept.drift, row=unproject(kept.drift.row)), inherited=True)
             for kept in other.queue
