@@ -8,13 +8,13 @@ import copy
 import functools
 import itertools
 import random
-import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch.optim import lr_scheduler as schedulers
+from torch.utils.weak import WeakTensorKeyDictionary
 
 UNSUPPORTED = ("LBFGS", "SparseAdam")
 
@@ -170,7 +170,7 @@ class Weak(torch.optim.SGD):
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-3) -> None:
         super().__init__(params, lr=lr)
-        self.velocity: Any = weakref.WeakKeyDictionary()
+        self.velocity: Any = WeakTensorKeyDictionary()
         self.count = np.zeros(1)
 
     @torch.no_grad()

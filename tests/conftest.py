@@ -1,11 +1,15 @@
 """One thread a process, and one worker pool per world size for the whole session."""
 
+import signal
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
 import torch
 from pool import Pool, Pools
+
+# Ignored in what a script starts in the background, and that is inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile(
     "picardopt", deadline=None, derandomize=True, max_examples=60, print_blob=True

@@ -1,7 +1,8 @@
 """Law 1 on 2, 3 and 4 real processes, and the two planted faults that it must find."""
 
 import random
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -21,6 +22,7 @@ from runs import (
 )
 
 import picardopt.drift
+import picardopt.rehearsal
 import picardopt.rollout
 
 CASES = [
@@ -156,9 +158,14 @@ def _seed_by_rank() -> Any:
     )
 
 
-def _state_not_restored() -> Any:
-    """The rollout's steps stay in the base's state."""
-    return mock.patch.object(picardopt.rollout.Snapshot, "restore", return_value=None)
+@contextmanager
+def _state_not_restored() -> Iterator[None]:
+    """The rollout's steps stay in the base's state, and rolling out twice does not tell."""
+    with (
+        mock.patch.object(picardopt.rollout.Snapshot, "restore", return_value=None),
+        mock.patch.object(picardopt.rehearsal, "repeats", return_value=True),
+    ):
+        yield
 
 
 PLANTED = {"seed by rank": _seed_by_rank, "state not restored": _state_not_restored}

@@ -94,6 +94,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(make: Make, tmp_path:
         make(tmp_path / "cut", lr=3e-3).resume()
 
 
+@pytest.mark.slow
 def test_from_command_to_figures(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,12 +131,14 @@ def test_from_command_to_figures(
         assert "| --- |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_learns(make: Make, tmp_path: Path) -> None:
     """Over some steps of a fixed learning rate the loss falls, in every model."""
     trainer = steps(make(tmp_path, images=10**9, lr=3e-3, batch=8), 40)
     assert sum(trainer.losses[-10:]) < 0.97 * sum(trainer.losses[:10])
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_trained_model(make: Make, tmp_path: Path) -> None:
     first = make(tmp_path / "first", seed=1)
     first.export()

@@ -110,7 +110,8 @@ class Trainer(ABC):
 
     def __init__(self, config: LoopConfig, modules: Mapping[str, nn.Module]) -> None:
         self.config, self.modules = config, dict(modules)
-        torch.backends.cudnn.benchmark = config.device == "cuda"
+        if config.device == "cuda":
+            torch.backends.cudnn.benchmark = True
         for name, module in self.modules.items():
             if config.start is not None:
                 _take_weights(module, config.start, name)
