@@ -266,6 +266,7 @@ def test_at_tolerance_0_it_is_the_sequential_run_bitwise(folders: dict[str, Path
     assert not torch.equal(run.scene, Run(folders["epsilon"]).scene)
 
 
+@pytest.mark.slow
 def test_two_processes_at_tolerance_0_are_the_sequential_run_bitwise(
     folders: dict[str, Path], pools: Pools
 ) -> None:
