@@ -29,7 +29,7 @@ from picardopt.frameworks import warn_user
 from picardopt.layout import ParameterLayout, Row
 from picardopt.options import Options
 from picardopt.restructure import Unprojection
-from picardopt.rng import preserved_rng, seed_all, step_seed
+from picardopt.rng import seed_all, step_seed
 from picardopt.rollout import Rollout
 from picardopt.stats import Stats
 from picardopt.sweep import (
@@ -319,7 +319,7 @@ class Speculator:
         parameters = self.layout.parameters
         still = Drift(step, self._zeros, tuple(p.requires_grad for p in parameters))
         rows = [self.window.spare() for _ in range(slots)]
-        with self._rollout.speculation(self.layout.tensors, self.window.head), preserved_rng():
+        with self._rollout.speculation(self.layout.tensors, self.window.head):
             seed_all(step_seed(self._options.seed, step))
             self._options.predictor(self._rollout, self.layout, still, self.window.head, rows)
         self.window.rows.extend(rows)
