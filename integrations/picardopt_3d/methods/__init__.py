@@ -1,1 +1,32 @@
-"""Methods: one readable recipe a module, each a frozen config and a loss of (parameters, step)."""
+"""Methods: one readable recipe a module, each a frozen config with presets and a loss of (parameters, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from . import dreamfusion
+from .base import Context, RecipeConfig, Stage
+
+__all__ = ["METHODS", "Context", "Method", "RecipeConfig", "Stage"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe as commands offer it.
+
+    Attributes:
+        command: the command that runs it, "text-to-3d" or "image-to-3d".
+        config: the class of its numbers.
+        presets: its numbers by name.
+    """
+
+    command: str
+    config: type[RecipeConfig]
+    presets: Mapping[str, RecipeConfig]
+
+
+METHODS: dict[str, Method] = {
+    "dreamfusion": Method("text-to-3d", dreamfusion.DreamFusionConfig, dreamfusion.PRESETS),
+}
+"""The recipes by name; a command's first one is its default."""
