@@ -42,6 +42,17 @@ class Network(nn.Module):
         return hidden @ quantise(self.second).T
 
 
+class Normalised(Network):
+    """With statistics that have to be made anew for an average of weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
+
+
 def make_loader() -> DataLoader[tuple[Tensor, Tensor]]:
     return DataLoader(
         Points(), batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(1)
@@ -79,6 +90,23 @@ def sequential(steps: int, use: Callable[[nn.Module], Any] = lambda model: model
             loss_of(called, loader.batch(t)).backward()
             base.step()
     return weights(model)
+
+
+def run_ahead(
+    model: nn.Module, optimizer: Any, steps: int = 2 * BATCHES, called: Any = None
+) -> None:
+    """The README's loop."""
+    loader = StepIndexedLoader(make_loader())
+    called = model if called is None else called
+
+    def closure(step: int) -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(called, loader.batch(step))
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        optimizer.step(closure)
 
 
 @contextmanager
