@@ -19,6 +19,7 @@ from picardopt import Carry
 from ..cameras import CameraConfig
 from ..guidance import Guidance, SdsConfig, TimestepSchedule
 from ..guidance.choose import GuidanceConfig
+from ..images import ReferenceImage
 from ..prompts import ImagePrompt, TextPrompt
 from ..scenes import FieldConfig, NerfConfig, Scene, SdfConfig, build_scene
 from .schedules import Milestones, Points, check_milestones, check_points, current, value_at
@@ -144,11 +145,13 @@ class Context:
         guidance: judges rendered views.
         prompt: what to make.
         device: where the scene lives.
+        image: the picture that it is made from, of recipes that take one.
     """
 
     guidance: Guidance
     prompt: TextPrompt | ImagePrompt
     device: torch.device
+    image: ReferenceImage | None = None
 
 
 class Stage(ABC):

@@ -1,10 +1,10 @@
 """DreamFusion (arXiv 2209.14988): a radiance field from a text, by score distillation.
 
-`PAPER` has DreamPropeller's settings (its Table 3, threestudio's dreamfusion-if): DeepFloyd IF on a hash grid. `SMALL` is
-the recipe at the size of the shipped guidance, 32 pixels and one CPU thread: voxels instead of a network (so the
+`PAPER` has DreamPropeller's settings (its Table 3, threestudio's dreamfusion-if): DeepFloyd IF on a hash grid. `SMALL`
+is the recipe at the size of the shipped guidance, 32 pixels and one CPU thread: voxels instead of a network (so the
 rate is larger), and ambient light only (the shipped model's objects are matt and lit from one side, which a field
-without view dependence can show). The sparsity and orientation losses are there for other guidance; with the shipped one
-nothing floats, and they are off.
+without view dependence can show). The sparsity and orientation losses are there for other guidance; with the shipped
+one nothing floats, and they are off.
 """
 
 from __future__ import annotations

@@ -1,0 +1,198 @@
+"""Zero-1-to-3 (arXiv 2303.11328) with a radiance field: an object from one picture, by score distillation.
+
+Every step sees the object twice: from random cameras, which the score model judges, and from the picture's own, where
+it is compared with the picture. `PAPER` has DreamPropeller's settings (its Table 4 and appendix D, threestudio's
+zero123 system). `SMALL` is the recipe at the size of the shipped model: the cameras that it knows, views of at most its
+64 pixels, a small field, and one CPU thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..cameras import CameraConfig, Cameras, random_cameras
+from ..guidance import SdsConfig, TimestepSchedule
+from ..guidance.choose import GuidanceConfig
+from ..images import ReferenceImage
+from ..scenes import HashConfig, NerfConfig, OccupancyConfig, Render
+from . import losses
+from .base import Context, PicardConfig, Rates, RecipeConfig, Stage, Weights
+from .schedules import Milestones, Points, check_milestones, current
+
+
+@dataclass(frozen=True)
+class Zero123Weights(Weights):
+    """Weights of the losses; those of opacity and normals are of both renders, each counted once.
+
+    Args:
+        sds: score distillation of the random views.
+        rgb: squared difference from the picture, over white, at its camera.
+        mask: squared difference of the opacity from the picture's alpha.
+        normal_smoothness: of neighbouring pixels' normals (coloured as a normal map over black).
+        normal_smoothness_3d: of normals at neighbouring points in space.
+        orientation: of visible normals that face away.
+        sparsity: `losses.sparsity` of the random views.
+        opaque: `losses.opaqueness`: a pixel is hit or missed.
+    """
+
+    sds: Points = 0.1
+    rgb: Points = 500.0
+    mask: Points = 50.0
+    normal_smoothness: Points = 8.0
+    normal_smoothness_3d: Points = 8.0
+    orientation: Points = 1.0
+    sparsity: Points = 0.1
+    opaque: Points = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zero123Config(RecipeConfig):
+    """The recipe's numbers.
+
+    Args:
+        reference_pixels: pixels along each edge of the render at the picture's camera, a number or (first step,
+            number) pairs.
+        weights: of the losses.
+    """
+
+    reference_pixels: Milestones
+    weights: Zero123Weights = field(default_factory=Zero123Weights)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no step."""
+        super().__post_init__()
+        check_milestones("reference_pixels", self.reference_pixels)
+
+    @property
+    def final_reference_pixels(self) -> int:
+        """Pixels along each edge of the picture in the last step, the most that are asked of it."""
+        return current(self.reference_pixels, self.steps - 1)
+
+    def build(self, context: Context) -> Zero123Stage:
+        """The recipe at work on a new scene."""
+        return Zero123Stage(self, context)
+
+
+class Zero123Stage(Stage):
+    """A scene and the loss of each step.
+
+    Args:
+        config: the numbers.
+        context: what they are used on; the prompt is the reference picture's.
+
+    Raises:
+        ValueError: there is no reference picture.
+    """
+
+    def __init__(self, config: Zero123Config, context: Context) -> None:
+        if context.image is None:
+            raise ValueError("context.image is None: give the picture, `load_reference(path, ...)`")
+        super().__init__(config, context)
+        self.config, self.camera = config, context.image.camera.to(context.device)
+        self.pictures = _sizes(context.image, config.reference_pixels, context.device)
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        """The losses of one step: a function of the parameters, the step and its randomness."""
+        config = self.config
+        weights = config.weights.at(step)
+        batch, size = current(config.batch, step), current(config.pixels, step)
+        cameras = random_cameras(batch, config.cameras, self.device)
+        around = self._render(cameras, size, weights, step)
+        levels = config.timesteps.at(step, config.steps)
+        terms = {"sds": self.guidance(around.rgb, self.prompt, cameras, levels)}
+        if "sparsity" in weights:
+            terms["sparsity"] = losses.sparsity(around.opacity)
+
+        pixels = current(config.reference_pixels, step)
+        rgb, alpha = self.pictures[pixels]
+        front = self._render(self.camera, pixels, weights, step)
+        terms["rgb"] = (front.rgb - rgb).square().mean()
+        terms["mask"] = (front.opacity - alpha).square().mean()
+        for name, value in _regularity(around, weights).items():
+            terms[name] = value + _regularity(front, weights)[name]
+        return self.total(terms, weights, step)
+
+    def _render(self, cameras: Cameras, size: int, weights: dict[str, float], step: int) -> Render:
+        """Albedo over white; normals where a loss needs them."""
+        return self.scene.render(
+            *cameras.rays(size, size),
+            jitter=True,
+            normals=bool(_OF_NORMALS & weights.keys()),
+            roughness="normal_smoothness_3d" in weights,
+            step=step,
+        )
+
+
+_OF_NORMALS = {"normal_smoothness", "normal_smoothness_3d", "orientation"}
+
+
+def _regularity(render: Render, weights: dict[str, float]) -> dict[str, Tensor]:
+    """What is asked of any render, whatever it shows."""
+    terms = {}
+    if render.normal is not None and "normal_smoothness" in weights:
+        # (n + 1) / 2 times the opacity, which the composited normal has in it already.
+        terms["normal_smoothness"] = losses.image_smoothness(0.5 * (render.normal + render.opacity))
+    if render.roughness is not None:
+        terms["normal_smoothness_3d"] = render.roughness
+    if render.back_facing is not None and "orientation" in weights:
+        terms["orientation"] = render.back_facing
+    if "opaque" in weights:
+        terms["opaque"] = losses.opaqueness(render.opacity)
+    return terms
+
+
+def _sizes(
+    image: ReferenceImage, sizes: Milestones, device: torch.device
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """The picture [1, 3, size, size] and its alpha [1, 1, size, size] at every size that the run asks for."""
+    asked = [sizes] if isinstance(sizes, int) else [size for _, size in sizes]
+    pictures = {}
+    for size in asked:
+        colour, alpha = image.at(size)
+        pictures[size] = colour[None].to(device), alpha[None].to(device)
+    return pictures
+
+
+SMALL = Zero123Config(
+    steps=300,
+    batch=((0, 4), (150, 4), (225, 3)),
+    pixels=((0, 16), (150, 32), (225, 64)),
+    reference_pixels=((0, 32), (150, 64)),
+    scene=NerfConfig(
+        encoding=HashConfig(levels=6, log2_size=15, base=8, scale=1.5),
+        width=32,
+        radius=0.55,
+        samples=32,
+        background="solid",
+        occupancy=OccupancyConfig(resolution=32),
+    ),
+    eps=1e-8,
+    guidance=GuidanceConfig("zero123"),
+    sds=SdsConfig(guidance_scale=3.0, guidance_form="uncond", weighting="sds"),
+    timesteps=TimestepSchedule(low=(0.4, 0.2), high=(0.85, 0.5), between=(0, 150)),
+    cameras=CameraConfig(
+        elevation=(-10.0, 80.0), distance=(1.5, 1.8), fov=(42.5, 42.5), stratified=False
+    ),
+)
+
+PAPER = Zero123Config(
+    steps=1200,
+    batch=((0, 16), (600, 16), (900, 10)),
+    pixels=((0, 64), (600, 128), (900, 256)),
+    reference_pixels=((0, 128), (600, 256), (900, 512)),
+    scene=NerfConfig(depth=2, background="solid"),
+    eps=1e-8,
+    rates=Rates(encoding=0.01, networks=0.01),
+    guidance=GuidanceConfig("zero123", "ashawkey/zero123-xl-diffusers"),
+    sds=SdsConfig(guidance_scale=3.0, guidance_form="uncond", weighting="sds"),
+    timesteps=TimestepSchedule(low=(0.4, 0.2), high=(0.85, 0.5), between=(0, 600)),
+    cameras=CameraConfig(
+        elevation=(-10.0, 80.0), distance=(3.8, 3.8), fov=(20.0, 20.0), stratified=False
+    ),
+    picard=PicardConfig(window=7, rule="adaptive", initial=30e-6, predictor="hold"),
+)
+
+PRESETS = {"small": SMALL, "paper": PAPER}
