@@ -1,0 +1,105 @@
+"""Scenes by their configuration, and in files: safetensors with the configuration as JSON in the header."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .hash_grid import HashConfig
+from .nerf import NerfConfig, NerfField
+from .occupancy import OccupancyConfig
+from .protocol import Scene
+from .radiance_field import FieldConfig, RadianceField
+from .sdf import SdfConfig, SdfField
+
+SceneConfig = FieldConfig | NerfConfig | SdfConfig
+
+KINDS: dict[str, tuple[type, type[Scene]]] = {
+    "voxels": (FieldConfig, RadianceField),
+    "nerf": (NerfConfig, NerfField),
+    "sdf": (SdfConfig, SdfField),
+}
+"""What a file's header calls a scene: its configuration's class and its own."""
+
+_PARTS = {"encoding": HashConfig, "occupancy": OccupancyConfig}  # configurations within one
+
+
+def build_scene(config: SceneConfig) -> Scene:
+    """A fresh scene of the kind that the configuration is of.
+
+    Raises:
+        TypeError: The configuration is of no scene.
+    """
+    return KINDS[_kind_of(config)][1](config)
+
+
+def save_scene(scene: Scene, path: Path) -> None:
+    """Write a scene's tensors, and its kind and configuration in the header."""
+    header = {"kind": _kind_of(scene.config), "config": asdict(scene.config)}
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in scene.state_dict().items()
+    }
+    save_file(tensors, path, metadata={"scene": json.dumps(header)})
+
+
+def load_scene(path: Path) -> Scene:
+    """Read a scene that `save_scene` wrote, on the CPU.
+
+    Raises:
+        ValueError: The file is not one of a scene.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("scene")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"path={path}: not safetensors ({error}); give a run's scene") from error
+    if header is None:
+        raise ValueError(f"path={path}: its header names no scene; give a scene of this package")
+    scene = build_scene(_read_config(path, json.loads(header)))
+    scene.load_state_dict(tensors)
+    return scene
+
+
+def _kind_of(config: Any) -> str:
+    for kind, (config_class, _) in KINDS.items():
+        if type(config) is config_class:
+            return kind
+    known = ", ".join(config_class.__name__ for config_class, _ in KINDS.values())
+    raise TypeError(f"config={type(config).__name__}: give one of {known}")
+
+
+def _read_config(path: Path, header: dict[str, Any]) -> SceneConfig:
+    """The configuration that a header holds."""
+    kind, values = header.get("kind"), dict(header.get("config", {}))
+    if kind not in KINDS:
+        raise ValueError(
+            f"path={path}: a scene of kind {kind!r}; this version knows {', '.join(KINDS)}"
+        )
+    config_class = KINDS[kind][0]
+    unknown = sorted(set(values) - {field.name for field in fields(config_class)})
+    if unknown:
+        raise ValueError(
+            f"path={path}: {config_class.__name__} has no {', '.join(unknown)}; read it with the version that wrote it"
+        )
+    for name, value in values.items():
+        if isinstance(value, dict):
+            values[name] = _PARTS[name](**value)
+        elif isinstance(value, list):
+            values[name] = tuple(value)
+    return config_class(**values)
+
+
+def save_field(field: Scene, path: Path) -> None:
+    """`save_scene` by its earlier name."""
+    save_scene(field, path)
+
+
+def load_field(path: Path) -> Scene:
+    """`load_scene` by its earlier name."""
+    return load_scene(path)
