@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import torch
-from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from picardopt_3d.cameras import random_cameras
 from picardopt_3d.domain import all_subjects
-from picardopt_3d.training.data import WIDE_CAMERAS, tokenize
+from picardopt_3d.evaluate.clip import ClipJudge
+from picardopt_3d.training.data import WIDE_CAMERAS
 from picardopt_3d.training.evaluate import EvaluationConfig, print_table, true_views
-
-
-class ClipJudge:
-    """Which of the captions fits views best?
-
-    Args:
-        folder: Of a CLIP model with tokenizer and image processor.
-        captions: To choose from; by default the canonical ones of all subjects, in their order.
-    """
-
-    def __init__(self, folder: Path, captions: Sequence[str] | None = None) -> None:
-        texts = [subject.caption for subject in all_subjects()] if captions is None else captions
-        self.model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
-        self.processor: Any = CLIPImageProcessor.from_pretrained(folder)
-        tokens = tokenize(CLIPTokenizer.from_pretrained(folder), texts)
-        with torch.no_grad():
-            pooled = self.model.get_text_features(input_ids=tokens).pooler_output
-        self.texts = functional.normalize(pooled, dim=-1)
-
-    @torch.no_grad()
-    def similarity(self, views: Tensor) -> Tensor:
-        """Cosine similarity of RGB views in [0, 1] and the captions. [views, captions]."""
-        pictures = [(v.permute(1, 2, 0) * 255).round().byte().numpy() for v in views.cpu()]
-        pixels = self.processor(images=pictures, return_tensors="pt").pixel_values
-        pooled = self.model.get_image_features(pixel_values=pixels).pooler_output
-        return functional.normalize(pooled, dim=-1) @ self.texts.T
 
 
 def print_clip_table(config: EvaluationConfig) -> None:

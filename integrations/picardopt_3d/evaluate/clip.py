@@ -1,0 +1,158 @@
+"""CLIP as a judge: which of some texts fits a picture best, and features to compare sets of pictures by."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+from ..domain import all_subjects
+from ..guidance.loading import explained
+
+SHIPPED_CLIP = Path(__file__).parents[1] / "weights" / "clip"
+"""The judge that ships with the package; it knows the built-in world, and nothing else."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class ClipJudge:
+    """Which of the captions fits views best?
+
+    Args:
+        source: Folder or hub id of a CLIP model with tokenizer and image processor; by default the one that ships.
+        captions: To choose from; by default the canonical ones of all subjects, in their order.
+        device: Where the model runs.
+
+    Attributes:
+        name: What the model is called in tables: its folder's name or hub id.
+        texts: Unit embeddings of the captions. [captions, features]
+
+    Raises:
+        FileNotFoundError: There is no such folder, it is not complete, or the hub has no such model or is out of reach.
+        PermissionError: The model is gated.
+        ValueError: It is no CLIP model.
+    """
+
+    def __init__(
+        self,
+        source: str | Path = SHIPPED_CLIP,
+        captions: Sequence[str] | None = None,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        _check_kind(source)
+        self.name = Path(source).name if Path(source).is_dir() else str(source)
+        with explained(source), _loaded_whole(source):
+            model: Any = CLIPModel.from_pretrained(source, dtype=torch.float32)
+            self.processor: Any = CLIPImageProcessor.from_pretrained(source)
+            self._tokenizer: Any = CLIPTokenizer.from_pretrained(source)
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.device = torch.device(device)
+        known = [subject.caption for subject in all_subjects()] if captions is None else captions
+        self.texts = self.text_features(known)
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Unit embeddings of texts, cut where the model's context ends. [texts, features]."""
+        longest = min(
+            self._tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings
+        )
+        tokens = self._tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=longest,
+            return_tensors="pt",
+        ).input_ids
+        pooled = self.model.get_text_features(input_ids=tokens.to(self.device)).pooler_output
+        return functional.normalize(pooled, dim=-1)
+
+    @torch.no_grad()
+    def image_features(self, pictures: Tensor | Sequence[Image.Image]) -> Tensor:
+        """Embeddings of pictures, as they are: not of unit length.
+
+        Args:
+            pictures: RGB views in [0, 1], [views, 3, height, width]; or opened pictures of any size.
+
+        Returns:
+            [pictures, features]
+        """
+        if isinstance(pictures, Tensor):
+            images: Any = [
+                (view.permute(1, 2, 0) * 255).round().byte().numpy() for view in pictures.cpu()
+            ]
+        else:
+            images = [picture.convert("RGB") for picture in pictures]
+        pixels = self.processor(images=images, return_tensors="pt").pixel_values
+        pooled: Tensor = self.model.get_image_features(
+            pixel_values=pixels.to(self.device)
+        ).pooler_output
+        return pooled
+
+    def similarity(self, views: Tensor) -> Tensor:
+        """Cosine similarity of RGB views in [0, 1] and the captions. [views, captions]."""
+        return functional.normalize(self.image_features(views), dim=-1) @ self.texts.T
+
+    def fingerprint(self) -> str:
+        """A name for what makes the image features: it changes with the image encoder's weights and preparation."""
+        digest = hashlib.sha256()
+        for part in (self.model.vision_model, self.model.visual_projection):
+            for name, value in sorted(part.state_dict().items()):
+                digest.update(f"{name} {tuple(value.shape)}\n".encode())
+                digest.update(value.cpu().float().contiguous().numpy().tobytes())
+        digest.update(f"{self.processor.image_mean} {self.processor.image_std}".encode())
+        return digest.hexdigest()
+
+
+def _check_kind(source: str | Path) -> None:
+    """Refuse what is no CLIP model before it is downloaded."""
+    if Path(source).is_dir():
+        config = Path(source) / "config.json"
+        if not config.is_file():
+            raise FileNotFoundError(
+                f"clip={str(source)!r} has no config.json: give the folder of a CLIPModel, as save_pretrained writes it"
+            )
+    elif not isinstance(source, str) or not _HUB_ID.fullmatch(source):
+        raise FileNotFoundError(
+            f"clip={str(source)!r}: there is no such folder; give the folder of a CLIPModel, or a hub id such as "
+            f"'openai/clip-vit-base-patch32'"
+        )
+    else:
+        from huggingface_hub import hf_hub_download
+
+        with explained(source):
+            config = Path(hf_hub_download(source, "config.json"))
+    try:
+        kind = json.loads(config.read_text()).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"clip={str(source)!r}: its config.json cannot be read: {error}"
+        ) from error
+    if kind != "clip":
+        raise ValueError(
+            f"clip={str(source)!r} holds a model of type {kind!r}: give a CLIPModel (of type 'clip')"
+        )
+
+
+@contextlib.contextmanager
+def _loaded_whole(source: str | Path) -> Iterator[None]:
+    """Name the model where a part of it is damaged."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"clip={str(source)!r} could not be loaded: {error}; give a complete folder, with the weights, the "
+            f"tokenizer and the image processor"
+        ) from error

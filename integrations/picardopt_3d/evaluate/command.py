@@ -1,0 +1,198 @@
+"""The command `picardopt evaluate`: how good finished runs are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+from tyro.conf import Positional
+
+if TYPE_CHECKING:
+    from .clip import ClipJudge
+
+SHIPPED = "shipped"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is judged, and how.
+
+    Args:
+        runs: folders of finished runs.
+        csv: file that the table is written to as well, in full precision.
+        clip: the judge: "shipped" (knows the built-in world only), or the folder or hub id of a CLIPModel, such as
+            openai/clip-vit-base-patch32, which the paper used.
+        prompts: further prompts that pictures choose from, besides those of all runs: a text file with one a line, or
+            "domain" for the 64 captions of the built-in world.
+        fid_reference: what the runs' pictures are compared with as a set, by the Frechet distance of their CLIP
+            features: a folder of pictures, or an npz file from `make_reference`.
+        make_reference: instead of judging runs, make the npz file of a reference: a folder of pictures (the paper's:
+            ImageNet-2012's validation pictures), or "domain" for true views of the built-in world.
+        out: the npz file to write, with `make_reference`.
+        views: pictures of each run, evenly around.
+        elevation: of the camera above the horizon, degrees.
+        distance: of the camera from the centre.
+        fov: vertical field of view of the camera, degrees.
+        size: pixels along each edge of a picture; None: as in the run's own final views (64 in a reference).
+        background: behind the object: "white", or the "scene"'s own.
+        group_by: entries of report.json; runs that have them in common are averaged below the table.
+        device: where scenes and the judge run: "auto" (an accelerator if there is one), "cpu" or "cuda".
+    """
+
+    runs: Positional[tuple[Path, ...]] = ()
+    csv: Path | None = None
+    clip: str = SHIPPED
+    prompts: str | None = None
+    fid_reference: Path | None = None
+    make_reference: str | None = None
+    out: Path | None = None
+    views: int = 120
+    elevation: float = 12.0
+    distance: float = 1.65
+    fov: float = 42.5
+    size: int | None = None
+    background: Literal["white", "scene"] = "white"
+    group_by: tuple[str, ...] = ("method", "preset")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse options that cannot be used or do not go together.
+
+        Raises:
+            ValueError: They do not; the message says what to do.
+        """
+        for name, least in (("views", 2), ("size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}: give at least {least}")
+        limits = {"elevation": (-90, 90), "distance": (0, float("inf")), "fov": (0, 180)}
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            open_ended = name != "elevation"
+            if not low <= value <= high or (open_ended and value in (low, high)):
+                raise ValueError(f"{name}={value}: give a number between {low} and {high}")
+        if self.make_reference is None:
+            if not self.runs:
+                raise ValueError("no runs: give the folders of finished runs")
+            if self.out is not None:
+                raise ValueError(
+                    f"out={str(self.out)!r} is where a reference goes: write the table by --csv FILE"
+                )
+        elif self.out is None:
+            raise ValueError(
+                f"make_reference={self.make_reference!r} without out: say where to by --out FILE.npz"
+            )
+        elif self.runs:
+            raise ValueError(
+                f"make_reference={self.make_reference!r} with runs: make the reference first, then give it by "
+                f"--fid-reference"
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        argv: the arguments after `picardopt evaluate`; None: those of the process.
+
+    Raises:
+        SystemExit: 2 if the arguments or the runs cannot be used, 130 after Ctrl-C.
+    """
+    try:
+        config = tyro.cli(
+            EvaluateConfig,
+            args=list(sys.argv[1:] if argv is None else argv),
+            prog="picardopt evaluate",
+            description="Judge finished runs by CLIP, and by the true views where they are known.",
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        if config.make_reference is not None:
+            _make_reference(config, config.make_reference)
+        else:
+            _evaluate(config)
+    except (ValueError, OSError) as error:
+        print(f"picardopt evaluate: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was written", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    """Judge the runs; print the table and its notes, and write the CSV."""
+    # Only now: what judges takes seconds to import, which a mistyped option should not.
+    from .evaluation import Protocol, evaluate, gather_prompts, group, read_prompts
+    from .reference import find_reference
+    from .runs import read_run
+    from .table import text_table, write_csv
+
+    runs = [read_run(folder) for folder in dict.fromkeys(config.runs)]
+    more = [] if config.prompts is None else read_prompts(config.prompts)
+    judge = _judge(config)
+    reference = None
+    if config.fid_reference is not None:
+        reference = find_reference(judge, config.fid_reference)
+    prompts = gather_prompts(runs, more)
+    names = ("views", "elevation", "distance", "fov", "size", "background", "device")
+    protocol = Protocol(**{name: getattr(config, name) for name in names})
+    judged = evaluate(runs, judge, prompts, protocol, reference)
+    lines = [one.figures for one in judged] + group(judged, config.group_by, reference)
+    print(text_table(lines))
+    print(
+        f"\n{config.views} views of each run at {config.elevation:g} degrees, judged by {judge.name}",
+        end="",
+    )
+    if len(prompts) > 1:
+        print(f" among {len(prompts)} prompts")
+    else:
+        print("; no R-precision: there is only one prompt to choose (add runs or --prompts)")
+    if reference is not None:
+        print(f"Frechet distance to {reference.source} ({reference.count} pictures)")
+        if min(reference.count, config.views) <= len(reference.mean):
+            print(
+                f"  {len(reference.mean)} features: with no more pictures than that, distances come out larger; "
+                f"compare equal numbers of pictures only"
+            )
+    if config.csv is not None:
+        write_csv(lines, config.csv)
+        print(f"written to {config.csv}")
+
+
+def _make_reference(config: EvaluateConfig, source: str) -> None:
+    """Write the statistics of a reference."""
+    from ..cameras import turntable_cameras
+    from .evaluation import USUAL_SIZE
+    from .frechet import save_statistics
+    from .reference import DOMAIN, domain_statistics, folder_statistics
+
+    out = config.out
+    if out is None or out.suffix != ".npz":
+        raise ValueError(f"out={str(out)!r}: give a file that ends in .npz")
+    if source != DOMAIN and not Path(source).is_dir():  # before the judge is loaded
+        raise FileNotFoundError(
+            f"make_reference={source!r}: there is no such folder; give a folder of pictures, or {DOMAIN!r}"
+        )
+    judge = _judge(config)
+    if source == DOMAIN:
+        cameras = turntable_cameras(config.views, config.elevation, config.distance, config.fov)
+        statistics = domain_statistics(judge, cameras, config.size or USUAL_SIZE)
+    else:
+        statistics = folder_statistics(judge, Path(source))
+    save_statistics(statistics, out)
+    print(
+        f"{out}: {statistics.count} pictures ({statistics.source}), {len(statistics.mean)} features of "
+        f"{judge.name}"
+    )
+
+
+def _judge(config: EvaluateConfig) -> ClipJudge:
+    """The judge that the options name."""
+    from .clip import SHIPPED_CLIP, ClipJudge
+    from .runs import pick_device
+
+    source = SHIPPED_CLIP if config.clip == SHIPPED else config.clip
+    return ClipJudge(source, (), device=pick_device(config.device))

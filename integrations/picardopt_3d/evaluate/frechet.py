@@ -1,0 +1,136 @@
+"""The Frechet distance between two sets of pictures, on features of theirs.
+
+d^2 = |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), between Gaussians of the sets' means and covariances (Heusel et al.
+2017, arXiv 1706.08500, equation 6). The paper takes the features from CLIP-B/32 in place of Inception.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..export.files import replacing
+
+Floats = npt.NDArray[np.float64]
+
+_ENTRIES = ("mean", "covariance", "count", "model", "fingerprint", "source")
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Mean and covariance of the features of a set of pictures, and whose they are.
+
+    Attributes:
+        mean: [features]
+        covariance: Unbiased (divided by count - 1). [features, features]
+        count: How many pictures.
+        model: What the model of the features is called.
+        fingerprint: What it is, whatever it is called.
+        source: What the pictures are.
+    """
+
+    mean: Floats
+    covariance: Floats
+    count: int
+    model: str = ""
+    fingerprint: str = ""
+    source: str = ""
+
+
+def statistics_of(
+    features: npt.ArrayLike, model: str = "", fingerprint: str = "", source: str = ""
+) -> Statistics:
+    """Mean and covariance of features, in double precision.
+
+    Args:
+        features: [pictures, features]
+        model: What the model of the features is called.
+        fingerprint: What it is.
+        source: What the pictures are.
+
+    Raises:
+        ValueError: There are fewer than two pictures, or features that are not finite.
+    """
+    table = np.asarray(features, dtype=np.float64)
+    if len(table) < 2:
+        raise ValueError(
+            f"{len(table)} picture(s): a Frechet distance needs at least two of each kind"
+        )
+    if not np.isfinite(table).all():
+        raise ValueError("some features are not finite: the pictures hold NaN or infinity")
+    covariance = np.atleast_2d(np.cov(table, rowvar=False))
+    return Statistics(table.mean(0), covariance, len(table), model, fingerprint, source)
+
+
+def frechet_distance(first: Statistics, second: Statistics) -> float:
+    """The (squared) Frechet distance, as FID is given.
+
+    The trace of (C1 C2)^(1/2) is the sum of the singular values of C1^(1/2) C2^(1/2). That needs symmetric roots only,
+    which exist whatever the rank: with fewer pictures than features, where the usual root of the product turns complex,
+    it is still exact. The *estimate* then is not: it grows as pictures get fewer, so compare equal counts only.
+
+    Raises:
+        ValueError: They are of different sizes.
+    """
+    if first.mean.shape != second.mean.shape:
+        raise ValueError(
+            f"{len(first.mean)} features against {len(second.mean)}: they are of different models"
+        )
+    shift = first.mean - second.mean
+    common = np.linalg.svd(_root(first.covariance) @ _root(second.covariance), compute_uv=False)
+    spread = np.trace(first.covariance) + np.trace(second.covariance) - 2 * common.sum()
+    return max(0.0, float(shift @ shift + spread))
+
+
+def _root(matrix: Floats) -> Floats:
+    """The symmetric square root of a covariance; what rounding made of its zero eigenvalues is left out."""
+    values, vectors = np.linalg.eigh(matrix)
+    noise = len(values) * np.finfo(np.float64).eps * max(float(values[-1]), 0.0)
+    roots = np.sqrt(np.where(values > noise, values, 0.0))
+    root: Floats = (vectors * roots) @ vectors.T
+    return root
+
+
+def save_statistics(statistics: Statistics, path: Path) -> None:
+    """Write statistics as an npz file, whole or not at all."""
+    content = {name: np.asarray(getattr(statistics, name)) for name in _ENTRIES}
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **content)
+
+
+def load_statistics(path: Path, fingerprint: str, model: str) -> Statistics:
+    """Read statistics that `save_statistics` wrote.
+
+    Args:
+        path: The npz file.
+        fingerprint: Of the model that the other features are made by.
+        model: Its name, for the message.
+
+    Raises:
+        ValueError: The file is something else, damaged, or of another model's features.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in _ENTRIES if name not in file]
+            values = {name: file[name] for name in _ENTRIES if name not in missing}
+    except Exception as error:  # zipfile, pickle and numpy each have their own for a damaged file
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} cannot be read as statistics: {error}") from error
+    if missing:
+        raise ValueError(
+            f"{path} has no {', '.join(missing)}: give a file that `picardopt evaluate --make-reference` wrote"
+        )
+    mean, covariance = (values[name].astype(np.float64) for name in ("mean", "covariance"))
+    if mean.ndim != 1 or covariance.shape != mean.shape * 2:
+        raise ValueError(f"{path}: mean {mean.shape} and covariance {covariance.shape} do not fit")
+    told = {name: str(values[name]) for name in ("model", "fingerprint", "source")}
+    if told["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"{path} is of features of {told['model']!r}, and pictures are judged by another model, {model!r}: give "
+            f"--clip that model, or make the reference anew with this one"
+        )
+    return Statistics(mean, covariance, int(values["count"]), **told)

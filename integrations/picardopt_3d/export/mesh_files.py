@@ -1,0 +1,182 @@
+"""Meshes as files: GLB for viewers and engines, OBJ and PLY for modelling tools.
+
+The world has z up and its front along +x. A GLB is turned to what glTF prescribes, y up and the front along +z; OBJ and
+PLY, which prescribe nothing, keep the world's axes unless asked otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from .files import replacing
+from .mesh import Mesh
+
+Format = Literal["glb", "obj", "ply"]
+Up = Literal["z", "y"]
+
+_UP: dict[str, Up] = {"glb": "y", "obj": "z", "ply": "z"}
+_FLOAT, _UNSIGNED = 5126, 5125  # glTF's names of component types
+_VERTICES, _INDICES = 34962, 34963  # and of what a buffer view is for
+
+
+def save_mesh(mesh: Mesh, path: Path, format: Format | None = None, up: Up | None = None) -> None:
+    """Write a mesh with its colours and smooth normals, whole or not at all.
+
+    Args:
+        mesh: What to write.
+        path: Where to.
+        format: What to write; by default what the path's suffix says.
+        up: The axis that points up in the file: "z" as in the world, or "y" with the front along +z. By default what
+            the format's readers expect: "y" for GLB (the only one that glTF allows), "z" for OBJ and PLY.
+
+    Raises:
+        ValueError: There is no such format, or it does not go with `up`.
+    """
+    kind = path.suffix.lstrip(".").lower() if format is None else format
+    if kind not in get_args(Format):
+        raise ValueError(f"format={kind!r}: give one of {', '.join(get_args(Format))}")
+    if kind == "glb" and up == "z":
+        raise ValueError(
+            "up='z' with format='glb': glTF has y up; leave it out, or write obj or ply"
+        )
+    up = up or _UP[kind]
+    vertices, normals = mesh.vertices, vertex_normals(mesh)
+    if up == "y":  # (front, left, up) = (x, y, z) in the world, (z, x, y) in glTF
+        vertices, normals = vertices[:, [1, 2, 0]], normals[:, [1, 2, 0]]
+    write: Callable[..., bytes] = {"glb": _glb, "obj": _obj, "ply": _ply}[kind]
+    content = write(vertices, normals, mesh.faces, mesh.colours, up)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def vertex_normals(mesh: Mesh) -> npt.NDArray[np.float32]:
+    """Unit normals at the vertices: of the faces around, weighted by their areas. [vertices, 3]."""
+    a, b, c = (mesh.vertices[mesh.faces[:, corner]].astype(np.float64) for corner in range(3))
+    around = np.repeat(np.cross(b - a, c - a), 3, axis=0)
+    corners, count = mesh.faces.ravel(), len(mesh.vertices)
+    summed = np.stack([np.bincount(corners, around[:, i], count) for i in range(3)], axis=-1)
+    length = np.linalg.norm(summed, axis=-1, keepdims=True)
+    # A vertex whose faces have no area or cancel out still needs a unit normal: glTF asks for one.
+    unit = np.where(length > 1e-30, summed / np.maximum(length, 1e-30), (0.0, 0.0, 1.0))
+    return unit.astype(np.float32)
+
+
+def to_linear(colours: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Screen colours (sRGB, IEC 61966-2-1) as amounts of light, in which glTF's vertex colours are."""
+    low, high = colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4
+    return np.where(colours <= 0.04045, low, high).astype(np.float32)
+
+
+def _glb(
+    vertices: npt.NDArray[np.float32],
+    normals: npt.NDArray[np.float32],
+    faces: npt.NDArray[np.int64],
+    colours: npt.NDArray[np.float32],
+    up: Up,
+) -> bytes:
+    """A binary glTF 2.0 file.
+
+    By hand rather than by a library, which would store colours as bytes and as if they were linear, and leave the
+    material out: viewers then show a washed-out metal.
+    """
+    parts: list[tuple[npt.NDArray[Any], str, int, int]] = [
+        (vertices.astype("<f4"), "VEC3", _FLOAT, _VERTICES),
+        (normals.astype("<f4"), "VEC3", _FLOAT, _VERTICES),
+        (to_linear(colours).astype("<f4"), "VEC3", _FLOAT, _VERTICES),
+        (faces.astype("<u4").reshape(-1), "SCALAR", _UNSIGNED, _INDICES),
+    ]
+    accessors, views, offset = [], [], 0
+    for index, (array, kind, component, target) in enumerate(parts):
+        views.append(
+            {"buffer": 0, "byteOffset": offset, "byteLength": array.nbytes, "target": target}
+        )
+        accessor = {"bufferView": index, "componentType": component, "type": kind}
+        accessors.append(accessor | {"count": len(array)})
+        offset += array.nbytes
+    accessors[0] |= {"min": vertices.min(0).tolist(), "max": vertices.max(0).tolist()}
+    primitive = {
+        "attributes": {"POSITION": 0, "NORMAL": 1, "COLOR_0": 2},
+        "indices": 3,
+        "material": 0,
+    }
+    matt = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
+    tree = {
+        "asset": {"version": "2.0", "generator": "picardopt-3d"},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0, "name": "object"}],
+        "meshes": [{"primitives": [primitive]}],
+        "materials": [{"pbrMetallicRoughness": matt, "name": "vertex colours"}],
+        "accessors": accessors,
+        "bufferViews": views,
+        "buffers": [{"byteLength": offset}],
+    }
+    text = json.dumps(tree, separators=(",", ":"), allow_nan=False).encode()
+    text += b" " * (-len(text) % 4)
+    binary = b"".join(array.tobytes() for array, *_ in parts)  # each a multiple of four bytes
+    total = 12 + 8 + len(text) + 8 + len(binary)
+    return b"".join(
+        [
+            struct.pack("<4sII", b"glTF", 2, total),
+            struct.pack("<I4s", len(text), b"JSON"),
+            text,
+            struct.pack("<I4s", len(binary), b"BIN\0"),
+            binary,
+        ]
+    )
+
+
+def _obj(
+    vertices: npt.NDArray[np.float32],
+    normals: npt.NDArray[np.float32],
+    faces: npt.NDArray[np.int64],
+    colours: npt.NDArray[np.float32],
+    up: Up,
+) -> bytes:
+    """Wavefront OBJ with the colour behind each vertex, as Blender and MeshLab read it."""
+    lines = [f"# picardopt-3d: {up} up, vertex colours (sRGB) behind the positions\n"]
+    lines += [
+        "v " + " ".join(f"{x:.7g}" for x in row) + "\n" for row in np.hstack([vertices, colours])
+    ]
+    lines += [f"vn {x:.5g} {y:.5g} {z:.5g}\n" for x, y, z in normals]
+    lines += [f"f {a}//{a} {b}//{b} {c}//{c}\n" for a, b, c in (faces + 1).tolist()]
+    return "".join(lines).encode()
+
+
+def _ply(
+    vertices: npt.NDArray[np.float32],
+    normals: npt.NDArray[np.float32],
+    faces: npt.NDArray[np.int64],
+    colours: npt.NDArray[np.float32],
+    up: Up,
+) -> bytes:
+    """Binary PLY with normals and colours as bytes, as every reader knows them."""
+    numbers, channels = ("x", "y", "z", "nx", "ny", "nz"), ("red", "green", "blue")
+    table = np.empty(
+        len(vertices), [(name, "<f4") for name in numbers] + [(name, "u1") for name in channels]
+    )
+    for column, name in enumerate(numbers):
+        table[name] = np.hstack([vertices, normals])[:, column]
+    for column, name in enumerate(channels):
+        table[name] = np.rint(colours[:, column] * 255)
+    triangles = np.empty(len(faces), [("count", "u1"), ("corners", "<i4", 3)])
+    triangles["count"], triangles["corners"] = 3, faces
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        f"comment picardopt-3d: {up} up",
+        f"element vertex {len(vertices)}",
+        *(f"property float {name}" for name in numbers),
+        *(f"property uchar {name}" for name in channels),
+        f"element face {len(faces)}",
+        "property list uchar int vertex_indices",
+        "end_header\n",
+    ]
+    return "\n".join(header).encode() + table.tobytes() + triangles.tobytes()
