@@ -63,7 +63,12 @@ class Scene(nn.Module, ABC):
     """
 
     radius: float
-    occupancy: OccupancyGrid | None = None
+    occupancy: OccupancyGrid | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        # On the object: an attribute of the class would hide the module that a scene puts in its place.
+        self.occupancy = None
 
     @abstractmethod
     def groups(self) -> dict[str, list[nn.Parameter]]:
