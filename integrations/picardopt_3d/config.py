@@ -1,65 +1,89 @@
-"""What a text-to-3D run is told, and how it is kept beside the run."""
+"""What a run is told, how it is kept beside the run, and how it is read again."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
+import dacite
+import yaml
 from tyro.conf import Positional
 
-from .methods.dreamfusion import DreamFusionConfig
+from .export.files import replacing
+from .methods import METHODS, Method, RecipeConfig
+
+CONFIG_FILE = "config.yaml"
+
+R = TypeVar("R", bound=RecipeConfig)
 
 
-@dataclass(frozen=True)
-class TextTo3DConfig:
-    """One run from a prompt to a 3D object.
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(ABC, Generic[R]):
+    """One run; what is asked for is said by `TextTo3DConfig` and `ImageTo3DConfig`.
+
+    Checked by `check`, not on construction: a command line is filled in bit by bit.
 
     Args:
-        prompt: what to make; the shipped guidance knows eight shapes in eight colours.
         out: folder for the run's files; made if absent, must be empty unless `overwrite`.
+        method: name of the recipe; its numbers are `recipe`.
+        preset: which of the recipe's presets the numbers began as ("small": minutes on two CPU cores with what
+            ships; "paper": the published settings, with models of the hub).
+        recipe: the numbers: batch, pixels, scene, losses, guidance, ...
         seed: of the whole run: the same seed gives the same object.
-        steps: optimizer steps.
         workers: processes (one device each); None: one per accelerator, else two if the machine
             has two cores.
-        window: steps evaluated by one sweep; None: one per worker.
+        window: steps evaluated by one sweep; None: the recipe's, which by default is one per worker.
         tolerance: largest residual accepted (0: exactly the sequential run, inf: everything),
-            "adaptive" (the paper's rule), "step-relative", or None: the optimizer's default.
-        predictor: what fills new slots of the window; None: the optimizer's default.
+            "adaptive" (the paper's rule), "step-relative", or None: the recipe's.
+        predictor: what fills new slots of the window; None: the recipe's.
         sequential: run the plain loop with the wrapped optimizer alone, in one process.
-        guidance: "diffusion" (the shipped model) or "exact" (the closed-form score of the prompt's
-            true views; a yardstick that only knows the prompts of the domain).
-        method: the recipe: batch, learning rate, losses, the field's resolution.
         picture_every: steps between progress pictures; 0: none.
+        checkpoint_every: steps between checkpoints; 0: only at the end and at Ctrl-C.
+        tensorboard: write losses, strides and pictures for TensorBoard as well.
         threads: CPU threads a process; the same number gives the same bits.
         device: "auto" (accelerators if there are), "cpu" or "cuda".
         overwrite: allow an `out` that holds files of an earlier run.
     """
 
-    prompt: Positional[str]
     out: Path
+    method: str
+    preset: str
+    recipe: R
     seed: int = 0
-    steps: int = 300
     workers: int | None = None
     window: int | None = None
     tolerance: float | Literal["adaptive", "step-relative"] | None = None
     predictor: Literal["coast", "hold"] | None = None
     sequential: bool = False
-    guidance: Literal["diffusion", "exact"] = "diffusion"
-    method: DreamFusionConfig = field(default_factory=DreamFusionConfig)
     picture_every: int = 100
+    checkpoint_every: int = 500
+    tensorboard: bool = False
     threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     overwrite: bool = False
 
-    def __post_init__(self) -> None:
-        """Refuse values that no run can honour, by name, with the remedy."""
-        if not self.prompt.strip():
-            raise ValueError('prompt is empty: describe an object, e.g. "a red cube"')
-        for name, least in (("steps", 1), ("threads", 1), ("picture_every", 0), ("seed", 0)):
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What is asked for, in a few words."""
+
+    def check(self) -> None:
+        """Refuse values that no run can honour, by name, with the remedy.
+
+        Raises:
+            ValueError: There is one.
+        """
+        for name, least in (
+            ("threads", 1),
+            ("picture_every", 0),
+            ("checkpoint_every", 0),
+            ("seed", 0),
+        ):
             _at_least(name, getattr(self, name), least)
         for name in ("workers", "window"):
             if getattr(self, name) is not None:
@@ -75,12 +99,67 @@ class TextTo3DConfig:
                 "leave --workers out or leave --sequential out"
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The options as JSON can hold them (an infinite tolerance as the word "inf")."""
-        values = dataclasses.asdict(self) | {"out": str(self.out)}
-        if self.tolerance == math.inf:
-            values["tolerance"] = "inf"
-        return values
+
+@dataclass(frozen=True, kw_only=True)
+class TextTo3DConfig(RunConfig[R], Generic[R]):
+    """One run from a text to a 3D object.
+
+    Args:
+        prompt: what to make; the shipped guidance knows eight shapes in eight colours.
+    """
+
+    prompt: Positional[str]
+
+    @property
+    def title(self) -> str:
+        """The text."""
+        return self.prompt
+
+    def check(self) -> None:
+        """Refuse an empty text, and what no run can honour."""
+        super().check()
+        if not self.prompt.strip():
+            raise ValueError('prompt is empty: describe an object, e.g. "a red cube"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTo3DConfig(RunConfig[R], Generic[R]):
+    """One run from a picture to a 3D object.
+
+    Args:
+        image: a picture of the object: RGBA, or RGB where rembg is installed to cut it out.
+        elevation: of the camera that took it, degrees above the horizon.
+        azimuth: of that camera, degrees about the vertical axis; 0 calls its side the front.
+        framed: leave the picture as it is; otherwise the object is centred and scaled to fill most of it.
+        subject: what it shows, where that is one of the built-in world's ("a red chair"): for comparison with the true
+            views alone, the run does not see it.
+    """
+
+    image: Positional[Path]
+    elevation: float = 0.0
+    azimuth: float = 0.0
+    framed: bool = False
+    subject: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The picture's name."""
+        return self.image.name
+
+    def check(self) -> None:
+        """Refuse a picture that is not there, and what no run can honour."""
+        super().check()
+        if not self.image.is_file():
+            raise ValueError(f"image={self.image}: there is no such file; give a picture")
+        if not -90 <= self.elevation <= 90:
+            raise ValueError(f"elevation={self.elevation}: give an angle from -90 to 90 degrees")
+
+
+COMMANDS: dict[str, type[RunConfig[Any]]] = {
+    "text-to-3d": TextTo3DConfig,
+    "image-to-3d": ImageTo3DConfig,
+}
+"""The configuration of each command; a run's file names its command."""
 
 
 def _at_least(name: str, value: int, least: int) -> None:
@@ -89,7 +168,7 @@ def _at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name}={value}: give a whole number of at least {least}")
 
 
-def check_out(config: TextTo3DConfig) -> None:
+def check_out(config: RunConfig[Any]) -> None:
     """Refuse an output path that is a file, or a folder with files in it.
 
     Raises:
@@ -99,11 +178,118 @@ def check_out(config: TextTo3DConfig) -> None:
         raise FileExistsError(f"--out {config.out} is a file: give a folder")
     if config.out.is_dir() and any(config.out.iterdir()) and not config.overwrite:
         raise FileExistsError(
-            f"--out {config.out} is not empty: give another folder, or add --overwrite to replace "
-            "the files of an earlier run"
+            f"--out {config.out} is not empty: give another folder, go on with `picardopt resume {config.out}`, or add "
+            "--overwrite to replace the files of an earlier run"
         )
 
 
 def default_workers(accelerators: int) -> int:
     """One worker per accelerator if there are any, else two where two cores are available."""
     return accelerators or min(2, len(os.sched_getaffinity(0)))
+
+
+# -- files ------------------------------------------------------------------------------------------------
+
+
+def save_config(config: RunConfig[Any], path: Path) -> None:
+    """Write a configuration as YAML that `load_config` and `--config` read."""
+    command = next(name for name, kind in COMMANDS.items() if isinstance(config, kind))
+    with replacing(path) as temporary:
+        content = {"command": command} | plain(config)
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def load_config(path: Path) -> RunConfig[Any]:
+    """Read what `save_config` wrote.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no run's configuration; the message names the key.
+    """
+    content = read_yaml(path)
+    command = content.pop("command", None)
+    if command not in COMMANDS:
+        raise ValueError(f"{path}: command={command!r}: give one of {', '.join(COMMANDS)}")
+    method = find_method(content.get("method"), command)
+    return build(COMMANDS[command], method.config, content, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not YAML, or no mapping.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file; give a YAML configuration")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: give a mapping of options, such as 'seed: 1'")
+    return content
+
+
+def find_method(name: Any, command: str) -> Method:
+    """The entry of a method, checked to be one of a command.
+
+    Raises:
+        ValueError: There is none of that name for it.
+    """
+    known = {key: entry for key, entry in METHODS.items() if entry.command == command}
+    if name not in known:
+        raise ValueError(f"method={name!r}: give one of {', '.join(known)} ({command})")
+    return known[name]
+
+
+def find_preset(name: Any, method: Method) -> RecipeConfig:
+    """A method's preset.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name not in method.presets:
+        raise ValueError(f"preset={name!r}: give one of {', '.join(method.presets)}")
+    return method.presets[name]
+
+
+def build(kind: type[Any], recipe: type[Any], content: Mapping[str, Any], source: str) -> Any:
+    """A configuration from plain values.
+
+    Args:
+        kind: its class, of runs; or a recipe's, and then `recipe` is the same.
+        recipe: the class of the recipe in it.
+        content: plain values, as `plain` makes them.
+        source: where they are from, for errors.
+
+    Raises:
+        ValueError: A key is unknown or a value unusable; the message names it.
+    """
+    options = dacite.Config(strict=True, cast=[tuple, Path], type_hooks={float: float})
+    try:
+        return dacite.from_dict(kind if kind is recipe else kind[recipe], content, options)
+    except (dacite.DaciteError, ValueError, TypeError) as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, the second one's values over the first one's."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def plain(value: Any) -> Any:
+    """A configuration as YAML can hold it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value

@@ -1,7 +1,8 @@
-"""A text-to-3D run: workers that optimise the scene, then its pictures, film and report."""
+"""A run: workers that optimise the scene, then its pictures, film and report."""
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -9,15 +10,16 @@ import torch
 
 from picardopt import launch
 
-from .config import TextTo3DConfig, check_out, default_workers
-from .domain import parse_prompt
-from .export.files import write_json
-from .report import finish
-from .worker import train
+from .config import CONFIG_FILE, ImageTo3DConfig, RunConfig, check_out, default_workers, save_config
+from .images import prepare_reference
+from .report import REPORT_FILE, finish
+from .worker import CHECKPOINT_FILE, INPUT_FILE, SCENE_FILE, train
 
 
-def run(config: TextTo3DConfig, *, started: float | None = None) -> dict[str, Any]:
+def run(config: RunConfig[Any], *, started: float | None = None) -> dict[str, Any]:
     """Make the object and all files of the run.
+
+    Ctrl-C ends the optimisation early; film, pictures and report are made all the same of what there is.
 
     Args:
         config: the run's options.
@@ -28,29 +30,62 @@ def run(config: TextTo3DConfig, *, started: float | None = None) -> dict[str, An
 
     Raises:
         FileExistsError: `config.out` is taken.
-        ValueError: the exact guidance does not know the prompt.
+        ValueError: an option cannot be used, or the exact guidance does not know the prompt.
+        FileNotFoundError: a model or a picture cannot be had.
     """
     started = time.time() if started is None else started
+    config.check()
     check_out(config)
-    if config.guidance == "exact" and parse_prompt(config.prompt) is None:
-        raise ValueError(
-            f"prompt={config.prompt!r}: the exact guidance only knows the built-in shapes and "
-            'colours; ask for one of those, e.g. "a red cube", or use --guidance diffusion'
-        )
     config.out.mkdir(parents=True, exist_ok=True)
-    write_json(config.out / "config.json", config.to_dict())
+    for name in (CHECKPOINT_FILE, SCENE_FILE, REPORT_FILE):
+        (config.out / name).unlink(missing_ok=True)
+    if isinstance(config, ImageTo3DConfig):
+        # Once, to a file that every worker reads, and that a resumed run reads again.
+        prepare_reference(config.image, config.out / INPUT_FILE, framed=config.framed)
+    save_config(config, config.out / CONFIG_FILE)
+    return _optimise(config, started, resume=False)
+
+
+def resume(config: RunConfig[Any], *, started: float | None = None) -> dict[str, Any]:
+    """Go on with the run in `config.out` from its last checkpoint, and make all its files.
+
+    Args:
+        config: the run's own options (`load_config`); workers, window and tolerance may differ.
+        started: `time.time()` when the command began; now if None.
+
+    Returns:
+        the content of `report.json`.
+
+    Raises:
+        FileNotFoundError: There is nothing to go on from.
+        CheckpointError: The checkpoint cannot be used.
+    """
+    started = time.time() if started is None else started
+    if not (config.out / CHECKPOINT_FILE).exists():
+        raise FileNotFoundError(
+            f"{config.out} has no {CHECKPOINT_FILE}: it was stopped before the first one was written; start it anew"
+        )
+    return _optimise(config, started, resume=True)
+
+
+def _optimise(config: RunConfig[Any], started: float, resume: bool) -> dict[str, Any]:
     workers = 1 if config.sequential else config.workers or default_workers(_accelerators(config))
-    if workers == 1:
-        before = torch.get_num_threads()
-        try:
-            trained = train(config, started)
-        finally:
-            torch.set_num_threads(before)
-    else:
-        trained = launch(train, workers=workers, args=(config, started))[0]
-    return finish(config, trained, started)
+    before = torch.get_num_threads()
+    try:
+        if workers == 1:
+            train(config, started, resume)
+        else:
+            launch(train, workers=workers, args=(config, started, resume))
+    except KeyboardInterrupt:
+        if (config.out / SCENE_FILE).exists():
+            print("\nstopped: writing film and report (Ctrl-C again leaves them)", file=sys.stderr)
+            finish(config, started)
+        raise
+    finally:
+        torch.set_num_threads(before)
+    return finish(config, started)
 
 
-def _accelerators(config: TextTo3DConfig) -> int:
+def _accelerators(config: RunConfig[Any]) -> int:
     """Accelerators that the run may use."""
     return 0 if config.device == "cpu" else torch.cuda.device_count()

@@ -10,33 +10,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cameras import Cameras, random_cameras, turntable_cameras
-from .config import TextTo3DConfig
+from .cameras import Cameras, orbit_cameras, random_cameras, turntable_cameras
+from .config import ImageTo3DConfig, RunConfig, TextTo3DConfig
 from .domain import Subject, parse_prompt
 from .domain import render as render_truth
 from .export.files import write_json
 from .export.pictures import rows_of, save_contact_sheet
 from .export.plots import save_strides_plot
 from .export.turntable import frames_of, save_film
-from .scenes import RadianceField, Render, load_field
-from .worker import SCENE_FILE, Trained
+from .record import Trained
+from .scenes import Render, Scene, load_scene
+from .worker import CHECKPOINT_FILE, SCENE_FILE, middle_view
 
 FILM_FRAMES = 120
 HELD_OUT_VIEWS = 32
+REPORT_FILE = "report.json"
 _HELD_OUT_SEED = 20_231_117
 
 
-def finish(config: TextTo3DConfig, trained: Trained, started: float) -> dict[str, Any]:
-    """Write everything but the scene, which the workers wrote; the report comes last.
+def finish(config: RunConfig[Any], started: float) -> dict[str, Any]:
+    """Write everything but the scene and the checkpoint, which the workers wrote; the report comes last.
 
     Returns:
         the content of `report.json`.
     """
-    scene = load_field(config.out / SCENE_FILE)
-    subject = parse_prompt(config.prompt)
-    psnr = None if subject is None else psnr_against_truth(scene, subject, config.method.size)
-    save_turntable(scene, config.out / "turntable.mp4")
-    save_sheet(scene, config.prompt, subject, psnr, config.out / "contact_sheet.png")
+    trained = Trained.from_checkpoint(config.out / CHECKPOINT_FILE)
+    scene = load_scene(config.out / SCENE_FILE)
+    subject = subject_of(config)
+    size = config.recipe.final_pixels
+    psnr = None if subject is None else psnr_against_truth(scene, subject, size)
+    view = middle_view(config)
+    save_turntable(scene, config.out / "turntable.mp4", view)
+    save_sheet(scene, config, subject, psnr, config.out / "contact_sheet.png", view)
     save_strides_plot(
         trained.strides,
         trained.residuals,
@@ -44,20 +49,45 @@ def finish(config: TextTo3DConfig, trained: Trained, started: float) -> dict[str
         int(trained.figures["window"]),
         config.out / "strides.png",
     )
-    losses = [loss if math.isfinite(loss) else None for loss in trained.losses]
     report = trained.figures | {
+        "prompt": _prompt(config, subject),
+        "subject": None if subject is None else subject.caption,
+        "steps_done": trained.step,
+        "sweeps": len(trained.strides),
+        "mean_stride": trained.mean_stride,
+        "drift_evaluations": trained.drift_evaluations,
+        "wasted_evaluations": trained.wasted_evaluations,
+        "seconds": trained.seconds,
+        "startup_seconds": trained.startup_seconds,
+        "phase_seconds": trained.phase_seconds,
         "total_seconds": time.time() - started,
         "psnr": psnr,
         "psnr_note": (
-            f"mean over {HELD_OUT_VIEWS} held-out views at {config.method.size} pixels, dB"
+            f"mean over {HELD_OUT_VIEWS} held-out views at {size} pixels, dB"
             if subject is not None
-            else "the prompt is not one of the built-in world's: no true views to compare with"
+            else "nothing of the built-in world was asked for: no true views to compare with"
         ),
         "steps_per_sweep": trained.strides,
-        "losses": losses,
+        "losses": [loss if math.isfinite(loss) else None for loss in trained.losses],
     }
-    write_json(config.out / "report.json", report)
+    write_json(config.out / REPORT_FILE, report)
     return report
+
+
+def subject_of(config: RunConfig[Any]) -> Subject | None:
+    """The built-in world's subject that a run is about, if it is about one."""
+    if isinstance(config, TextTo3DConfig):
+        return parse_prompt(config.prompt)
+    if isinstance(config, ImageTo3DConfig) and config.subject is not None:
+        return parse_prompt(config.subject)
+    return None
+
+
+def _prompt(config: RunConfig[Any], subject: Subject | None) -> str | None:
+    """The text that pictures of the result can be held against."""
+    if isinstance(config, TextTo3DConfig):
+        return config.prompt
+    return None if subject is None else subject.caption
 
 
 def held_out_cameras(count: int = HELD_OUT_VIEWS) -> Cameras:
@@ -67,12 +97,11 @@ def held_out_cameras(count: int = HELD_OUT_VIEWS) -> Cameras:
         return random_cameras(count)
 
 
-def psnr_against_truth(scene: RadianceField, subject: Subject, size: int) -> float:
+def psnr_against_truth(scene: Scene, subject: Subject, size: int) -> float:
     """Mean peak signal-to-noise ratio over the held-out views, in dB."""
     cameras = held_out_cameras()
-    with torch.no_grad():
-        seen = scene.render(*cameras.rays(size, size)).rgb.clamp(0.0, 1.0)
-    return psnr(seen, render_truth(subject, cameras, size, size)[0])
+    seen = torch.cat([part.rgb for part in render_in_parts(scene, cameras, size, normals=False)])
+    return psnr(seen.clamp(0.0, 1.0), render_truth(subject, cameras, size, size)[0])
 
 
 def psnr(images: Tensor, truth: Tensor) -> float:
@@ -82,37 +111,49 @@ def psnr(images: Tensor, truth: Tensor) -> float:
 
 
 def render_in_parts(
-    scene: RadianceField, cameras: Cameras, size: int, part: int = 4
+    scene: Scene, cameras: Cameras, size: int, part: int = 4, normals: bool = True
 ) -> list[Render]:
-    """Render many views with normals, a few at a time, for memory's sake."""
+    """Render many views, a few at a time, for memory's sake."""
+    device = next(scene.parameters()).device
     with torch.no_grad():
         return [
-            scene.render(*cameras[i : i + part].rays(size, size), normals=True)
+            scene.render(*cameras[i : i + part].to(device).rays(size, size), normals=normals)
             for i in range(0, len(cameras), part)
         ]
 
 
-def save_turntable(scene: RadianceField, path: Path, size: int = 96) -> None:
-    """A film of one turn: colour beside normals, 120 frames at 30 a second."""
-    renders = render_in_parts(scene, turntable_cameras(FILM_FRAMES), size)
+def save_turntable(
+    scene: Scene, path: Path, view: tuple[float, float] | None = None, size: int = 96
+) -> None:
+    """A film of one turn: colour beside normals, 120 frames at 30 a second.
+
+    Args:
+        scene: what turns.
+        path: the mp4 to write.
+        view: distance of the camera and its field of view, degrees; None: the usual ones.
+        size: pixels along an edge of a view, which is enlarged to three times that.
+    """
+    seen = {} if view is None else {"distance": view[0], "fov": view[1]}
+    renders = render_in_parts(scene, turntable_cameras(FILM_FRAMES, **seen), size)
     save_film((frame for render in renders for frame in frames_of(render, scale=3)), path)
 
 
 def save_sheet(
-    scene: RadianceField,
-    prompt: str,
+    scene: Scene,
+    config: RunConfig[Any],
     subject: Subject | None,
     psnr_value: float | None,
     path: Path,
+    view: tuple[float, float],
     size: int = 96,
 ) -> None:
-    """Six views around the scene, and the true ones below them where they are known."""
-    cameras = turntable_cameras(6, elevation=20.0)
-    with torch.no_grad():
-        render = scene.render(*cameras.rays(size, size), normals=True)
+    """Six views around the scene, from the picture's side on, and the true ones below them where they are known."""
+    begin = config.azimuth if isinstance(config, ImageTo3DConfig) else 0.0
+    cameras = orbit_cameras(20.0, begin + torch.arange(6) * 60.0, *view)
+    (render,) = render_in_parts(scene, cameras, size, part=6)
     rows = list(zip(("colour", "normals", "opacity"), rows_of(render), strict=True))
-    title = prompt
+    title = config.title
     if subject is not None and psnr_value is not None:
         rows.append(("true views", render_truth(subject, cameras, size, size)[0]))
-        title = f"{prompt}  (PSNR {psnr_value:.1f} dB)"
+        title = f"{title}  (PSNR {psnr_value:.1f} dB)"
     save_contact_sheet(rows, title, path, scale=2)

@@ -1,12 +1,11 @@
-"""What every worker of a text-to-3D run does: optimise the scene through picardopt."""
+"""What every worker of a run does: optimise the scene through picardopt, and keep checkpoints."""
 
 from __future__ import annotations
 
-import os
-import platform
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,210 +14,201 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from picardopt import (
-    AdaptiveTolerance,
-    ParallelPicardOptimizer,
-    StepRelativeTolerance,
-    step_rng,
-)
+from picardopt import Carry, step_rng
+from picardopt.interrupts import interrupts_allowed, interrupts_deferred
 
 from .cameras import turntable_cameras
-from .config import TextTo3DConfig
-from .domain import COLOURS, Subject, parse_prompt
+from .config import ImageTo3DConfig, RunConfig, TextTo3DConfig
 from .export.files import replacing
 from .export.pictures import rows_of, save_png, tile
-from .guidance import ExactScore, RenderedSubjects, ScoreDistillation, ScoreModel
-from .methods.dreamfusion import DreamFusion
-from .scenes import RadianceField, save_field
+from .guidance import ScoreDistillation
+from .guidance.choose import load_score
+from .images import load_reference
+from .methods import Context, Stage
+from .progress import Progress
+from .record import Recorder, Trained, load_run, save_run
+from .scenes import Scene, save_scene
+from .speculation import wrap
 
 SCENE_FILE = "scene.safetensors"
+CHECKPOINT_FILE = "checkpoint.pt"
+INPUT_FILE = "input.png"
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a finished optimisation tells, beside the scene file.
-
-    Args:
-        figures: entries of the report.
-        strides: steps made final, one number a sweep.
-        residuals: squared distance per parameter of every slot of every sweep.
-        tolerances: the thresholds they were held against.
-        losses: loss of every step.
-    """
-
-    figures: dict[str, Any]
-    strides: list[int]
-    residuals: list[list[float]]
-    tolerances: list[list[float]]
-    losses: list[float]
-
-
-def train(config: TextTo3DConfig, started: float) -> Trained:
+def train(config: RunConfig[Any], started: float, resume: bool = False) -> Trained:
     """Optimise the scene; every worker runs this, rank 0 shows progress and writes the files.
+
+    Whatever ends it early, Ctrl-C or an error, leaves the last committed step in the checkpoint.
 
     Args:
         config: the run's options.
         started: `time.time()` when the command began.
+        resume: go on from the checkpoint in the run's folder.
     """
     torch.set_num_threads(config.threads)
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = torch.device(_device_name(config))
-    guidance = make_guidance(config, device)
-    method = DreamFusion(config.method, guidance, config.prompt, config.steps, device)
-    base = method.optimizer()
-    optimizer = None if config.sequential else _wrap(base, config)
-
-    losses: list[float] = []
-    begin = time.time()
-    progress = tqdm(total=config.steps, desc=config.prompt, unit="step", disable=rank != 0)
-    with progress:
-        for step in range(config.steps):
-            if optimizer is None:
-                loss = sequential_step(base, method.loss, config.seed, step)
-            else:
-                loss = optimizer.step(picard_closure(base, method.loss))
-            losses.append(float(loss))
-            progress.update()
+    stage = build_stage(config, device)
+    (base,) = stage.bases()
+    optimizer = None if config.sequential else wrap(base, stage.carry(), config)
+    trained = Trained.of(config, workers, device)
+    checkpoint = config.out / CHECKPOINT_FILE
+    if resume:
+        load_run(checkpoint, trained, stage.scene, optimizer or base)
+    recorder = Recorder(trained, optimizer, started)
+    with _shown(config, recorder, rank) as progress, first_signal_only():
+        try:
+            for step in range(trained.step, config.recipe.steps):
+                if optimizer is None:
+                    values = sequential_step(base, stage.loss, config.seed, step, stage.carry())
+                else:
+                    values = optimizer.step(picard_closure(base, stage.loss))
+                recorder.took(step, values)
+                if rank == 0:
+                    progress.step(step, values, stage.scene)
+                    every = config.checkpoint_every
+                    if every and (step + 1) % every == 0:
+                        save_run(checkpoint, recorder, stage.scene, optimizer or base)
+        finally:
+            recorder.count()
             if rank == 0:
-                _show(progress, losses, optimizer)
-                if config.picture_every and (step + 1) % config.picture_every == 0:
-                    picture = config.out / "progress" / f"step_{step + 1:05d}.png"
-                    save_progress_picture(method.scene, picture)
-    seconds = time.time() - begin
-    if rank == 0:
-        with replacing(config.out / SCENE_FILE) as temporary:
-            save_field(method.scene, temporary)
-    figures = _figures(config, optimizer, workers, device)
-    figures |= {"seconds": seconds, "startup_seconds": begin - started}
-    stats = optimizer.stats if optimizer is not None else None
-    return Trained(
-        figures=figures,
-        strides=stats.strides if stats else [1] * config.steps,
-        residuals=stats.residuals if stats else [],
-        tolerances=stats.tolerances if stats else [],
-        losses=losses,
+                with interrupts_deferred():
+                    save_run(checkpoint, recorder, stage.scene, optimizer or base)
+                    with replacing(config.out / SCENE_FILE) as temporary:
+                        save_scene(stage.scene, temporary)
+    return trained
+
+
+def build_stage(config: RunConfig[Any], device: torch.device) -> Stage:
+    """The recipe at work on a new scene, under the score model that it names."""
+    recipe = config.recipe
+    image = prompt = None
+    if isinstance(config, TextTo3DConfig):
+        asked: Any = config.prompt
+        prompt = recipe.guidance.text_prompt(config.prompt)
+    elif isinstance(config, ImageTo3DConfig):
+        image = reference_of(config)
+        asked = prompt = image.prompt()
+    score = load_score(recipe.guidance, asked, recipe.final_pixels, device)
+    guidance = ScoreDistillation(score, recipe.sds)
+    # The seed of the whole run: a scene's first weights are drawn before step 0.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return recipe.build(Context(guidance, prompt, device, image))
+
+
+def reference_of(config: ImageTo3DConfig[Any]) -> Any:
+    """The picture of a run as the pipeline has prepared it, with the camera that took it."""
+    distance, fov = middle_view(config)
+    return load_reference(
+        config.out / INPUT_FILE,
+        elevation=config.elevation,
+        azimuth=config.azimuth,
+        distance=distance,
+        fov=fov,
+        framed=True,
     )
 
 
+def middle_view(config: RunConfig[Any]) -> tuple[float, float]:
+    """Distance and field of view in the middle of those that training views have."""
+    cameras = config.recipe.cameras
+    return sum(cameras.distance) / 2, sum(cameras.fov) / 2
+
+
 def sequential_step(
-    base: torch.optim.Optimizer, loss_of: Callable[[int], Tensor], seed: int, step: int
-) -> Tensor:
+    base: torch.optim.Optimizer,
+    loss_of: Callable[[int], Mapping[str, Tensor]],
+    seed: int,
+    step: int,
+    carry: Carry | None = None,
+) -> dict[str, Tensor]:
     """One step of the sequential run, which a Picard run at tolerance 0 equals bitwise."""
-    with step_rng(seed, step):
-        loss = picard_closure(base, loss_of)(step)
+    with step_rng(seed, step), interrupts_deferred():
+        with interrupts_allowed():
+            values = picard_closure(base, loss_of)(step)
         base.step()
-    return loss.detach()
+        if carry is not None and carry.update is not None:
+            carry.update(values)
+    return {name: value.detach() for name, value in values.items()}
 
 
 def picard_closure(
-    base: torch.optim.Optimizer, loss_of: Callable[[int], Tensor]
-) -> Callable[[int], Tensor]:
+    base: torch.optim.Optimizer, loss_of: Callable[[int], Mapping[str, Tensor]]
+) -> Callable[[int], Mapping[str, Tensor]]:
     """The drift of a step: gradients of its loss."""
 
-    def closure(step: int) -> Tensor:
+    def closure(step: int) -> Mapping[str, Tensor]:
         base.zero_grad(set_to_none=True)
-        loss = loss_of(step)
-        loss.backward()
-        return loss
+        try:
+            values = loss_of(step)
+            values["loss"].backward()
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                f"{error}\nA step does not fit into the device's memory: lower recipe.batch, recipe.pixels or "
+                "recipe.scene.samples, or give the score model less (recipe.guidance.options: dtype, offload, slicing)"
+            ) from error
+        return values
 
     return closure
 
 
-def make_guidance(config: TextTo3DConfig, device: torch.device) -> ScoreDistillation:
-    """Score distillation over the score model that the options name."""
-    score: ScoreModel
-    if config.guidance == "exact":
-        subject = parse_prompt(config.prompt)
-        if subject is None:
-            raise ValueError(f"prompt={config.prompt!r} is not one that the exact guidance knows")
-        # The prompt's shape in every colour, so that there is something to be guided away from.
-        known = [Subject(subject.shape, colour) for colour in COLOURS]
-        score = ExactScore(RenderedSubjects(known, config.method.size))
-    else:
-        # Here, not above: diffusers takes seconds to import, and the exact score needs none of it.
-        from .guidance.pixel_diffusion import PixelDiffusion
-
-        score = PixelDiffusion.from_pretrained(device=device)
-    return ScoreDistillation(score, config.method.sds)
-
-
-def save_progress_picture(scene: RadianceField, path: Path, size: int = 64) -> None:
+def save_progress_picture(scene: Scene, path: Path, step: int, view: tuple[float, float]) -> None:
     """Four views around the scene: colour, normals and opacity, a row each."""
-    cameras = turntable_cameras(4).to(scene.blob.device)
+    device = next(scene.parameters()).device
+    cameras = turntable_cameras(4, distance=view[0], fov=view[1]).to(device)
     with torch.no_grad():
-        render = scene.render(*cameras.rays(size, size), normals=True)
+        render = scene.render(*cameras.rays(64, 64), normals=True, step=step)
     save_png(tile(rows_of(render), scale=2), path)
 
 
-def _wrap(base: torch.optim.Optimizer, config: TextTo3DConfig) -> ParallelPicardOptimizer:
-    """The one changed line of the training loop, with what the options say of it."""
-    options: dict[str, Any] = {"total_steps": config.steps, "seed": config.seed}
-    if config.window is not None:
-        options["window"] = config.window
-    if config.predictor is not None:
-        options["predictor"] = config.predictor
-    if config.tolerance == "adaptive":
-        options["tolerance"] = AdaptiveTolerance()
-    elif config.tolerance == "step-relative":
-        options["tolerance"] = StepRelativeTolerance()
-    elif config.tolerance is not None:
-        options["tolerance"] = config.tolerance
-    return ParallelPicardOptimizer(base, **options)
+@contextlib.contextmanager
+def _shown(config: RunConfig[Any], recorder: Recorder, rank: int) -> Iterator[Progress]:
+    """The bar, and what goes beside it: pictures, TensorBoard."""
+    bar = tqdm(
+        total=config.recipe.steps,
+        initial=recorder.trained.step,
+        desc=config.title,
+        unit="step",
+        disable=rank != 0,
+    )
+    view = middle_view(config)
+
+    def picture(scene: Scene, step: int) -> Path:
+        path = config.out / "progress" / f"step_{step + 1:05d}.png"
+        save_progress_picture(scene, path, step, view)
+        return path
+
+    folder = config.out / "tensorboard" if config.tensorboard and rank == 0 else None
+    with bar, Progress(bar, recorder, config.picture_every, picture, folder) as progress:
+        yield progress
 
 
-def _show(progress: Any, losses: list[float], optimizer: ParallelPicardOptimizer | None) -> None:
-    """Put the mean of the last losses, the last stride and the steps per sweep behind the bar."""
-    recent = losses[-20:]
-    shown = {"loss": f"{sum(recent) / len(recent):.3g}"}
-    if optimizer is not None and optimizer.stats.strides:
-        shown["stride"] = str(optimizer.stats.strides[-1])
-        shown["steps/sweep"] = f"{optimizer.stats.mean_stride:.2f}"
-    progress.set_postfix(shown, refresh=False)
+@contextlib.contextmanager
+def first_signal_only() -> Iterator[None]:
+    """Let one SIGINT or SIGTERM interrupt the block, and no second one what then is saved.
+
+    A terminal's Ctrl-C reaches every process, and a launcher then signals its workers again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number: int, frame: Any) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _figures(
-    config: TextTo3DConfig,
-    optimizer: ParallelPicardOptimizer | None,
-    workers: int,
-    device: torch.device,
-) -> dict[str, Any]:
-    """The report's entries about the optimisation, but for its times."""
-    figures: dict[str, Any] = {
-        "prompt": config.prompt,
-        "seed": config.seed,
-        "guidance": config.guidance,
-        "sequential": config.sequential,
-        "workers": workers,
-        "threads_per_worker": torch.get_num_threads(),
-        "device": str(device),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "torch": str(torch.__version__),
-        "steps": config.steps,
-    }
-    if optimizer is None:
-        return figures | {
-            "window": 1,
-            "tolerance": None,
-            "predictor": None,
-            "sweeps": config.steps,
-            "mean_stride": 1.0,
-            "drift_evaluations": config.steps,
-            "wasted_evaluations": 0,
-        }
-    stats = optimizer.stats
-    return figures | {
-        "window": optimizer.window,
-        "tolerance": repr(optimizer.tolerance),
-        "predictor": config.predictor or "default",
-        "sweeps": stats.sweeps,
-        "mean_stride": stats.mean_stride,
-        "drift_evaluations": stats.drift_evaluations,
-        "wasted_evaluations": stats.wasted_evaluations,
-        "phase_seconds": dict(stats.seconds),
-    }
-
-
-def _device_name(config: TextTo3DConfig) -> str:
+def _device_name(config: RunConfig[Any]) -> str:
     """This worker's device."""
     if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
         return "cpu"

@@ -1,0 +1,199 @@
+"""Command lines of runs: presets, YAML files and dotted options, in this order of precedence."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from .config import (
+    COMMANDS,
+    CONFIG_FILE,
+    RunConfig,
+    build,
+    check_out,
+    find_method,
+    find_preset,
+    load_config,
+    merged,
+    plain,
+    read_yaml,
+)
+from .methods import METHODS
+
+T = TypeVar("T")
+
+
+def parse(command: str, argv: Sequence[str] | None, description: str) -> RunConfig[Any]:
+    """Read a new run's arguments; say what is wrong and leave with 2 if they cannot be used.
+
+    `--method` and `--preset` choose the numbers to begin with, `--config FILE.yaml` (one that a run kept, or a part of
+    one) is laid over them, and every other option over that.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with _complaints(command):
+        default, rest = _begin_with(command, arguments)
+        config = _cli(command, default, rest, description)
+        config.check()
+        check_out(config)
+    return config
+
+
+def parse_resume(argv: Sequence[str] | None) -> RunConfig[Any]:
+    """Read the arguments of `picardopt resume RUN`: the run's own configuration, with what may change in it."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="picardopt resume", description=_RESUME, add_help=False)
+    parser.add_argument("run", type=Path, nargs="?")
+    known, rest = parser.parse_known_args(arguments)
+    with _complaints("resume"):
+        if known.run is None or not known.run.is_dir():
+            if {"-h", "--help"} & set(rest):
+                parser.print_help()
+                print("RUN is the folder of a run; with one, --help lists what may change in it.")
+                raise SystemExit(0)
+            raise ValueError(f"{known.run}: give the folder of a run")
+        kept = load_config(known.run / CONFIG_FILE)
+        values = plain(kept) | {"out": str(known.run)}
+        default = build(type(kept), type(kept.recipe), values, str(known.run / CONFIG_FILE))
+        config = _cli("resume", default, rest, _RESUME)
+        config.check()
+    return config
+
+
+def carried_out(command: str, run: Callable[[], T], out: Path) -> T:
+    """Run it; Ctrl-C leaves with 130, and what can be mended by other options with 2 and a line that says so."""
+    try:
+        return run()
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped; what was finished is in {out}; `picardopt resume {out}` goes on",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+    except (FileNotFoundError, PermissionError, ValueError) as error:
+        print(f"picardopt {command}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def tell(report: dict[str, Any], out: Path) -> None:
+    """Say in two lines what came of a run."""
+    quality = (
+        "no true views to compare with"
+        if report["psnr"] is None
+        else f"PSNR {report['psnr']:.1f} dB against the true views"
+    )
+    print(
+        f"{report['title']!r}: {report['steps']} steps in {report['sweeps']} sweeps"
+        f" ({report['mean_stride']:.2f} steps a sweep) by {report['workers']} worker(s);"
+        f" {report['total_seconds']:.0f} s in all; {quality}\n"
+        f"look at {out / 'contact_sheet.png'} and {out / 'turntable.mp4'}"
+    )
+
+
+def text_to_3d(argv: Sequence[str] | None = None) -> None:
+    """The command `picardopt text-to-3d`: from a text to a folder with an object in it.
+
+    Args:
+        argv: the arguments after it; None: those of the process.
+
+    Raises:
+        SystemExit: 2 for arguments that cannot be used, 130 after Ctrl-C.
+    """
+    _run("text-to-3d", argv, f"Make a 3D object from a text, {_HOW}")
+
+
+def image_to_3d(argv: Sequence[str] | None = None) -> None:
+    """The command `picardopt image-to-3d`: the same from a picture of the object."""
+    _run("image-to-3d", argv, f"Make a 3D object from a picture of it, {_HOW}")
+
+
+def resume(argv: Sequence[str] | None = None) -> None:
+    """The command `picardopt resume RUN`: go on where a run was stopped."""
+    started = time.time()
+    config = parse_resume(argv)
+    from .pipeline import resume as go_on
+
+    tell(carried_out("resume", lambda: go_on(config, started=started), config.out), config.out)
+
+
+def _run(command: str, argv: Sequence[str] | None, description: str) -> None:
+    """From arguments to a finished run."""
+    started = time.time()
+    config = parse(command, argv, description)
+    # Only now: what renders and scores takes seconds to import, which a mistyped option should not.
+    from .pipeline import run
+
+    tell(carried_out(command, lambda: run(config, started=started), config.out), config.out)
+
+
+_HOW = (
+    "several optimizer steps at a time. Its numbers begin as the --preset of the --method has them; --config FILE.yaml "
+    "is laid over those (one that a run kept, or a part of one), and options over that."
+)
+_RESUME = (
+    "Go on with a run where its last checkpoint was written, by as many workers and with such a window as you like; at "
+    "tolerance 0 the result is bitwise that of the run without a stop."
+)
+
+
+@contextlib.contextmanager
+def _complaints(command: str) -> Iterator[None]:
+    """What is wrong with arguments, as one line and exit status 2."""
+    try:
+        yield
+    except (ValueError, FileExistsError, FileNotFoundError) as error:
+        print(f"picardopt {command}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _begin_with(command: str, arguments: list[str]) -> tuple[RunConfig[Any], list[str]]:
+    """The configuration that options are laid over, with holes that they must fill, and the arguments that are left.
+
+    Raises:
+        ValueError: A method, preset or key is unknown, or a value cannot be used.
+        FileNotFoundError: There is no such YAML file.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--method")
+    parser.add_argument("--preset")
+    parser.add_argument("--config", type=Path)
+    known, rest = parser.parse_known_args(arguments)
+    content = {} if known.config is None else read_yaml(known.config)
+    if content.pop("command", command) != command:
+        raise ValueError(f"{known.config} is a configuration of another command")
+    first = next(name for name, entry in METHODS.items() if entry.command == command)
+    name = known.method or content.get("method") or first
+    method = find_method(name, command)
+    preset = known.preset or content.get("preset") or "small"
+    recipe = merged(plain(find_preset(preset, method)), content.get("recipe", {}))
+    content |= {"method": name, "preset": preset, "recipe": recipe}
+    kind, holes = COMMANDS[command], {}
+    for item in dataclasses.fields(kind):
+        if item.default is item.default_factory is dataclasses.MISSING and item.name not in content:
+            holes[item.name] = tyro.MISSING
+    values = content | dict.fromkeys(holes, "to be filled")
+    default = build(kind, method.config, values, str(known.config or f"preset {preset}"))
+    return dataclasses.replace(default, **holes), rest
+
+
+def _cli(
+    command: str, default: RunConfig[Any], arguments: Sequence[str], description: str
+) -> RunConfig[Any]:
+    """Lay options over a configuration."""
+    kind: Any = type(default)
+    config: RunConfig[Any] = tyro.cli(
+        kind[type(default.recipe)],
+        default=default,
+        args=arguments,
+        prog=f"picardopt {command}",
+        description=description,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
+    )
+    return config

@@ -1,0 +1,209 @@
+"""Runs that are stopped, by Ctrl-C or an error, and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import picardopt_3d.export.pictures
+import pytest
+import torch
+from films import read_film
+from picardopt_3d.command import resume as resume_command
+from picardopt_3d.command import text_to_3d as main
+from picardopt_3d.config import load_config, save_config
+from picardopt_3d.methods.dreamfusion import DreamFusion
+from picardopt_3d.pipeline import resume, run
+from picardopt_3d.record import Trained
+from picardopt_3d.worker import CHECKPOINT_FILE, train
+from PIL import Image
+from pool import Pools
+from test_pipeline import PROMISED, TINY, TINY_OPTIONS, assert_same_bits, options
+
+from picardopt import CheckpointError
+
+
+class Stop(Exception):
+    """Ends a run from inside a step."""
+
+
+def stopped(config: Any, at: int, monkeypatch: pytest.MonkeyPatch, resume: bool = False) -> None:
+    """Run a configuration whose loss raises at step `at`: ahead of time that only shortens a stride."""
+    whole = DreamFusion.loss
+
+    def loss(self: DreamFusion, step: int) -> dict[str, torch.Tensor]:
+        if step >= at:
+            raise Stop
+        return whole(self, step)
+
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the failed speculation is told of once
+        patch.setattr(DreamFusion, "loss", loss)
+        with pytest.raises(Stop):
+            train(config, time.time(), resume)
+
+
+@pytest.mark.parametrize("at", [1, 5, 11])
+def test_a_resumed_run_at_tolerance_zero_is_bitwise_the_run_without_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    whole = train(options(tmp_path / "whole", sequential=True), time.time())
+    config = options(tmp_path / "stopped", window=3, tolerance=0.0)
+    stopped(config, at, monkeypatch)
+    kept = Trained.from_checkpoint(config.out / CHECKPOINT_FILE)
+    assert kept.step == at == len(kept.losses)
+    again = train(replace(config, window=5), time.time(), resume=True)
+    assert_same_bits(config.out, tmp_path / "whole")
+    assert again.losses == whole.losses
+    assert again.step == sum(again.strides) == 12
+
+
+def test_a_sequential_run_goes_on_ahead_of_time_and_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(options(tmp_path / "whole", sequential=True), time.time())
+    config = options(tmp_path / "stopped", sequential=True)
+    stopped(config, 4, monkeypatch)
+    picard = replace(config, sequential=False, window=3, tolerance=0.0)
+    stopped(picard, 8, monkeypatch, resume=True)
+    assert Trained.from_checkpoint(config.out / CHECKPOINT_FILE).step == 8
+    train(config, time.time(), resume=True)
+    assert_same_bits(config.out, tmp_path / "whole")
+
+
+def test_two_processes_go_on_with_what_one_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pools: Pools
+) -> None:
+    train(options(tmp_path / "whole", sequential=True), time.time())
+    config = options(tmp_path / "stopped", window=3, tolerance=0.0)
+    stopped(config, 6, monkeypatch)
+    pools(2).run(train, replace(config, workers=2, window=4), time.time(), True)
+    assert_same_bits(config.out, tmp_path / "whole")
+
+
+def test_resume_makes_every_file_and_counts_what_was_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "cube"
+    config = options(out, window=2, checkpoint_every=4)
+    out.mkdir()
+    save_config(config, out / "config.yaml")
+    stopped(config, 5, monkeypatch)
+    resume_command([str(out), "--window", "4"])
+    assert {path.name for path in out.iterdir() if path.is_file()} == PROMISED
+    report = json.loads((out / "report.json").read_text())
+    assert (report["steps"], report["steps_done"], report["window"]) == (12, 12, 4)
+    assert len(report["losses"]) == 12
+    assert sum(report["steps_per_sweep"]) == 12
+    assert report["drift_evaluations"] == 12 + report["wasted_evaluations"]
+    assert "5/12" in capfd.readouterr().err.replace("\r", "\n")
+
+
+def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
+    config = options(tmp_path, window=2)
+    first = run(config)
+    again = resume(load_config(tmp_path / "config.yaml"))
+    assert again["losses"] == first["losses"]
+    assert again["psnr"] == first["psnr"]
+
+
+def test_what_cannot_be_resumed_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for arguments, said in (
+        ([str(tmp_path / "absent")], "give the folder of a run"),
+        ([str(tmp_path)], "config.yaml"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            resume_command(arguments)
+        assert stop.value.code == 2
+        assert said in capsys.readouterr().err
+    config = options(tmp_path / "run", window=2)
+    run(config)
+    (config.out / CHECKPOINT_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match="start it anew"):
+        resume(config)
+    stopped(config, 3, monkeypatch)
+    other = replace(TINY, scene=replace(TINY.scene, resolutions=(6, 10)))
+    with pytest.raises(CheckpointError, match="another configuration"):
+        train(replace(config, recipe=other), time.time(), resume=True)
+
+
+def test_an_interrupted_picture_leaves_no_half_file_and_the_run_is_finished_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Ctrl-C in the middle of the second progress picture, after some of its bytes are on disk.
+    whole, written = Image.Image.save, []
+
+    def interrupted(image: Image.Image, path: Path, **format_: str) -> None:
+        written.append(path)
+        if len(written) == 2:
+            Path(path).write_bytes(b"\x89PNG half")
+            raise KeyboardInterrupt
+        whole(image, path, **format_)
+
+    monkeypatch.setattr(picardopt_3d.export.pictures.Image.Image, "save", interrupted)
+    few = ["--workers", "1", "--recipe.steps", "4", "--picture-every", "1"]
+    with pytest.raises(SystemExit) as stop:
+        main(["a red cube", "--out", str(tmp_path), *few, *TINY_OPTIONS])
+    assert stop.value.code == 130
+    said = capsys.readouterr().err
+    assert "stopped" in said
+    assert f"picardopt resume {tmp_path}" in said
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert names == PROMISED | {"step_00001.png"}
+    assert json.loads((tmp_path / "report.json").read_text())["steps_done"] == 2
+    Image.open(tmp_path / "progress" / "step_00001.png").load()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_stops_all_workers_and_still_makes_the_film(tmp_path: Path, workers: int) -> None:
+    """A real SIGINT to the process group, as a terminal sends it; then the run goes on to its end."""
+    out = tmp_path / "cube"
+    many = ["--workers", str(workers), "--recipe.steps", "100000", "--picture-every", "5"]
+    command = [sys.executable, "-m", "picardopt.cli", "text-to-3d", "a red cube"]
+    process = subprocess.Popen(
+        [*command, "--out", str(out), *TINY_OPTIONS, *many], start_new_session=True
+    )
+    try:
+        wait_for(lambda: (out / "progress" / "step_00010.png").exists(), 120)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(120) == 130
+        wait_for(lambda: not group_alive(process.pid), 30)
+    finally:
+        if group_alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert {path.name for path in out.iterdir() if path.is_file()} == PROMISED
+    assert len(read_film(out / "turntable.mp4")) == 120
+    report = json.loads((out / "report.json").read_text())
+    done = report["steps_done"]
+    assert 10 <= done < 100000
+    assert len(report["losses"]) == done
+    config = load_config(out / "config.yaml")
+    goes_on = replace(config, workers=1, recipe=replace(config.recipe, steps=done + 4))
+    assert resume(goes_on)["steps_done"] == done + 4
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
