@@ -12,36 +12,36 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
-import multiprocessing
-import os
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from kept import Kept
 from picardopt_3d.cameras import Cameras
-from picardopt_3d.config import TextTo3DConfig
 from picardopt_3d.domain import parse_prompt
-from picardopt_3d.export.files import replacing, write_json
+from picardopt_3d.export.files import replacing
 from picardopt_3d.guidance import ExactScore, ScoreDistillation, SdsConfig
+from picardopt_3d.guidance.choose import load_score
 from picardopt_3d.guidance.exact_score import Candidates, ViewSet
-from picardopt_3d.methods.dreamfusion import DreamFusion, DreamFusionConfig
+from picardopt_3d.methods import Context
+from picardopt_3d.methods.base import Rates
+from picardopt_3d.methods.dreamfusion import SMALL
 from picardopt_3d.report import held_out_cameras, psnr_against_truth
-from picardopt_3d.scenes import RadianceField, load_field, save_field
-from picardopt_3d.worker import make_guidance, picard_closure, sequential_step
-from tables import document, machine, markdown, number
+from picardopt_3d.scenes import Scene, load_scene, save_scene
+from picardopt_3d.worker import picard_closure, sequential_step
+from tables import markdown, number
 
 from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, StepRelativeTolerance
 
 SETTINGS = {"easy": (2, 0.02), "rough": (4, 0.05)}
 """Batch and learning rate."""
-SCALES = {"exact": 7.5, "diffusion": DreamFusionConfig().sds.guidance_scale}
+SCALES = {"exact": 7.5, "diffusion": SMALL.sds.guidance_scale}
 """Classifier-free guidance; the shipped pipeline's own for the model that ships."""
 WINDOWS = (8, 16, 32)
 RULES = {
@@ -114,9 +114,9 @@ class Remembered:
 @cache
 def guidance_of(name: str, prompt: str) -> ScoreDistillation:
     """One score model a process."""
-    method = DreamFusionConfig(sds=SdsConfig(guidance_scale=SCALES[name]))
-    config = TextTo3DConfig(prompt, Path(), guidance=name, method=method)
-    guidance = make_guidance(config, torch.device("cpu"))
+    model = "exact" if name == "exact" else "pixel-diffusion"
+    score = load_score(replace(SMALL.guidance, model=model), prompt, 32, "cpu")
+    guidance = ScoreDistillation(score, SdsConfig(guidance_scale=SCALES[name]))
     if isinstance(guidance.score, ExactScore):
         guidance.score.view_set = Remembered(guidance.score.view_set)
     return guidance
@@ -130,16 +130,18 @@ def optimise(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
     """Carry out one run in this process; a reference keeps its scene, a trial is compared with it."""
     torch.set_num_threads(1)
     batch, rate = SETTINGS[run.setting]
-    config = DreamFusionConfig(batch=batch, learning_rate=rate)
-    method = DreamFusion(config, guidance_of(run.guidance, prompt), prompt, steps)
-    base = method.optimizer()
+    recipe = replace(SMALL, steps=steps, batch=batch, rates=Rates(encoding=rate))
+    guidance = guidance_of(run.guidance, prompt)
+    asked = recipe.guidance.text_prompt(prompt)
+    stage = recipe.build(Context(guidance, asked, torch.device("cpu")))
+    (base,) = stage.bases()
     begin = time.perf_counter()
     figures: dict[str, Any] = {}
     if run.rule is None:
         for step in range(steps):
-            sequential_step(base, method.loss, run.seed, step)
+            sequential_step(base, stage.loss, run.seed, step)
         with replacing(scene_file(folder, run)) as temporary:
-            save_field(method.scene, temporary)
+            save_scene(stage.scene, temporary)
     else:
         optimizer = ParallelPicardOptimizer(
             base,
@@ -150,7 +152,7 @@ def optimise(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
             seed=run.seed,
             audit="never",
         )
-        closure = picard_closure(base, method.loss)
+        closure = picard_closure(base, stage.loss)
         for _ in range(steps):
             optimizer.step(closure)
         stats = optimizer.stats
@@ -160,16 +162,16 @@ def optimise(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
             "accepted": steps / stats.drift_evaluations,
             "strides": stats.strides,
         }
-        sequential = load_field(scene_file(folder, Run(run.guidance, run.setting, run.seed)))
-        figures |= distances(method.scene, sequential, config.size)
+        sequential = load_scene(scene_file(folder, Run(run.guidance, run.setting, run.seed)))
+        figures |= distances(stage.scene, sequential, recipe.final_pixels)
     subject = parse_prompt(prompt)
     assert subject is not None
-    figures["psnr"] = psnr_against_truth(method.scene, subject, config.size)
+    figures["psnr"] = psnr_against_truth(stage.scene, subject, recipe.final_pixels)
     figures["seconds"] = time.perf_counter() - begin
     return figures
 
 
-def distances(one: RadianceField, other: RadianceField, size: int) -> dict[str, float]:
+def distances(one: Scene, other: Scene, size: int) -> dict[str, float]:
     """Root mean square difference of the parameters and of the held-out views."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     squared = sum(float((a - b).detach().double().square().sum()) for a, b in pairs)
@@ -182,7 +184,7 @@ def distances(one: RadianceField, other: RadianceField, size: int) -> dict[str, 
 
 def spread(folder: Path, guidance: str, setting: str, seeds: int) -> dict[str, float]:
     """Median distance between the sequential runs of two seeds."""
-    scenes = [load_field(scene_file(folder, Run(guidance, setting, seed))) for seed in range(seeds)]
+    scenes = [load_scene(scene_file(folder, Run(guidance, setting, seed))) for seed in range(seeds)]
     pairs = [distances(a, b, 32) for a, b in itertools.combinations(scenes, 2)]
     return {key: statistics.median(pair[key] for pair in pairs) for key in pairs[0]}
 
@@ -251,44 +253,33 @@ def main() -> None:
         f" --{name} {getattr(options, name)}" for name in ("steps", "seeds", "processes")
     )
     setup = {key: getattr(options, key) for key in ("prompt", "steps", "seeds")}
-    kept = json.loads(options.out.read_text()) if options.out.exists() else {}
-    if kept and kept["setup"] != setup:
-        parser.error(f"{options.out} holds runs of {kept['setup']}: give another --out")
-    runs: dict[str, Any] = kept.get("runs", {})
-    where = machine()  # before the run, so that its load is not this benchmark's own
+    title = "Steps per sweep, deviation from the sequential run, quality"
 
-    def keep() -> None:
-        write_json(
-            options.out, {"command": command, "machine": where, "setup": setup, "runs": runs}
-        )
-        notes = NOTES.format(**setup)
-        text = "\n\n".join(table(runs, guidance, options.seeds) for guidance in GUIDANCES)
-        title = "Steps per sweep, deviation from the sequential run, quality"
-        options.out.with_suffix(".md").write_text(document(title, command, where, notes, text))
+    def body(content: dict[str, Any]) -> tuple[str, str]:
+        tables = [table(content["runs"], guidance, options.seeds) for guidance in GUIDANCES]
+        return NOTES.format(**setup), "\n\n".join(tables)
 
-    os.environ["OMP_NUM_THREADS"] = "1"
+    def said(found: dict[str, Any]) -> str:
+        return f"{found.get('steps_per_sweep', 1):.2f} steps a sweep, {found['seconds']:.0f} s"
+
+    kept = Kept(options.out, command, setup, title, body)
     options.scenes.mkdir(parents=True, exist_ok=True)
-    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
 
-        def carry_out_all(wanted: list[Run]) -> None:
-            todo = [
-                (run, options.prompt, options.steps, options.scenes)
-                for run in wanted
-                if run.name not in runs and (run.rule is None or options.only in run.name)
-            ]
-            for done, (name, figures) in enumerate(pool.imap_unordered(carry_out, todo), 1):
-                runs[name] = figures
-                keep()
-                said = f"{figures.get('steps_per_sweep', 1):.2f} steps a sweep"
-                print(f"{done}/{len(todo)} {name}: {said}, {figures['seconds']:.0f} s", flush=True)
+    def carry_out_all(wanted: list[Run]) -> None:
+        tasks = [
+            (run.name, (run, options.prompt, options.steps, options.scenes))
+            for run in wanted
+            if run.rule is None or options.only in run.name
+        ]
+        kept.carry_out(carry_out, tasks, options.processes, said)
 
-        for guidance in options.guidance:
-            carry_out_all(references(guidance, options.seeds))
-            for setting in SETTINGS:
-                between = spread(options.scenes, guidance, setting, options.seeds)
-                runs[f"{guidance}/{setting}/spread"] = between
-            carry_out_all(trials(guidance))
-    keep()
+    for guidance in options.guidance:
+        carry_out_all(references(guidance, options.seeds))
+        for setting in SETTINGS:
+            between = spread(options.scenes, guidance, setting, options.seeds)
+            kept.runs[f"{guidance}/{setting}/spread"] = between
+        carry_out_all(trials(guidance))
+    kept.write()
     sys.stdout.write(options.out.with_suffix(".md").read_text())
 
 

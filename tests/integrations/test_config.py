@@ -1,0 +1,131 @@
+"""Presets, YAML files and dotted options, and what a run keeps of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from picardopt_3d.command import parse
+from picardopt_3d.config import (
+    ImageTo3DConfig,
+    RunConfig,
+    TextTo3DConfig,
+    load_config,
+    plain,
+    save_config,
+)
+from picardopt_3d.methods import METHODS
+
+
+def parsed(*arguments: str, command: str = "text-to-3d", out: Path) -> RunConfig:
+    return parse(command, [*arguments, "--out", str(out)], "")
+
+
+def run_of(method: str, preset: str, out: Path, **options: object) -> RunConfig:
+    entry = METHODS[method]
+    common = {
+        "out": out,
+        "method": method,
+        "preset": preset,
+        "recipe": entry.presets[preset],
+        **options,
+    }
+    if entry.command == "text-to-3d":
+        return TextTo3DConfig(prompt="a red cube", **common)
+    return ImageTo3DConfig(image=Path("chair.png"), azimuth=30.0, **common)
+
+
+@pytest.mark.parametrize(
+    ("method", "preset"), [(name, preset) for name, m in METHODS.items() for preset in m.presets]
+)
+def test_every_preset_is_kept_and_read_again(tmp_path: Path, method: str, preset: str) -> None:
+    for tolerance in (None, 0.0, 1e-6, math.inf, "adaptive"):
+        config = run_of(method, preset, tmp_path / "run", tolerance=tolerance)
+        save_config(config, tmp_path / "config.yaml")
+        assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_options_go_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+    small = METHODS["dreamfusion"].presets["small"]
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "seed: 5\nwindow: 3\nrecipe:\n  batch: 2\n  steps: 40\n  rates: {encoding: 0.5}\n"
+    )
+    config = parsed(
+        "a red cube", "--config", str(file), "--recipe.batch", "6", out=tmp_path / "run"
+    )
+    assert (config.seed, config.window, config.method, config.preset) == (
+        5,
+        3,
+        "dreamfusion",
+        "small",
+    )
+    assert config.recipe == replace(
+        small, batch=6, steps=40, rates=replace(small.rates, encoding=0.5)
+    )
+
+
+def test_a_kept_file_is_a_configuration_for_another_run(tmp_path: Path) -> None:
+    first = run_of("dreamfusion", "small", tmp_path / "first", seed=9)
+    save_config(first, tmp_path / "config.yaml")
+    again = parsed("--config", str(tmp_path / "config.yaml"), "a blue mug", out=tmp_path / "second")
+    assert again == replace(first, prompt="a blue mug", out=tmp_path / "second")
+
+
+def test_schedules_can_be_given_as_options(tmp_path: Path) -> None:
+    config = parsed(
+        "a red cube",
+        *("--recipe.pixels", "0", "16", "30", "32"),
+        *("--recipe.weights.orientation", "0", "1.5", "20", "3"),
+        out=tmp_path / "run",
+    )
+    assert config.recipe.pixels == ((0, 16), (30, 32))
+    assert config.recipe.weights.orientation == ((0, 1.5), (20, 3.0))
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("recipe: {bacth: 2}", "bacth"),
+        ("recipe: {batch: many}", "batch"),
+        ("recipe: {weights: {sds: -1}}", "weights.sds=-1"),
+        ("method: alchemy", "give one of dreamfusion"),
+        ("preset: huge", "give one of small"),
+        ("command: image-to-3d", "another command"),
+        ("colour: red", "colour"),
+        ("- a\n- b", "give a mapping"),
+        ("a: [", "no YAML"),
+    ],
+)
+def test_what_a_file_has_wrong_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        parsed("a red cube", "--config", str(file), out=tmp_path / "run")
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_picture_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parsed(str(tmp_path / "no.png"), command="image-to-3d", out=tmp_path / "run")
+    assert stop.value.code == 2
+    assert "there is no such file" in capsys.readouterr().err
+
+
+def test_the_file_is_plain_yaml(tmp_path: Path) -> None:
+    config = run_of("dreamfusion", "paper", tmp_path / "run")
+    save_config(config, tmp_path / "config.yaml")
+    content = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert content.pop("command") == "text-to-3d"
+    assert content == plain(config)
+    assert content["recipe"]["guidance"]["model"] == "deepfloyd"
