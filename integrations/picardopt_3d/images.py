@@ -154,12 +154,17 @@ def write_examples(folder: Path, size: int = 256) -> list[Path]:
     paths = []
     for name, (subject, elevation, azimuth) in EXAMPLES.items():
         picture = true_reference(subject, orbit_cameras(elevation, azimuth), size)
-        alpha = picture.alpha
-        colour = (picture.rgb - (1 - alpha)) / alpha.clamp(min=1e-3)
         paths.append(folder / f"{name}.png")
-        with replacing(paths[-1]) as temporary:
-            _as_picture(torch.cat([colour, alpha])).save(temporary, format="PNG")
+        save_reference(picture, paths[-1])
     return paths
+
+
+def save_reference(picture: ReferenceImage, path: Path) -> None:
+    """Write a picture as an RGBA PNG that `load_reference` reads with `framed=True`."""
+    alpha = picture.alpha
+    colour = (picture.rgb - (1 - alpha)) / alpha.clamp(min=1e-3)
+    with replacing(path) as temporary:
+        _as_picture(torch.cat([colour, alpha])).save(temporary, format="PNG")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
