@@ -197,7 +197,7 @@ class _Encode(torch.autograd.Function):
                 along_y = along_y[:, 0].addcmul(along_y[:, 1] - along_y[:, 0], z)
                 for axis, along in enumerate((along_x, along_y, along_z)):
                     torch.mul(along, per_unit, out=out[1 + axis, number])
-        return out.view(len(out), -1, count)
+        return out.view(len(out), len(levels) * features, count)
 
     @staticmethod
     @once_differentiable

@@ -13,7 +13,7 @@ from .hash_grid import HashConfig, HashGrid
 from .networks import Background, Mlp, check_background
 from .occupancy import OccupancyConfig, OccupancyGrid
 from .protocol import Light, Render, Scene
-from .volume import Rays, behind, composite, cut_out, perturbation, sample, shade
+from .volume import Rays, behind, composite, cut_out, mean, perturbation, sample, shade
 
 NORMALS = ("analytic", "finite_difference")
 
@@ -121,7 +121,7 @@ class NerfField(Scene):
         if roughness and normal is not None:
             beside = samples.points + perturbation(rays, samples)
             change = normal - self._evaluate(beside, step, True)[1]
-            render = replace(render, roughness=change.abs().mean())
+            render = replace(render, roughness=mean(change.abs()))
         return render
 
     def inside(self, points: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Render:
             # [batch, 3, height, width]
         back_facing: mean over rays of the weight on normals that face away from the camera,
             sum_i w_i max(0, n_i . d)^2 (Ref-NeRF's orientation penalty); None without normals.
-        roughness: mean over samples of |n(x) - n(x + 0.01 noise)|_1, the 3D normal smoothness penalty of
+        roughness: mean over samples and axes of |n(x) - n(x + 0.01 noise)|, the 3D normal smoothness penalty of
             threestudio's Zero-1-to-3; None if not asked for.
         eikonal: mean over samples of (|grad sdf| - 1)^2; None unless the scene is a signed distance
             and normals were asked for.

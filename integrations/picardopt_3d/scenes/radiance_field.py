@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .protocol import Light, Render, Scene
-from .volume import Rays, behind, composite, cut_out, perturbation, sample, shade
+from .volume import Rays, behind, composite, cut_out, mean, perturbation, sample, shade
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class RadianceField(Scene):
         if roughness:
             beside = samples.points + perturbation(rays, samples)
             change = values[4:] - self._look_up(grid[4:], beside)
-            render = replace(render, roughness=change.abs().mean())
+            render = replace(render, roughness=mean(change.abs()))
         return render
 
     def inside(self, points: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from .nerf import NORMALS
 from .networks import Background, Mlp, check_background
 from .occupancy import OccupancyConfig, OccupancyGrid
 from .protocol import Light, Render, Scene
-from .volume import Rays, behind, composite, perturbation, sample, shade
+from .volume import Rays, behind, composite, mean, perturbation, sample, shade
 
 _PACE = 10.0  # NeuS learns log(1 / deviation) / 10, so that a network's learning rate suits it
 
@@ -139,11 +139,11 @@ class SdfField(Scene):
         )
         if show and slope is not None:
             length = (slope.square().sum(0) + 1e-12).sqrt()
-            render = replace(render, eikonal=(length - 1.0).square().mean())
+            render = replace(render, eikonal=mean((length - 1.0).square()))
         if roughness and normal is not None:
             beside = samples.points + perturbation(rays, samples)
             change = normal - F.normalize(self._evaluate(beside, step, True)[2], dim=0, eps=1e-6)
-            render = replace(render, roughness=change.abs().mean())
+            render = replace(render, roughness=mean(change.abs()))
         return render
 
     def signed_distance(self, points: Tensor, step: int | None = None) -> Tensor:

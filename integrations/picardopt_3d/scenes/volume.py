@@ -247,3 +247,8 @@ def cut_out(raw: Tensor, density: float, depth: Tensor) -> Tensor:
     """
     surface = density + math.log(-math.expm1(-density))  # softplus(surface) = density
     return torch.minimum(raw - surface, 1e3 * depth)
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean of what was measured at samples; 0 where there are none, because all is empty."""
+    return values.sum() / max(1, values.numel())
