@@ -10,53 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from picardopt_3d.cameras import Cameras, orbit_cameras, random_cameras, turntable_cameras
 from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.guidance.protocol import EncodedImage, ScoreModel
 from picardopt_3d.guidance.sds import ScoreDistillation, SdsConfig, guided_noise
 from picardopt_3d.guidance.stable_diffusion import StableDiffusion
 from picardopt_3d.guidance.zero123 import CCProjection, Zero123
-from picardopt_3d.guidance.zero123_pipeline import CLIPCameraProjection, Zero123Pipeline
+from picardopt_3d.guidance.zero123_pipeline import Zero123Pipeline
 from picardopt_3d.prompts import ImagePrompt
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import WIDTH, latent_unet, save_stable_diffusion, vae
+from tiny_pipelines import WIDTH, latent_unet, save_stable_diffusion, save_zero123
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
-
-
-def save_zero123(folder: Path, prediction_type: str = "epsilon", width: int = WIDTH) -> Path:
-    """A random model of 16 pixels, as the shipped one is saved."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        vision = CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            projection_dim=width,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=16,
-            patch_size=8,
-        )
-        unet = latent_unet(in_channels=8, width=width)
-        pipeline = Zero123Pipeline(
-            vae(),
-            CLIPVisionModelWithProjection(vision),
-            unet,
-            DDIMScheduler(
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                clip_sample=False,
-                steps_offset=1,
-                set_alpha_to_one=False,
-                prediction_type=prediction_type,
-            ),
-            CLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False),
-            CLIPCameraProjection(width),
-        )
-    pipeline.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,14 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from picardopt_3d.guidance.zero123_pipeline import CLIPCameraProjection, Zero123Pipeline
 from transformers import (
+    CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -166,6 +170,40 @@ def save_deepfloyd(folder: Path, seed: int = 0) -> Path:
             feature_extractor=None,
             watermarker=None,
             requires_safety_checker=False,
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def save_zero123(folder: Path, prediction_type: str = "epsilon", width: int = WIDTH) -> Path:
+    """A random model of 16 pixels, as the shipped one is saved."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        vision = CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            projection_dim=width,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+        )
+        unet = latent_unet(in_channels=8, width=width)
+        pipeline = Zero123Pipeline(
+            vae(),
+            CLIPVisionModelWithProjection(vision),
+            unet,
+            DDIMScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                clip_sample=False,
+                steps_offset=1,
+                set_alpha_to_one=False,
+                prediction_type=prediction_type,
+            ),
+            CLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False),
+            CLIPCameraProjection(width),
         )
     pipeline.save_pretrained(folder)
     return folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from . import dreamfusion
+from . import dreamfusion, textmesh, zero123
 from .base import Context, RecipeConfig, Stage
 
 __all__ = ["METHODS", "Context", "Method", "RecipeConfig", "Stage"]
@@ -28,5 +28,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "dreamfusion": Method("text-to-3d", dreamfusion.DreamFusionConfig, dreamfusion.PRESETS),
+    "textmesh": Method("text-to-3d", textmesh.TextMeshConfig, textmesh.PRESETS),
+    "zero123": Method("image-to-3d", zero123.Zero123Config, zero123.PRESETS),
 }
 """The recipes by name; a command's first one is its default."""

@@ -18,7 +18,7 @@ from ..domain import BACKGROUND
 from ..guidance import SdsConfig
 from ..guidance.choose import GuidanceConfig
 from ..prompts import ViewWords
-from ..scenes import FieldConfig, NerfConfig
+from ..scenes import FieldConfig, HashConfig, NerfConfig, OccupancyConfig
 from . import losses
 from .base import Context, PicardConfig, Rates, RecipeConfig, Stage, Weights
 from .lighting import ShadingConfig, random_backdrop, random_light
@@ -107,11 +107,17 @@ SMALL = DreamFusionConfig(
     shading=ShadingConfig(diffuse_probability=0.0),
 )
 
+OCCUPIED = 0.74
+"""Density of an occupied cell: an opacity of 0.01 over one of 512 steps through the cube of radius 2, as released."""
+
 PAPER = DreamFusionConfig(
     steps=10_000,
     batch=16,
     pixels=64,
-    scene=NerfConfig(),
+    scene=NerfConfig(
+        encoding=HashConfig(start_level=8, after=2000, every=500),
+        occupancy=OccupancyConfig(threshold=OCCUPIED),
+    ),
     guidance=GuidanceConfig("deepfloyd", "DeepFloyd/IF-I-XL-v1.0", views=ViewWords()),
     sds=SdsConfig(guidance_scale=20.0, guidance_form="cond", weighting="sds"),
     cameras=CameraConfig(
@@ -122,7 +128,6 @@ PAPER = DreamFusionConfig(
         centre_jitter=0.2,
         up_jitter=0.02,
     ),
-    random_background=0.5,
     picard=PicardConfig(window=7, rule="adaptive", initial=5e-6, predictor="hold"),
 )
 

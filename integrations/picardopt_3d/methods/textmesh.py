@@ -66,7 +66,10 @@ PAPER = TextMeshConfig(
     steps=10_000,
     batch=16,
     pixels=64,
-    scene=SdfConfig(encoding=HashConfig(scale=1.381912879967776, start_level=8)),
+    scene=SdfConfig(
+        encoding=HashConfig(scale=1.381912879967776, start_level=8, after=2000, every=500),
+        occupancy=OccupancyConfig(threshold=dreamfusion.OCCUPIED),
+    ),
     rates=Rates(encoding=0.01, networks=0.001, background=0.001),
     guidance=dreamfusion.PAPER.guidance,
     sds=dreamfusion.PAPER.sds,

@@ -20,6 +20,7 @@ from ..images import ReferenceImage
 from ..scenes import HashConfig, NerfConfig, OccupancyConfig, Render
 from . import losses
 from .base import Context, PicardConfig, Rates, RecipeConfig, Stage, Weights
+from .dreamfusion import OCCUPIED
 from .schedules import Milestones, Points, check_milestones, current
 
 
@@ -183,7 +184,7 @@ PAPER = Zero123Config(
     batch=((0, 16), (600, 16), (900, 10)),
     pixels=((0, 64), (600, 128), (900, 256)),
     reference_pixels=((0, 128), (600, 256), (900, 512)),
-    scene=NerfConfig(depth=2, background="solid"),
+    scene=NerfConfig(depth=2, background="solid", occupancy=OccupancyConfig(threshold=OCCUPIED)),
     eps=1e-8,
     rates=Rates(encoding=0.01, networks=0.01),
     guidance=GuidanceConfig("zero123", "ashawkey/zero123-xl-diffusers"),

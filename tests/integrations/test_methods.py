@@ -1,0 +1,359 @@
+"""What each recipe asks of a step, and that its steps can be looked ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from picardopt_3d.cameras import orbit_cameras, random_cameras
+from picardopt_3d.domain import Subject
+from picardopt_3d.guidance import ScoreDistillation
+from picardopt_3d.guidance.choose import GuidanceConfig, load_score
+from picardopt_3d.guidance.loading import ModelOptions
+from picardopt_3d.images import true_reference
+from picardopt_3d.methods import METHODS, Context, RecipeConfig, Stage, losses
+from picardopt_3d.methods.dreamfusion import DreamFusionConfig, DreamFusionWeights
+from picardopt_3d.methods.lighting import ShadingConfig
+from picardopt_3d.methods.textmesh import TextMeshConfig, TextMeshWeights
+from picardopt_3d.methods.zero123 import Zero123Config, Zero123Weights
+from picardopt_3d.scenes import HashConfig, NerfConfig, OccupancyConfig, SdfConfig
+from tiny_pipelines import save_deepfloyd, save_stable_diffusion, save_zero123
+from torch import Tensor
+
+from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, step_rng
+
+CPU = torch.device("cpu")
+CHAIR = Subject("chair", "red")
+ENCODING = HashConfig(levels=3, log2_size=8, base=4, scale=1.6)
+SIZES = {"encoding": ENCODING, "width": 8, "radius": 0.6, "samples": 8, "background": "solid"}
+OCCUPANCY = OccupancyConfig(resolution=6, threshold=0.5, every=2)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("hub")
+    return {
+        "stable-diffusion": save_stable_diffusion(root / "stable-diffusion"),
+        "deepfloyd": save_deepfloyd(root / "deepfloyd"),
+        "zero123": save_zero123(root / "zero123"),
+    }
+
+
+def build(config: RecipeConfig, seed: int = 0) -> Stage:
+    """The recipe on a red chair, from the picture where it takes one."""
+    image = None
+    prompt: Any = config.guidance.text_prompt(CHAIR.caption)
+    if isinstance(config, Zero123Config):
+        image = true_reference(CHAIR, orbit_cameras(20.0, 30.0), 32)
+        prompt = image.prompt()
+    score = load_score(config.guidance, CHAIR.caption, config.final_pixels, CPU)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return config.build(Context(ScoreDistillation(score, config.sds), prompt, CPU, image))
+
+
+def tiny(name: str, folders: dict[str, Path]) -> RecipeConfig:
+    """A recipe of few numbers, all of whose losses count, and whose batch and size change at step 3."""
+    changing: dict[str, Any] = {
+        "steps": 8,
+        "batch": ((0, 2), (3, 3)),
+        "pixels": ((0, 6), (3, 8)),
+    }
+    exact = GuidanceConfig("exact")
+    lit = ShadingConfig(ambient_steps=2, diffuse_probability=0.8)
+    if name == "dreamfusion":
+        return DreamFusionConfig(
+            **changing,
+            scene=NerfConfig(**SIZES, occupancy=OCCUPANCY),
+            guidance=exact,
+            shading=lit,
+            random_background=0.5,
+            weights=DreamFusionWeights(orientation=((0, 1.0), (8, 9.0))),
+        )
+    if name == "textmesh":
+        return TextMeshConfig(
+            **changing,
+            scene=SdfConfig(**SIZES, surface_radius=0.4, occupancy=OCCUPANCY),
+            guidance=exact,
+            shading=lit,
+            weights=TextMeshWeights(eikonal=2.0),
+        )
+    return Zero123Config(
+        **changing,
+        reference_pixels=((0, 8), (3, 10)),
+        scene=NerfConfig(**SIZES, occupancy=OCCUPANCY),
+        guidance=GuidanceConfig("zero123", str(folders["zero123"])),
+    )
+
+
+def closure_of(stage: Stage) -> Callable[[int], dict[str, Tensor]]:
+    base = stage.bases()[0]  # only its `zero_grad` is used
+
+    def closure(step: int) -> dict[str, Tensor]:
+        base.zero_grad(set_to_none=True)
+        values = stage.loss(step)
+        values["loss"].backward()
+        return values
+
+    return closure
+
+
+# -- losses, against few-line formulas ------------------------------------------------------------------------
+
+
+def test_losses_are_those_of_their_formulas() -> None:
+    opacity = torch.tensor([0.0, 0.3, 1.0, 0.5]).view(1, 1, 2, 2).requires_grad_()
+    expected = sum((x * x + 0.01) ** 0.5 for x in (0.0, 0.3, 1.0, 0.5)) / 4
+    assert losses.sparsity(opacity).item() == pytest.approx(expected)
+    value = opacity.detach().clamp(1e-3, 1 - 1e-3)
+    entropy = -(value * value.log() + (1 - value) * (1 - value).log()).mean()
+    assert losses.opaqueness(opacity).item() == pytest.approx(entropy.item())
+    (slope,) = torch.autograd.grad(losses.opaqueness(opacity), opacity)
+    assert slope[0, 0, 0, 1] > 0 > -slope[0, 0, 0, 1]  # 0.3 is pushed down to 0
+    normal = torch.arange(2 * 3 * 2 * 3).view(2, 3, 2, 3).float()  # 1 across, 3 down
+    assert losses.image_smoothness(normal).item() == 1 + 9
+
+
+@pytest.mark.parametrize("step", [0, 4])
+def test_dreamfusions_loss_is_the_weighted_sum_of_its_terms(
+    step: int, folders: dict[str, Path]
+) -> None:
+    config = replace(tiny("dreamfusion", folders), random_background=0.0)
+    config = replace(config, shading=ShadingConfig(diffuse_probability=0.0))  # type: ignore[call-arg]
+    stage = build(config)
+    torch.manual_seed(step)
+    found = stage.loss(step)
+
+    torch.manual_seed(step)
+    batch, size = (2, 6) if step < 3 else (3, 8)
+    cameras = random_cameras(batch, config.cameras)
+    render = stage.scene.render(*cameras.rays(size, size), jitter=True, normals=True, step=step)
+    sds = stage.guidance(render.rgb, stage.prompt, cameras, (0.02, 0.98))
+    sparsity = (render.opacity**2 + 0.01).sqrt().mean()
+    assert render.back_facing is not None
+    expected = sds + sparsity + (1.0 + step) * render.back_facing
+    torch.testing.assert_close(found["loss"], expected)
+    assert ("occupancy" in found) == (step % 2 == 0)
+
+
+def test_textmeshs_loss_is_score_distillation_and_unit_gradients(folders: dict[str, Path]) -> None:
+    stage = build(tiny("textmesh", folders))
+    torch.manual_seed(0)
+    found = stage.loss(0)
+
+    torch.manual_seed(0)
+    cameras = random_cameras(2)
+    render = stage.scene.render(*cameras.rays(6, 6), jitter=True, normals=True, step=0)
+    sds = stage.guidance(render.rgb, stage.prompt, cameras, (0.02, 0.98))
+    assert render.eikonal is not None
+    torch.testing.assert_close(found["loss"], sds + 2.0 * render.eikonal)
+    torch.testing.assert_close(found["eikonal"], render.eikonal)
+
+
+@pytest.mark.parametrize("step", [0, 4])
+def test_zero123s_loss_is_the_weighted_sum_of_both_renders(
+    step: int, folders: dict[str, Path]
+) -> None:
+    config = tiny("zero123", folders)
+    stage = build(config)
+    torch.manual_seed(step)
+    found = stage.loss(step)
+
+    torch.manual_seed(step)
+    batch, size, large = (2, 6, 8) if step < 3 else (3, 8, 10)
+    both: dict[str, Any] = {"jitter": True, "normals": True, "roughness": True, "step": step}
+    cameras, reference = random_cameras(batch, config.cameras), orbit_cameras(20.0, 30.0)
+    around = stage.scene.render(*cameras.rays(size, size), **both)
+    levels = config.timesteps.at(step, config.steps)
+    sds = stage.guidance(around.rgb, stage.prompt, cameras, levels)
+    front = stage.scene.render(*reference.rays(large, large), **both)
+    rgb, alpha = true_reference(CHAIR, reference, 32).at(large)
+    expected = 0.1 * sds + 0.1 * (around.opacity**2 + 0.01).sqrt().mean()
+    expected = expected + 500 * F.mse_loss(front.rgb[0], rgb)
+    expected = expected + 50 * F.mse_loss(front.opacity[0], alpha)
+    for render in (around, front):
+        assert render.normal is not None
+        shown = (render.normal + render.opacity) / 2
+        rows, columns = shown.diff(dim=-2), shown.diff(dim=-1)
+        expected = expected + 8 * (rows.square().mean() + columns.square().mean())
+        expected = expected + 8 * render.roughness + render.back_facing
+        sure = render.opacity.clamp(1e-3, 1 - 1e-3)
+        entropy = -(sure * sure.log() + (1 - sure) * (1 - sure).log()).mean()
+        expected = expected + 0.1 * entropy
+    torch.testing.assert_close(found["loss"], expected)
+    names = {"loss", "sds", "rgb", "mask", "sparsity", "opaque", "orientation", "occupancy"}
+    assert found.keys() == names | {"normal_smoothness", "normal_smoothness_3d"}
+
+
+def test_losses_without_a_weight_are_not_computed(folders: dict[str, Path]) -> None:
+    weights = Zero123Weights(
+        normal_smoothness=0, normal_smoothness_3d=0, orientation=0, sparsity=0, opaque=0
+    )
+    stage = build(replace(tiny("zero123", folders), weights=weights))  # type: ignore[call-arg]
+    assert stage.loss(1).keys() == {"loss", "sds", "rgb", "mask"}
+
+
+def test_light_and_backdrops_are_seen_in_the_loss(folders: dict[str, Path]) -> None:
+    config = tiny("dreamfusion", folders)
+    shading = ShadingConfig(ambient_steps=4, diffuse_probability=1.0, textureless_probability=1.0)
+    found = []
+    for changed in ({}, {"shading": shading}, {"random_background": 1.0}):
+        plain = {"shading": ShadingConfig(), "random_background": 0.0} | changed
+        stage = build(replace(config, **plain))  # type: ignore[arg-type]
+        for step in (3, 4):
+            torch.manual_seed(0)
+            found.append(stage.loss(step)["loss"].item())
+    assert found[0] == found[2]  # not yet lit
+    assert found[1] != found[3]
+    assert found[0] != found[4]
+
+
+def test_a_recipe_from_a_picture_needs_one(folders: dict[str, Path]) -> None:
+    config = tiny("zero123", folders)
+    score = load_score(config.guidance, CHAIR.caption, 8, CPU)
+    with pytest.raises(ValueError, match=r"context\.image is None: give the picture"):
+        config.build(
+            Context(ScoreDistillation(score), config.guidance.text_prompt("a red chair"), CPU)
+        )
+
+
+# -- learning rates ----------------------------------------------------------------------------------------
+
+
+def test_every_parameter_has_the_rate_of_its_group(folders: dict[str, Path]) -> None:
+    config = METHODS["textmesh"].presets["paper"]
+    stage = build(replace(config, scene=small(config.scene), guidance=GuidanceConfig("exact")))
+    (base,) = stage.bases()
+    rates = {group["name"]: group["lr"] for group in base.param_groups}
+    assert rates == {"encoding": 0.01, "networks": 0.001, "background": 0.001}
+    held = [id(p) for group in base.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in stage.scene.parameters())
+    assert base.defaults["betas"] == (0.9, 0.99)
+    assert base.defaults["eps"] == 1e-15
+
+
+# -- looking ahead -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_at_tolerance_0_a_run_is_bitwise_the_sequential_one(
+    name: str, folders: dict[str, Path]
+) -> None:
+    """Over milestones of batch and size, through lit and unlit steps, with the occupancy grid as carry."""
+    config = tiny(name, folders)
+    plain, ahead = build(config), build(config)
+    (base,), carry, closure = plain.bases(), plain.carry(), closure_of(plain)
+    assert carry is not None
+    assert carry.update is not None
+    expected = []
+    for step in range(config.steps):
+        with step_rng(3, step):
+            expected.append(closure(step))
+            base.step()
+            carry.update(expected[-1])
+
+    optimizer = ParallelPicardOptimizer(
+        ahead.bases(), carry=ahead.carry(), total_steps=8, seed=3, window=3, tolerance=0
+    )
+    closure = closure_of(ahead)
+    for step in range(config.steps):
+        values = optimizer.step(closure)
+        assert values.keys() == expected[step].keys()
+        for key, value in values.items():
+            assert torch.equal(value, expected[step][key]), (step, key)
+    for one, other in zip(plain.scene.parameters(), ahead.scene.parameters(), strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(plain.scene.buffers(), ahead.scene.buffers(), strict=True):
+        assert torch.equal(one, other)
+    assert plain.scene.occupancy is not None
+    assert plain.scene.occupancy.values.min() >= 0  # it was measured
+    assert optimizer.stats.drift_evaluations > config.steps  # it did look ahead
+
+
+def small(scene: Any) -> Any:
+    """A scene of the published settings with smaller tables, fewer samples and cells."""
+    return replace(
+        scene,
+        encoding=replace(scene.encoding, log2_size=6),
+        samples=12,
+        occupancy=replace(scene.occupancy, resolution=8),
+    )
+
+
+def shrunk(config: RecipeConfig, folders: dict[str, Path]) -> RecipeConfig:
+    """Published settings at sizes that a CPU can do in seconds: views, batch, samples, tables."""
+    sizes: dict[str, Any] = {"batch": 2, "pixels": 8}
+    if isinstance(config, Zero123Config):
+        sizes = {
+            name: tuple(
+                (step, value) for (step, _), value in zip(getattr(config, name), few, strict=True)
+            )
+            for name, few in {
+                "batch": (3, 3, 2),
+                "pixels": (6, 8, 10),
+                "reference_pixels": (8, 10, 12),
+            }.items()
+        }
+    guidance = replace(
+        config.guidance,
+        source=str(folders[config.guidance.model]),
+        options=ModelOptions(embeddings=None),
+    )
+    return replace(config, scene=small(config.scene), guidance=guidance, **sizes)
+
+
+PAPER = [
+    pytest.param(method, name, marks=[] if method == "zero123" else [pytest.mark.slow])
+    for method, entry in METHODS.items()
+    for name in entry.presets
+    if name.startswith("paper")
+]
+
+
+@pytest.mark.parametrize(("method", "name"), PAPER)
+def test_published_settings_run_two_sweeps_on_the_real_pipelines(
+    method: str, name: str, folders: dict[str, Path]
+) -> None:
+    config = shrunk(METHODS[method].presets[name], folders)
+    stage = build(config)
+    before = [parameter.detach().clone() for parameter in stage.scene.parameters()]
+    picard = config.picard
+    rule = AdaptiveTolerance(picard.initial, decay=picard.decay, statistic=picard.statistic)
+    optimizer = ParallelPicardOptimizer(
+        stage.bases(),
+        carry=stage.carry(),
+        total_steps=config.steps,
+        seed=0,
+        window=picard.window,
+        predictor=picard.predictor,
+        tolerance=rule,
+    )
+    closure = closure_of(stage)
+    while optimizer.stats.sweeps < 2:
+        values = optimizer.step(closure)
+        assert values["loss"].isfinite()
+    assert optimizer.window == 7
+    moved = [
+        not torch.equal(one, other)
+        for one, other in zip(before, stage.scene.parameters(), strict=True)
+    ]
+    assert all(moved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("step", [599, 600, 900, 2500, 5000, 9000])
+def test_published_settings_make_a_step_at_any_time_of_the_run(
+    method: str, step: int, folders: dict[str, Path]
+) -> None:
+    config = shrunk(METHODS[method].presets["paper"], folders)
+    stage = build(config)
+    torch.manual_seed(0)
+    stage.loss(step)["loss"].backward()
+    for name, parameter in stage.scene.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
