@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from ..domain import all_subjects
 from ..guidance.loading import explained
@@ -54,7 +54,8 @@ class ClipJudge:
         self.name = Path(source).name if Path(source).is_dir() else str(source)
         with explained(source), _loaded_whole(source):
             model: Any = CLIPModel.from_pretrained(source, dtype=torch.float32)
-            self.processor: Any = CLIPImageProcessor.from_pretrained(source)
+            # Pillow's, whether or not torchvision is there: features must not depend on what else is installed.
+            self.processor: Any = CLIPImageProcessorPil.from_pretrained(source)
             self._tokenizer: Any = CLIPTokenizer.from_pretrained(source)
         self.model = model.eval().requires_grad_(False).to(device)
         self.device = torch.device(device)
@@ -64,6 +65,8 @@ class ClipJudge:
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings of texts, cut where the model's context ends. [texts, features]."""
+        if not texts:
+            return torch.zeros(0, self.model.config.projection_dim, device=self.device)
         longest = min(
             self._tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings
         )

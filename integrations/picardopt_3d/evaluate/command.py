@@ -35,8 +35,8 @@ class EvaluateConfig:
         out: the npz file to write, with `make_reference`.
         views: pictures of each run, evenly around.
         elevation: of the camera above the horizon, degrees.
-        distance: of the camera from the centre.
-        fov: vertical field of view of the camera, degrees.
+        distance: of the camera from the centre; None: in the middle of where a run was trained to look from.
+        fov: vertical field of view of the camera, degrees; None: the same.
         size: pixels along each edge of a picture; None: as in the run's own final views (64 in a reference).
         background: behind the object: "white", or the "scene"'s own.
         group_by: entries of report.json; runs that have them in common are averaged below the table.
@@ -52,8 +52,8 @@ class EvaluateConfig:
     out: Path | None = None
     views: int = 120
     elevation: float = 12.0
-    distance: float = 1.65
-    fov: float = 42.5
+    distance: float | None = None
+    fov: float | None = None
     size: int | None = None
     background: Literal["white", "scene"] = "white"
     group_by: tuple[str, ...] = ("method", "preset")
@@ -72,8 +72,10 @@ class EvaluateConfig:
         limits = {"elevation": (-90, 90), "distance": (0, float("inf")), "fov": (0, 180)}
         for name, (low, high) in limits.items():
             value = getattr(self, name)
-            open_ended = name != "elevation"
-            if not low <= value <= high or (open_ended and value in (low, high)):
+            allowed = (
+                value is None or low < value < high or (name == "elevation" and abs(value) == 90)
+            )
+            if not allowed:
                 raise ValueError(f"{name}={value}: give a number between {low} and {high}")
         if self.make_reference is None:
             if not self.runs:
@@ -164,8 +166,7 @@ def _evaluate(config: EvaluateConfig) -> None:
 
 def _make_reference(config: EvaluateConfig, source: str) -> None:
     """Write the statistics of a reference."""
-    from ..cameras import turntable_cameras
-    from .evaluation import USUAL_SIZE
+    from .evaluation import USUAL_SIZE, Protocol
     from .frechet import save_statistics
     from .reference import DOMAIN, domain_statistics, folder_statistics
 
@@ -178,7 +179,8 @@ def _make_reference(config: EvaluateConfig, source: str) -> None:
         )
     judge = _judge(config)
     if source == DOMAIN:
-        cameras = turntable_cameras(config.views, config.elevation, config.distance, config.fov)
+        protocol = Protocol(config.views, config.elevation, config.distance, config.fov)
+        cameras = protocol.cameras()
         statistics = domain_statistics(judge, cameras, config.size or USUAL_SIZE)
     else:
         statistics = folder_statistics(judge, Path(source))
@@ -191,8 +193,11 @@ def _make_reference(config: EvaluateConfig, source: str) -> None:
 
 def _judge(config: EvaluateConfig) -> ClipJudge:
     """The judge that the options name."""
+    from transformers.utils import logging
+
     from .clip import SHIPPED_CLIP, ClipJudge
     from .runs import pick_device
 
+    logging.disable_progress_bar()  # the bars that matter here are those of the pictures
     source = SHIPPED_CLIP if config.clip == SHIPPED else config.clip
     return ClipJudge(source, (), device=pick_device(config.device))

@@ -28,6 +28,9 @@ from .runs import SCENE_FILE, Run, open_scene
 USUAL_SIZE = 64
 """Pixels of the pictures of a run whose report does not say."""
 
+USUAL_VIEW = (1.65, 42.5)
+"""Distance and vertical field of view (degrees) of its cameras: the built-in world's."""
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -94,8 +97,8 @@ class Protocol:
     Attributes:
         views: Azimuths, evenly around.
         elevation: Degrees above the horizon.
-        distance: From the origin, scene units.
-        fov: Vertical field of view, degrees.
+        distance: From the origin, scene units; None: in the middle of where the run was trained to look from.
+        fov: Vertical field of view, degrees; None: the same.
         size: Pixels along each edge; None: those of the run's own final views.
         background: Behind the object: "white", so that objects are judged and not what is behind them, or the
             "scene"'s own.
@@ -104,21 +107,32 @@ class Protocol:
 
     views: int = 120
     elevation: float = 12.0
-    distance: float = 1.65
-    fov: float = 42.5
+    distance: float | None = None
+    fov: float | None = None
     size: int | None = None
     background: Literal["white", "scene"] = "white"
     device: str = "auto"
 
-    def cameras(self) -> Cameras:
-        """Where from."""
-        return turntable_cameras(self.views, self.elevation, self.distance, self.fov)
+    def cameras(self, view: tuple[float, float] | None = None) -> Cameras:
+        """Where from.
+
+        Args:
+            view: Distance and field of view of a run; None: those of the built-in world.
+        """
+        usual = view or USUAL_VIEW
+        distance, fov = (
+            own if given is None else given
+            for given, own in zip((self.distance, self.fov), usual, strict=True)
+        )
+        return turntable_cameras(self.views, self.elevation, distance, fov)
 
 
 def gather_prompts(runs: Sequence[Run], more: Sequence[str] = ()) -> list[str]:
     """The prompts that pictures choose from: those of all runs, then others, each meaning once."""
-    given = [run.prompt for run in runs if run.prompt is not None]
-    return list({_meaning(prompt): prompt for prompt in reversed([*given, *more])}.values())[::-1]
+    first: dict[str, str] = {}
+    for prompt in [*(run.prompt for run in runs if run.prompt is not None), *more]:
+        first.setdefault(_meaning(prompt), prompt)
+    return list(first.values())
 
 
 def read_prompts(source: str) -> list[str]:
@@ -187,7 +201,7 @@ def _judge(
     report = run.report
     size = protocol.size or int(report.get("size") or USUAL_SIZE)
     backdrop = BACKGROUND if protocol.background == "white" else None
-    cameras = protocol.cameras()
+    cameras = protocol.cameras(run.view)
     scene = open_scene(run.folder / SCENE_FILE, protocol.device)
     with _told(run):
         views = render_views(scene, cameras, size, backdrop, progress)

@@ -35,6 +35,14 @@ class Run:
     subject: Subject | None
 
     @property
+    def view(self) -> tuple[float, float] | None:
+        """Distance and vertical field of view (degrees) that the run was made for, if its report says."""
+        match self.report.get("view"):
+            case [int() | float() as distance, int() | float() as fov]:
+                return float(distance), float(fov)
+        return None
+
+    @property
     def seconds(self) -> float | None:
         """Seconds of the optimization alone."""
         return _number(self.report.get("seconds"))

@@ -176,20 +176,15 @@ def _check(inside: Tensor, level: float) -> None:
     if high <= level:
         raise NoSurfaceError(
             f"level={level:g}: the scene has no surface there; how far inside a point is goes from {low:.4g} to "
-            f"{high:.4g}. Give a lower level (a lower density threshold), such as {_between(low, high):.4g}, or "
+            f"{high:.4g}. Give a lower level (a lower density threshold), such as {high - (high - low) / 4:.4g}, or "
             f"optimize for more steps"
         )
     if low >= level:
         raise NoSurfaceError(
             f"level={level:g}: all of the scene's sphere is inside of that surface; how far inside a point is goes "
             f"from {low:.4g} to {high:.4g}. Give a higher level (a higher density threshold), such as "
-            f"{_between(low, high):.4g}"
+            f"{(low + high) / 2:.4g}"
         )
-
-
-def _between(low: float, high: float) -> float:
-    """A level at which there is something, and it does not fill the sphere."""
-    return (low + high) / 2
 
 
 def _simplified(

@@ -1,0 +1,72 @@
+"""Scenes that are known in closed form, for the tests of what is made of scenes."""
+
+from __future__ import annotations
+
+import torch
+from picardopt_3d.scenes import FieldConfig, RadianceField
+from picardopt_3d.scenes.protocol import Light, Render, Scene
+from torch import Tensor, nn
+
+
+class Balls(Scene):
+    """Balls whose colour at a point is 0.5 + the point's coordinates (so that axes can be told apart).
+
+    Args:
+        balls: centre (3 numbers) and radius of each; they must not overlap.
+    """
+
+    def __init__(self, balls: list[tuple[float, float, float, float]] | None = None) -> None:
+        super().__init__()
+        self.radius = 0.5
+        self.balls = nn.Parameter(torch.tensor(balls or [(0.0, 0.0, 0.0, 0.4)]))
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"encoding": [self.balls]}
+
+    def inside(self, points: Tensor) -> Tensor:
+        centres, radii = self.balls[:, :3], self.balls[:, 3]
+        return (radii - (points[:, None] - centres).norm(dim=-1)).amax(1)
+
+    def colour(self, points: Tensor) -> Tensor:
+        return points + 0.5
+
+    def render(
+        self,
+        origins: Tensor,
+        directions: Tensor,
+        *,
+        jitter: bool = False,
+        normals: bool = False,
+        roughness: bool = False,
+        light: Light | None = None,
+        backdrop: Tensor | None = None,
+        step: int | None = None,
+    ) -> Render:
+        """Of the first ball alone: where rays meet it."""
+        away = origins - self.balls[0, :3]
+        middle = -(away * directions).sum(-1)
+        squared = self.balls[0, 3] ** 2 - (away.square().sum(-1) - middle.square())
+        hit = squared > 0
+        depth = torch.where(hit, middle - squared.clamp_min(0).sqrt(), 0.0)
+        seen = self.colour(origins + depth[..., None] * directions)
+        behind = torch.zeros(len(origins), 3) if backdrop is None else backdrop
+        rgb = torch.where(hit[..., None], seen, behind[:, None, None])
+        return Render(rgb.movedim(-1, 1), hit[:, None].float(), depth[:, None])
+
+
+def voxels(shape, colour: tuple[float, float, float], size: int = 24) -> RadianceField:
+    """A dense field of a shape of the built-in world, all in one colour.
+
+    Args:
+        shape: its signed distance. # [..., 3] -> [...]
+        colour: RGB in [0, 1].
+        size: voxels along each edge.
+    """
+    field = RadianceField(FieldConfig(resolutions=(size,), samples=48))
+    axis = torch.linspace(-field.radius, field.radius, size)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    distance = shape(torch.stack([x, y, z], dim=-1))
+    with torch.no_grad():
+        field.levels[0][0] = field.config.surface_density - 600.0 * distance - field.blob
+        field.levels[0][1:] = torch.tensor(colour).logit(1e-3)[:, None, None, None]
+    return field
