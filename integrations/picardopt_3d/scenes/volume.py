@@ -184,9 +184,9 @@ def composite(
     before = torch.cumsum(optical, 1) - optical
     weights = torch.exp(-before) * -torch.expm1(-optical)
     opacity = weights.sum(1)  # [hits]
-    behind = background if background.ndim == 1 else background[samples.hit]
+    far_off = background if background.ndim == 1 else background[samples.hit]
     rgb = (weights * samples.table(colour)).sum(2).T  # [hits, 3]
-    rgb = rgb + (1.0 - opacity)[:, None] * behind
+    rgb = rgb + (1.0 - opacity)[:, None] * far_off
     depth = (weights * samples.distance).sum(1)
     normals = back_facing = None
     if normal is not None:
