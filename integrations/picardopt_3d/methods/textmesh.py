@@ -43,19 +43,20 @@ class TextMeshConfig(DreamFusionConfig):
 
 
 SMALL = TextMeshConfig(
-    steps=300,
-    batch=4,
+    steps=220,
+    batch=3,
     pixels=32,
     scene=SdfConfig(
         encoding=HashConfig(levels=6, log2_size=15, base=8, scale=1.5),
         width=32,
         radius=0.55,
-        samples=32,
+        samples=24,
         surface_radius=0.4,
         normals="analytic",
         background="solid",
         background_colour=BACKGROUND,
-        occupancy=OccupancyConfig(resolution=32),
+        # Fresh density is everywhere, and the run is short: it has to be forgotten sooner.
+        occupancy=OccupancyConfig(resolution=24, threshold=0.3, decay=0.8, every=8),
     ),
     sds=SdsConfig(guidance_scale=3.0),
     weights=TextMeshWeights(eikonal=1.0),
