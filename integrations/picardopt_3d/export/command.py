@@ -26,7 +26,8 @@ class ExportConfig:
         level: where the surface is, in the scene's own measure of how far inside a point is: raise it if the mesh is
             bloated, lower it if parts are missing.
         components: keep only this many connected pieces, the largest ones; None: all.
-        faces: simplify to about this many triangles; None: do not.
+        faces: simplify to about this many triangles, or as few as leave the shape what it is (a lower resolution has
+            fewer to begin with); None: do not.
         up: axis that points up in the file; None: y in GLB, as glTF prescribes, z in OBJ and PLY, as in the scene.
         device: where the scene is evaluated: "auto" (an accelerator if there is one), "cpu" or "cuda".
     """

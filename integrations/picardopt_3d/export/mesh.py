@@ -20,6 +20,8 @@ POINTS_AT_ONCE = 1 << 17
 
 _LEAST_RESOLUTION = 8
 
+_AGGRESSIVENESS = 3.0  # by its default, 7, the library keeps to the count at the cost of parts such as a mug's handle
+
 Progress = Callable[[int], object]
 """Called with the number of points that were evaluated since the last call."""
 
@@ -60,7 +62,7 @@ def extract_mesh(
         resolution: Samples of `scene.inside` along each edge of the cube about the scene's sphere.
         level: The surface is where `scene.inside` has this value: above 0 it lies deeper, below 0 farther out.
         components: Keep this many connected pieces, the ones of largest area; None keeps all.
-        faces: Simplify to about this many triangles; None leaves them all.
+        faces: Simplify to about this many triangles, or as few as leave the shape what it is; None leaves them all.
         progress: Told how many points were evaluated.
 
     Returns:
@@ -86,7 +88,8 @@ def extract_mesh(
     if components is not None:
         corners, triangles = largest_components(corners, triangles, components)
     if faces is not None and faces < len(triangles):
-        corners, triangles = _simplified(corners, triangles, faces)
+        corners, triangles = _simplified(corners / scene.radius, triangles, faces)
+        corners = corners * scene.radius
     corners = corners.astype(np.float32)
     return Mesh(corners, triangles.astype(np.int64), _colours(scene, corners))
 
@@ -190,13 +193,20 @@ def _check(inside: Tensor, level: float) -> None:
 def _simplified(
     vertices: npt.NDArray[np.floating], faces: npt.NDArray[np.integer], count: int
 ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]:
-    """About `count` triangles, by quadric edge collapse (Garland and Heckbert, 1997)."""
+    """About `count` triangles, by quadric edge collapse (Garland and Heckbert, 1997).
+
+    Args:
+        vertices: In radii of the scene: the library's thresholds are for objects of about that size. [vertices, 3]
+        faces: [faces, 3]
+        count: How many triangles to go for.
+    """
     import fast_simplification
 
     fewer: tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]] = fast_simplification.simplify(
         np.ascontiguousarray(vertices, np.float32),
         np.ascontiguousarray(faces, np.int32),
         target_count=count,
+        agg=_AGGRESSIVENESS,
     )
     return fewer
 
