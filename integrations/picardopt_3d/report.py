@@ -20,7 +20,7 @@ from .export.plots import save_strides_plot
 from .export.turntable import frames_of, save_film
 from .record import Trained
 from .scenes import Render, Scene, load_scene
-from .worker import CHECKPOINT_FILE, SCENE_FILE, middle_view
+from .worker import CHECKPOINT_FILE, SCENE_FILE, middle_view, reference_of
 
 FILM_FRAMES = 120
 HELD_OUT_VIEWS = 32
@@ -147,11 +147,17 @@ def save_sheet(
     view: tuple[float, float],
     size: int = 96,
 ) -> None:
-    """Six views around the scene, from the picture's side on, and the true ones below them where they are known."""
-    begin = config.azimuth if isinstance(config, ImageTo3DConfig) else 0.0
-    cameras = orbit_cameras(20.0, begin + torch.arange(6) * 60.0, *view)
+    """Six views around the scene, and the true ones below them where they are known.
+
+    Of a run from a picture: the picture on top, and the first view from where it was taken.
+    """
+    elevation, azimuth, rows = 20.0, 0.0, []
+    if isinstance(config, ImageTo3DConfig):
+        elevation, azimuth = config.elevation, config.azimuth
+        rows = [("picture", reference_of(config).at(size)[0][None])]
+    cameras = orbit_cameras(elevation, azimuth + torch.arange(6) * 60.0, *view)
     (render,) = render_in_parts(scene, cameras, size, part=6)
-    rows = list(zip(("colour", "normals", "opacity"), rows_of(render), strict=True))
+    rows += zip(("colour", "normals", "opacity"), rows_of(render), strict=True)
     title = config.title
     if subject is not None and psnr_value is not None:
         rows.append(("true views", render_truth(subject, cameras, size, size)[0]))

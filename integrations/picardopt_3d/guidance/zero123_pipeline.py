@@ -22,7 +22,7 @@ from diffusers import (
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 
 class CLIPCameraProjection(ModelMixin, ConfigMixin):
@@ -72,7 +72,7 @@ class Zero123Pipeline(DiffusionPipeline):
         image_encoder: CLIPVisionModelWithProjection,
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
-        feature_extractor: CLIPImageProcessor,
+        feature_extractor: CLIPImageProcessorPil,
         clip_camera_projection: CLIPCameraProjection,
     ) -> None:
         super().__init__()
