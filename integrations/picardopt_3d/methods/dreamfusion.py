@@ -4,7 +4,8 @@
 is the recipe at the size of the shipped guidance, 32 pixels and one CPU thread: voxels instead of a network (so the
 rate is larger), and ambient light only (the shipped model's objects are matt and lit from one side, which a field
 without view dependence can show). The sparsity and orientation losses are there for other guidance; with the shipped
-one nothing floats, and they are off.
+one nothing floats, and they are off. `SMALL_NERF` is the whole recipe at that size: a hash grid whose levels come in
+one by one, the losses (weaker, as the guidance is), and lights late and soft, for the shipped model knows one light.
 """
 
 from __future__ import annotations
@@ -107,6 +108,33 @@ SMALL = DreamFusionConfig(
     shading=ShadingConfig(diffuse_probability=0.0),
 )
 
+SMALL_NERF = DreamFusionConfig(
+    steps=250,
+    batch=3,
+    pixels=32,
+    scene=NerfConfig(
+        encoding=HashConfig(
+            levels=6, log2_size=15, base=8, scale=1.5, start_level=4, after=50, every=25
+        ),
+        width=32,
+        radius=0.55,
+        samples=24,
+        background="solid",
+        background_colour=BACKGROUND,
+        # Fresh density is everywhere, and the run is short: it has to be forgotten sooner.
+        occupancy=OccupancyConfig(resolution=24, threshold=0.3, decay=0.8, every=8),
+    ),
+    sds=SdsConfig(guidance_scale=3.0),
+    weights=DreamFusionWeights(sparsity=0.05, orientation=((0, 0.3), (125, 30.0))),
+    shading=ShadingConfig(
+        ambient_steps=150,
+        diffuse_probability=0.3,
+        textureless_probability=0.3,
+        ambient=0.6,
+        diffuse=0.4,
+    ),
+)
+
 OCCUPIED = 0.74
 """Density of an occupied cell: an opacity of 0.01 over one of 512 steps through the cube of radius 2, as released."""
 
@@ -141,4 +169,4 @@ PAPER_SD = replace(
     picard=replace(PAPER.picard, initial=30e-6),
 )
 
-PRESETS = {"small": SMALL, "paper": PAPER, "paper-sd": PAPER_SD}
+PRESETS = {"small": SMALL, "small-nerf": SMALL_NERF, "paper": PAPER, "paper-sd": PAPER_SD}
