@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +97,7 @@ def _root(matrix: Floats) -> Floats:
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
     """Write statistics as an npz file, whole or not at all."""
-    content = {name: np.asarray(getattr(statistics, name)) for name in _ENTRIES}
+    content: dict[str, Any] = {name: np.asarray(getattr(statistics, name)) for name in _ENTRIES}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **content)
 
