@@ -14,7 +14,7 @@ from picardopt_3d.config import TextTo3DConfig, load_config
 from picardopt_3d.domain import BACKGROUND, parse_prompt
 from picardopt_3d.guidance.choose import GuidanceConfig
 from picardopt_3d.methods.base import Rates
-from picardopt_3d.methods.dreamfusion import SMALL
+from picardopt_3d.methods.dreamfusion import SMALL, DreamFusion
 from picardopt_3d.pipeline import run
 from picardopt_3d.record import Trained
 from picardopt_3d.report import held_out_cameras, psnr, psnr_against_truth
@@ -169,6 +169,29 @@ def test_the_command_writes_every_promised_file(
     said = capfd.readouterr()
     assert "turntable.mp4" in said.out
     assert "steps/sweep=" in said.err
+
+
+def test_tensorboard_has_every_step_and_the_pictures(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = options(tmp_path, window=3, tensorboard=True, picture_every=6)
+    trained = train(config, time.time())
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/sds")] == list(range(12))
+    losses = [event.value for event in events.Scalars("loss/loss")]
+    assert losses == pytest.approx(trained.losses)
+    assert events.Scalars("picard/stride")[-1].value == trained.strides[-1]
+    assert [event.step for event in events.Images("scene")] == [5, 11]
+
+
+def test_a_full_memory_says_what_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: DreamFusion, step: int) -> dict[str, torch.Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DreamFusion, "loss", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"recipe\.batch, recipe\.pixels"):
+        train(options(tmp_path, sequential=True), time.time())
 
 
 @pytest.mark.slow

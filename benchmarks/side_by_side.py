@@ -1,0 +1,64 @@
+"""Pictures, what became of them sequentially and by Picard iteration, and the truth: the paper's Figure 6.
+
+python benchmarks/methods.py && python benchmarks/side_by_side.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from methods import PICTURES, Run, configuration, subject
+from picardopt_3d.cameras import orbit_cameras
+from picardopt_3d.config import ImageTo3DConfig
+from picardopt_3d.domain import render
+from picardopt_3d.export.pictures import save_contact_sheet
+from picardopt_3d.images import EXAMPLES, load_reference
+from picardopt_3d.report import render_in_parts
+from picardopt_3d.scenes import load_scene
+from picardopt_3d.worker import SCENE_FILE, middle_view
+
+SIZE = 96
+TURNS = (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)
+"""Degrees from where the picture was taken."""
+
+
+def rows(caption: str, scenes: Path) -> list[tuple[str, torch.Tensor]]:
+    """One picture's part of the sheet."""
+    config = configuration(Run("zero123", caption, "sequential"), scenes)
+    assert isinstance(config, ImageTo3DConfig)
+    distance, fov = middle_view(config)
+    picture = load_reference(
+        config.image,
+        elevation=config.elevation,
+        azimuth=config.azimuth,
+        distance=distance,
+        fov=fov,
+        framed=True,
+    )
+    around = config.azimuth + torch.tensor(TURNS)
+    cameras = orbit_cameras(config.elevation, around, distance, fov)
+    found = [("picture", picture.at(SIZE)[0][None])]
+    for label, mode in (("sequential", "sequential"), ("Picard", "default")):
+        scene = load_scene(Run("zero123", caption, mode).folder(scenes) / SCENE_FILE)
+        parts = render_in_parts(scene, cameras, SIZE, normals=False)
+        found.append((label, torch.cat([part.rgb for part in parts])))
+    return [*found, ("true views", render(subject(caption), cameras, SIZE, SIZE)[0])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--scenes", type=Path, default=Path("build/methods"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/image_to_3d.png"))
+    options = parser.parse_args()
+    shown = [each.caption for each, _, _ in EXAMPLES.values() if each.caption in PICTURES]
+    sheet = [row for caption in shown for row in rows(caption, options.scenes)]
+    title = (
+        "image-to-3d, zero123 small: sequential, and Picard iteration at the defaults (window 8)"
+    )
+    save_contact_sheet(sheet, title, options.out)
+
+
+if __name__ == "__main__":
+    main()
