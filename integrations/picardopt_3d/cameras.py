@@ -1,7 +1,7 @@
 """Cameras: where a view is taken from, the rays through its pixels, and what a score model is told.
 
-World axes are right-handed with z up; cameras look at the origin, or near it where they are jittered. A camera's own axes are OpenGL's: x right, y up,
-looking down -z. Angles are degrees throughout.
+World axes are right-handed with z up; cameras look at the origin, or near it where they are jittered. A camera's own
+axes are OpenGL's: x right, y up, looking down -z. Angles are degrees throughout.
 """
 
 from __future__ import annotations
@@ -191,8 +191,8 @@ def random_cameras(
 
     The elevation is uniform in degrees for half of the views and uniform on the sphere's area for the other half
     (a fair coin a view); the azimuth is stratified over the batch. Everything is drawn from torch's global CPU
-    generator, so that the cameras of a step are the same on every device. Jittered cameras keep the angles and the distance
-    that they were drawn with: those are what prompts and score models are told.
+    generator, so that the cameras of a step are the same on every device. Jittered cameras keep the angles and the
+    distance that they were drawn with: those are what prompts and score models are told.
 
     Args:
         batch: How many.
