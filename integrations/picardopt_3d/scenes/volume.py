@@ -194,7 +194,7 @@ def composite(
         normals = rays.image((weights * on_table).sum(2).T, samples.hit)
         directions = rays.directions[samples.hit]
         away = (on_table * directions.T[:, :, None]).sum(0).clamp_min(0.0)
-        # Normals are to turn, not to vanish: the weights are constants here (DreamFusion, appendix A.2).
+        # Normals are to turn, not to vanish: the weights are constants here, as in threestudio.
         back_facing = (weights.detach() * away.square()).sum() / len(rays.origins)
     return Render(
         rgb=rays.image(rgb, samples.hit, background),
