@@ -20,6 +20,7 @@ CHAIR = Subject("chair", "red")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a minute or so on a core of its own
 @pytest.mark.parametrize(
     ("method", "preset", "least"),
     [
