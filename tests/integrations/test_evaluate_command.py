@@ -61,7 +61,16 @@ def test_one_prompt_is_nothing_to_choose_from(
     main([str(place / "cube"), *QUICK])
     told = capsys.readouterr().out
     assert "no R-precision: there is only one prompt" in told
+    assert "says nothing" not in told
     assert "mean of" not in told
+
+
+def test_the_shipped_judge_is_not_trusted_with_other_prompts(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "more.txt").write_text("a corgi\n")
+    main([str(place / "cube"), "--prompts", str(tmp_path / "more.txt"), *QUICK])
+    assert "the shipped judge knows the built-in world only" in capsys.readouterr().out
 
 
 def test_group_by_what_the_report_says(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _evaluate(config: EvaluateConfig) -> None:
     """Judge the runs; print the table and its notes, and write the CSV."""
     # Only now: what judges takes seconds to import, which a mistyped option should not.
+    from ..domain import parse_prompt
     from .evaluation import Protocol, evaluate, gather_prompts, group, read_prompts
     from .reference import find_reference
     from .runs import read_run
@@ -152,6 +153,11 @@ def _evaluate(config: EvaluateConfig) -> None:
         print(f" among {len(prompts)} prompts")
     else:
         print("; no R-precision: there is only one prompt to choose (add runs or --prompts)")
+    if config.clip == SHIPPED and any(parse_prompt(prompt) is None for prompt in prompts):
+        print(
+            "  the shipped judge knows the built-in world only: what it makes of other prompts says nothing; "
+            "give another by --clip"
+        )
     if reference is not None:
         print(f"Frechet distance to {reference.source} ({reference.count} pictures)")
         if min(reference.count, config.views) <= len(reference.mean):
