@@ -1,6 +1,6 @@
 """Finished runs, judged as in the paper: views all around, each against its own prompt among those of all runs.
 
-120 azimuths at 12 degrees of elevation; R-precision and the Frechet distance by CLIP (the paper, section 5.1: CLIP-B/32
+120 azimuths at 12 degrees of elevation; R-precision and the Frechet distance by CLIP (the paper: CLIP-B/32
 for both). Where a run's subject is one of the built-in world's, PSNR and SSIM against the true views are added.
 """
 
