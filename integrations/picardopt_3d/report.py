@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .cameras import Cameras, orbit_cameras, random_cameras, turntable_cameras
 from .config import ImageTo3DConfig, RunConfig, TextTo3DConfig
 from .domain import Subject, parse_prompt
 from .domain import render as render_truth
+from .evaluate.pictures import psnr
 from .export.files import write_json
 from .export.pictures import rows_of, save_contact_sheet
 from .export.plots import save_strides_plot
@@ -38,10 +38,10 @@ def finish(config: RunConfig[Any], started: float) -> dict[str, Any]:
     scene = load_scene(config.out / SCENE_FILE)
     subject = subject_of(config)
     size = config.recipe.final_pixels
-    psnr = None if subject is None else psnr_against_truth(scene, subject, size)
+    found = None if subject is None else psnr_against_truth(scene, subject, size)
     view = middle_view(config)
     save_turntable(scene, config.out / "turntable.mp4", view)
-    save_sheet(scene, config, subject, psnr, config.out / "contact_sheet.png", view)
+    save_sheet(scene, config, subject, found, config.out / "contact_sheet.png", view)
     save_strides_plot(
         trained.strides,
         trained.residuals,
@@ -52,6 +52,7 @@ def finish(config: RunConfig[Any], started: float) -> dict[str, Any]:
     report = trained.figures | {
         "prompt": _prompt(config, subject),
         "subject": None if subject is None else subject.caption,
+        "view": view,
         "steps_done": trained.step,
         "sweeps": len(trained.strides),
         "mean_stride": trained.mean_stride,
@@ -61,7 +62,7 @@ def finish(config: RunConfig[Any], started: float) -> dict[str, Any]:
         "startup_seconds": trained.startup_seconds,
         "phase_seconds": trained.phase_seconds,
         "total_seconds": time.time() - started,
-        "psnr": psnr,
+        "psnr": found,
         "psnr_note": (
             f"mean over {HELD_OUT_VIEWS} held-out views at {size} pixels, dB"
             if subject is not None
@@ -102,12 +103,6 @@ def psnr_against_truth(scene: Scene, subject: Subject, size: int) -> float:
     cameras = held_out_cameras()
     seen = torch.cat([part.rgb for part in render_in_parts(scene, cameras, size, normals=False)])
     return psnr(seen.clamp(0.0, 1.0), render_truth(subject, cameras, size, size)[0])
-
-
-def psnr(images: Tensor, truth: Tensor) -> float:
-    """Mean over the batch of -10 log10(mean squared error), dB; both [batch, 3, height, width]."""
-    error = (images - truth).square().flatten(1).mean(1).clamp_min(1e-10)
-    return float((-10.0 * error.log10()).mean())
 
 
 def render_in_parts(
