@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-from picardopt_3d.scenes import FieldConfig, RadianceField
-from picardopt_3d.scenes.protocol import Light, Render, Scene
+from picardopt_3d.scenes import FieldConfig, Look, RadianceField, Render, Scene
 from torch import Tensor, nn
 
 
@@ -27,20 +26,14 @@ class Balls(Scene):
         centres, radii = self.balls[:, :3], self.balls[:, 3]
         return (radii - (points[:, None] - centres).norm(dim=-1)).amax(1)
 
-    def colour(self, points: Tensor) -> Tensor:
-        return points + 0.5
+    def look(self, points: Tensor, step: int | None, normals: bool) -> Look:
+        return Look(1e4 * (self.inside(points) > 0).float(), (points + 0.5).T)
+
+    def backdrop(self, directions: Tensor) -> Tensor:
+        return torch.zeros(3)
 
     def render(
-        self,
-        origins: Tensor,
-        directions: Tensor,
-        *,
-        jitter: bool = False,
-        normals: bool = False,
-        roughness: bool = False,
-        light: Light | None = None,
-        backdrop: Tensor | None = None,
-        step: int | None = None,
+        self, origins: Tensor, directions: Tensor, *, backdrop: Tensor | None = None, **_: object
     ) -> Render:
         """Of the first ball alone: where rays meet it."""
         away = origins - self.balls[0, :3]

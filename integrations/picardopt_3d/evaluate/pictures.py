@@ -10,7 +10,7 @@ from torch import Tensor
 from ..cameras import Cameras
 from ..domain import Subject
 from ..domain import render as render_truth
-from ..scenes.protocol import Scene
+from ..scenes import Scene
 
 RAYS_AT_ONCE = 1 << 14
 """Rays that are rendered in one call, for memory's sake."""

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from ..domain import Subject, parse_prompt
-from ..scenes import load_scene
-from ..scenes.protocol import Scene
+from ..scenes import Scene, load_scene
 
 SCENE_FILE = "scene.safetensors"
 REPORT_FILE = "report.json"

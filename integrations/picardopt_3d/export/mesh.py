@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..scenes.protocol import Scene
+from ..scenes import Scene
 
 POINTS_AT_ONCE = 1 << 17
 """Points that a scene is asked about in one call, for memory's sake."""

@@ -21,10 +21,8 @@ from ..guidance import Guidance, SdsConfig, TimestepSchedule
 from ..guidance.choose import GuidanceConfig
 from ..images import ReferenceImage
 from ..prompts import ImagePrompt, TextPrompt
-from ..scenes import FieldConfig, NerfConfig, Scene, SdfConfig, build_scene
+from ..scenes import Scene, SceneConfig, build_scene
 from .schedules import Milestones, Points, check_milestones, check_points, current, value_at
-
-SceneConfig = FieldConfig | NerfConfig | SdfConfig
 
 
 @dataclass(frozen=True)

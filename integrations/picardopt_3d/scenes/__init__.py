@@ -4,15 +4,17 @@ from .files import SceneConfig, build_scene, load_field, load_scene, save_field,
 from .hash_grid import HashConfig, HashGrid
 from .nerf import NerfConfig, NerfField
 from .occupancy import OccupancyConfig, OccupancyGrid
-from .protocol import Light, Render, Scene
 from .radiance_field import FieldConfig, RadianceField
+from .scene import Look, Scene
 from .sdf import SdfConfig, SdfField
+from .views import Light, Render
 
 __all__ = [
     "FieldConfig",
     "HashConfig",
     "HashGrid",
     "Light",
+    "Look",
     "NerfConfig",
     "NerfField",
     "OccupancyConfig",

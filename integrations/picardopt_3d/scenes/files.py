@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from .hash_grid import HashConfig
 from .nerf import NerfConfig, NerfField
 from .occupancy import OccupancyConfig
-from .protocol import Scene
 from .radiance_field import FieldConfig, RadianceField
+from .scene import Scene
 from .sdf import SdfConfig, SdfField
 
 SceneConfig = FieldConfig | NerfConfig | SdfConfig

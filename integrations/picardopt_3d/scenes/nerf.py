@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .hash_grid import HashConfig, HashGrid
 from .networks import Background, Mlp, check_background
 from .occupancy import OccupancyConfig, OccupancyGrid
-from .protocol import Light, Render, Scene
-from .volume import Rays, behind, composite, cut_out, mean, perturbation, sample, shade
+from .scene import Look, Scene
+from .volume import cut_out
 
 NORMALS = ("analytic", "finite_difference")
 
@@ -75,7 +75,7 @@ class NerfField(Scene):
     def __init__(self, config: NerfConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or NerfConfig()
-        self.radius = config.radius
+        self.radius, self.samples = config.radius, config.samples
         self.encoding = HashGrid(config.encoding, config.radius)
         self.network = Mlp(self.encoding.width, config.width, config.depth, 4)
         self.background = Background(config.background, config.background_colour)
@@ -90,52 +90,19 @@ class NerfField(Scene):
             "background": list(self.background.parameters()),
         }
 
-    def render(
-        self,
-        origins: Tensor,
-        directions: Tensor,
-        *,
-        jitter: bool = False,
-        normals: bool = False,
-        roughness: bool = False,
-        light: Light | None = None,
-        backdrop: Tensor | None = None,
-        step: int | None = None,
-    ) -> Render:
-        """Composite the field along rays; see `Scene.render`."""
-        rays = Rays.of(origins, directions)
-        samples = sample(rays, self.radius, self.config.samples, jitter, self.occupancy)
-        with_normals = normals or roughness or light is not None
-        raw, normal = self._evaluate(samples.points, step, with_normals)
-        colour = torch.sigmoid(raw[1:])
-        if light is not None and normal is not None:
-            colour = shade(colour, normal, light, rays, samples)
-        render = composite(
-            rays,
-            samples,
-            F.softplus(raw[0]),
-            colour,
-            behind(rays, self.background(rays.directions), backdrop),
-            normal if normals or roughness else None,
-        )
-        if roughness and normal is not None:
-            beside = samples.points + perturbation(rays, samples)
-            change = normal - self._evaluate(beside, step, True)[1]
-            render = replace(render, roughness=mean(change.abs()))
-        return render
+    def look(self, points: Tensor, step: int | None, normals: bool) -> Look:
+        """What is at some points; see `Scene.look`."""
+        raw, normal = self._evaluate(points, step, normals)
+        return Look(F.softplus(raw[0]), torch.sigmoid(raw[1:]), normal)
+
+    def backdrop(self, directions: Tensor) -> Tensor:
+        """The background; see `Scene.backdrop`."""
+        return self.background(directions)
 
     def inside(self, points: Tensor) -> Tensor:
         """Positive inside of the surface; see `Scene.inside`."""
         raw = self._evaluate(points, None, False)[0][0]
         return cut_out(raw, self.config.surface_density, self.radius - points.norm(dim=1))
-
-    def colour(self, points: Tensor) -> Tensor:
-        """Albedo; see `Scene.colour`."""
-        return torch.sigmoid(self._evaluate(points, None, False)[0][1:]).T
-
-    def occupied_density(self, points: Tensor) -> Tensor:
-        """Density. [count, 3] -> [count]."""
-        return F.softplus(self._evaluate(points, None, False)[0][0])
 
     def _evaluate(
         self, points: Tensor, step: int | None, normals: bool

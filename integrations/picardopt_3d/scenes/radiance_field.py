@@ -7,14 +7,14 @@ density) ride along as further channels of the same look-up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .protocol import Light, Render, Scene
-from .volume import Rays, behind, composite, cut_out, mean, perturbation, sample, shade
+from .scene import Look, Scene
+from .volume import cut_out
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RadianceField(Scene):
     def __init__(self, config: FieldConfig | None = None) -> None:
         super().__init__()
         self.config = config or FieldConfig()
-        self.radius = self.config.radius
+        self.radius, self.samples = self.config.radius, self.config.samples
         self.levels = nn.ParameterList(
             torch.zeros(4, size, size, size) for size in self.config.resolutions
         )
@@ -100,52 +100,26 @@ class RadianceField(Scene):
         """The grids; there is nothing else."""
         return {"encoding": list(self.levels), "networks": [], "background": []}
 
-    def render(
-        self,
-        origins: Tensor,
-        directions: Tensor,
-        *,
-        jitter: bool = False,
-        normals: bool = False,
-        roughness: bool = False,
-        light: Light | None = None,
-        backdrop: Tensor | None = None,
-        step: int | None = None,
-    ) -> Render:
-        """Composite the field along rays; see `Scene.render`. Nothing comes in progressively."""
-        rays = Rays.of(origins, directions)
-        samples = sample(rays, self.radius, self.config.samples, jitter)
+    def look(self, points: Tensor, step: int | None, normals: bool) -> Look:
+        """What is at some points; nothing comes in progressively; see `Scene.look`.
+
+        Normals are interpolated: a little shorter than 1 where the surface bends.
+        """
         grid = self.raw_grid()
-        with_normals = normals or roughness or light is not None
-        if with_normals:
+        if normals:
             grid = torch.cat([grid, self._normals(grid[0])])
-        values = self._look_up(grid, samples.points)  # [4 or 7, count]
-        colour = torch.sigmoid(values[1:4])
-        if light is not None:
-            colour = shade(colour, F.normalize(values[4:], dim=0), light, rays, samples)
-        own = rays.directions.new_tensor(self.config.background)
-        render = composite(
-            rays,
-            samples,
-            F.softplus(values[0]),
-            colour,
-            behind(rays, own, backdrop),
-            values[4:] if normals or roughness else None,
-        )
-        if roughness:
-            beside = samples.points + perturbation(rays, samples)
-            change = values[4:] - self._look_up(grid[4:], beside)
-            render = replace(render, roughness=mean(change.abs()))
-        return render
+        values = self._look_up(grid, points)  # [4 or 7, count]
+        normal = values[4:] if normals else None
+        return Look(F.softplus(values[0]), torch.sigmoid(values[1:4]), normal)
+
+    def backdrop(self, directions: Tensor) -> Tensor:
+        """The background; see `Scene.backdrop`."""
+        return directions.new_tensor(self.config.background)
 
     def inside(self, points: Tensor) -> Tensor:
         """Positive inside of the surface; see `Scene.inside`."""
         raw = self._look_up(self.raw_grid()[:1], points)[0]
         return cut_out(raw, self.config.surface_density, self.radius - points.norm(dim=1))
-
-    def colour(self, points: Tensor) -> Tensor:
-        """Albedo; see `Scene.colour`."""
-        return torch.sigmoid(self._look_up(self.raw_grid()[1:], points)).T
 
     def _look_up(self, grid: Tensor, points: Tensor) -> Tensor:
         """Trilinear interpolation. [channels, z, y, x] at [count, 3] -> [channels, count]."""

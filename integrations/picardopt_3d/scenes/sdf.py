@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -14,8 +14,7 @@ from .hash_grid import HashConfig, HashGrid
 from .nerf import NORMALS
 from .networks import Background, Mlp, check_background
 from .occupancy import OccupancyConfig, OccupancyGrid
-from .protocol import Light, Render, Scene
-from .volume import Rays, behind, composite, mean, perturbation, sample, shade
+from .scene import Look, Scene
 
 _PACE = 10.0  # NeuS learns log(1 / deviation) / 10, so that a network's learning rate suits it
 
@@ -86,7 +85,7 @@ class SdfField(Scene):
     def __init__(self, config: SdfConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or SdfConfig()
-        self.radius = config.radius
+        self.radius, self.samples = config.radius, config.samples
         self.encoding = HashGrid(config.encoding, config.radius)
         self.network = Mlp(self.encoding.width, config.width, config.depth, 1, fresh=0.0)
         self.colours = Mlp(self.encoding.width, config.width, config.depth, 3)
@@ -107,44 +106,19 @@ class SdfField(Scene):
             "background": list(self.background.parameters()),
         }
 
-    def render(
-        self,
-        origins: Tensor,
-        directions: Tensor,
-        *,
-        jitter: bool = False,
-        normals: bool = False,
-        roughness: bool = False,
-        light: Light | None = None,
-        backdrop: Tensor | None = None,
-        step: int | None = None,
-    ) -> Render:
-        """Composite the field along rays; see `Scene.render`."""
-        rays = Rays.of(origins, directions)
-        samples = sample(rays, self.radius, self.config.samples, jitter, self.occupancy)
-        with_slopes = normals or roughness or light is not None
-        distance, features, slope = self._evaluate(samples.points, step, with_slopes)
-        colour = torch.sigmoid(self.colours(features))
-        normal = None if slope is None else F.normalize(slope, dim=0, eps=1e-6)
-        if light is not None and normal is not None:
-            colour = shade(colour, normal, light, rays, samples)
-        show = normals or roughness
-        render = composite(
-            rays,
-            samples,
-            self._density(distance),
-            colour,
-            behind(rays, self.background(rays.directions), backdrop),
-            normal if show else None,
-        )
-        if show and slope is not None:
-            length = (slope.square().sum(0) + 1e-12).sqrt()
-            render = replace(render, eikonal=mean((length - 1.0).square()))
-        if roughness and normal is not None:
-            beside = samples.points + perturbation(rays, samples)
-            change = normal - F.normalize(self._evaluate(beside, step, True)[2], dim=0, eps=1e-6)
-            render = replace(render, roughness=mean(change.abs()))
-        return render
+    def look(self, points: Tensor, step: int | None, normals: bool) -> Look:
+        """What is at some points; see `Scene.look`."""
+        distance, features, slope = self._evaluate(points, step, normals)
+        density, colour = self._density(distance), torch.sigmoid(self.colours(features))
+        if slope is None:
+            return Look(density, colour)
+        length = (slope.square().sum(0) + 1e-12).sqrt()
+        normal = F.normalize(slope, dim=0, eps=1e-6)
+        return Look(density, colour, normal, (length - 1.0).square())
+
+    def backdrop(self, directions: Tensor) -> Tensor:
+        """The background; see `Scene.backdrop`."""
+        return self.background(directions)
 
     def signed_distance(self, points: Tensor, step: int | None = None) -> Tensor:
         """Distance to the surface, negative inside. [count, 3] -> [count]."""
@@ -153,14 +127,6 @@ class SdfField(Scene):
     def inside(self, points: Tensor) -> Tensor:
         """Positive inside of the surface; see `Scene.inside`."""
         return torch.minimum(-self.signed_distance(points), self.radius - points.norm(dim=1))
-
-    def colour(self, points: Tensor) -> Tensor:
-        """Albedo; see `Scene.colour`."""
-        return torch.sigmoid(self.colours(self.encoding(points)[0])).T
-
-    def occupied_density(self, points: Tensor) -> Tensor:
-        """Density. [count, 3] -> [count]."""
-        return self._density(self.signed_distance(points))
 
     def _density(self, distance: Tensor) -> Tensor:
         """Laplace's distribution function of -distance, over its deviation (VolSDF, equations 2 and 3)."""

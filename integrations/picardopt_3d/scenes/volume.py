@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import nerfacc_sampling
 from .occupancy import OccupancyGrid
-from .protocol import Light, Render
+from .views import Light, Render
 
 
 @dataclass(frozen=True)
