@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import tyro
 
+from .complaints import complaints
 from .config import (
     COMMANDS,
     CONFIG_FILE,
@@ -28,8 +28,6 @@ from .config import (
 )
 from .methods import METHODS
 
-T = TypeVar("T")
-
 
 def parse(command: str, argv: Sequence[str] | None, description: str) -> RunConfig[Any]:
     """Read a new run's arguments; say what is wrong and leave with 2 if they cannot be used.
@@ -38,7 +36,7 @@ def parse(command: str, argv: Sequence[str] | None, description: str) -> RunConf
     one) is laid over them, and every other option over that.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with _complaints(command):
+    with complaints(command):
         default, rest = _begin_with(command, arguments)
         config = _cli(command, default, rest, description)
         config.check()
@@ -52,7 +50,7 @@ def parse_resume(argv: Sequence[str] | None) -> RunConfig[Any]:
     parser = argparse.ArgumentParser(prog="picardopt resume", description=_RESUME, add_help=False)
     parser.add_argument("run", type=Path, nargs="?")
     known, rest = parser.parse_known_args(arguments)
-    with _complaints("resume"):
+    with complaints("resume"):
         if known.run is None or not known.run.is_dir():
             if {"-h", "--help"} & set(rest):
                 parser.print_help()
@@ -65,21 +63,6 @@ def parse_resume(argv: Sequence[str] | None) -> RunConfig[Any]:
         config = _cli("resume", default, rest, _RESUME)
         config.check()
     return config
-
-
-def carried_out(command: str, run: Callable[[], T], out: Path) -> T:
-    """Run it; Ctrl-C leaves with 130, and what can be mended by other options with 2 and a line that says so."""
-    try:
-        return run()
-    except KeyboardInterrupt:
-        print(
-            f"\nstopped; what was finished is in {out}; `picardopt resume {out}` goes on",
-            file=sys.stderr,
-        )
-        raise SystemExit(130) from None
-    except (FileNotFoundError, PermissionError, ValueError) as error:
-        print(f"picardopt {command}: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
 
 
 def tell(report: dict[str, Any], out: Path) -> None:
@@ -120,7 +103,8 @@ def resume(argv: Sequence[str] | None = None) -> None:
     config = parse_resume(argv)
     from .pipeline import resume as go_on
 
-    tell(carried_out("resume", lambda: go_on(config, started=started), config.out), config.out)
+    with complaints("resume", _goes_on(config.out)):
+        tell(go_on(config, started=started), config.out)
 
 
 def _run(command: str, argv: Sequence[str] | None, description: str) -> None:
@@ -130,7 +114,13 @@ def _run(command: str, argv: Sequence[str] | None, description: str) -> None:
     # Only now: what renders and scores takes seconds to import, which a mistyped option should not.
     from .pipeline import run
 
-    tell(carried_out(command, lambda: run(config, started=started), config.out), config.out)
+    with complaints(command, _goes_on(config.out)):
+        tell(run(config, started=started), config.out)
+
+
+def _goes_on(out: Path) -> str:
+    """What to say after Ctrl-C."""
+    return f"what was finished is in {out}; `picardopt resume {out}` goes on"
 
 
 _HOW = (
@@ -141,16 +131,6 @@ _RESUME = (
     "Go on with a run where its last checkpoint was written, by as many workers and with such a window as you like; at "
     "tolerance 0 the result is bitwise that of the run without a stop."
 )
-
-
-@contextlib.contextmanager
-def _complaints(command: str) -> Iterator[None]:
-    """What is wrong with arguments, as one line and exit status 2."""
-    try:
-        yield
-    except (ValueError, FileExistsError, FileNotFoundError) as error:
-        print(f"picardopt {command}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def _begin_with(command: str, arguments: list[str]) -> tuple[RunConfig[Any], list[str]]:

@@ -9,7 +9,6 @@ import importlib
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import tyro
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from picardopt_3d.complaints import options_of
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the models that ship with the package."""
@@ -110,13 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 if the shipped path does not work; 2 for arguments that cannot be used.
     """
-    options = tyro.cli(
-        Doctor,
-        args=list(sys.argv[1:] if argv is None else argv),
-        prog="picardopt doctor",
-        description="Tell what is installed, which devices there are and which models can be used.",
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    described = "Tell what is installed, which devices there are and which models can be used."
+    options = options_of(Doctor, "doctor", argv, described)
     packages = required_packages()
     shipped = shipped_models()
     if options.load and all(found.state == "ok" for found in packages):

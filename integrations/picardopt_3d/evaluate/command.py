@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import tyro
 from tyro.conf import Positional
+
+from ..complaints import complaints, options_of
 
 if TYPE_CHECKING:
     from .clip import ClipJudge
@@ -104,24 +104,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 2 if the arguments or the runs cannot be used, 130 after Ctrl-C.
     """
-    try:
-        config = tyro.cli(
-            EvaluateConfig,
-            args=list(sys.argv[1:] if argv is None else argv),
-            prog="picardopt evaluate",
-            description="Judge finished runs by CLIP, and by the true views where they are known.",
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+    with complaints("evaluate"):
+        described = "Judge finished runs by CLIP, and by the true views where they are known."
+        config = options_of(EvaluateConfig, "evaluate", argv, described)
         if config.make_reference is not None:
             _make_reference(config, config.make_reference)
         else:
             _evaluate(config)
-    except (ValueError, OSError) as error:
-        print(f"picardopt evaluate: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def _evaluate(config: EvaluateConfig) -> None:

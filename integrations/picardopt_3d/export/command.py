@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from tyro.conf import Positional
+
+from ..complaints import complaints, options_of
 
 FORMATS = ("glb", "obj", "ply")
 
@@ -81,21 +81,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 2 if the arguments or the scene cannot be used, 130 after Ctrl-C.
     """
-    try:
-        config = tyro.cli(
-            ExportConfig,
-            args=list(sys.argv[1:] if argv is None else argv),
-            prog="picardopt export",
-            description="Make a mesh with vertex colours of a run's scene.",
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-        print(_export(config))
-    except (ValueError, OSError) as error:
-        print(f"picardopt export: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
-        raise SystemExit(130) from None
+    with complaints("export"):
+        described = "Make a mesh with vertex colours of a run's scene."
+        print(_export(options_of(ExportConfig, "export", argv, described)))
 
 
 def _export(config: ExportConfig) -> str:
