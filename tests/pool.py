@@ -1,21 +1,26 @@
-"""Worker processes for the tests: real, spawned, joined by gloo, one thread each.
+"""Worker processes for the tests: real, joined by gloo, one thread each.
 
-A pool of one world size serves the whole session. ``Pool.run(function, *args)`` calls the
-module-level ``function(*args)`` on every rank and returns the results by rank; exceptions travel
-back with their traceback; a pool that a worker left hanging, or lost, is killed and made anew.
+They are forked off a server that has imported torch and started nothing: importing it takes each
+process seconds. A pool of one world size serves the whole session. ``Pool.run(function, *args)``
+calls the module-level ``function(*args)`` on every rank and returns the results by rank; exceptions
+travel back with their traceback; a pool that a worker left hanging, or lost, is killed and made anew.
 """
 
 import datetime
+import functools
 import multiprocessing
 import os
 import pickle
+import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +58,6 @@ def _portable(error: BaseException) -> BaseException:
 
 
 def _work(rank: int, world_size: int, store: str, connection: Connection) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
     import warnings
 
     import torch
@@ -89,33 +93,45 @@ def _work(rank: int, world_size: int, store: str, connection: Connection) -> Non
         connection.send_bytes(answer)
 
 
+@functools.cache
+def _forks() -> ForkServerContext:
+    """Makes processes that have imported what jobs need; the server begins with the environment of now."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["runs", "torch._dynamo"])
+    changed = {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
+    }
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+    return context
+
+
 class Pool:
     """``world_size`` processes in one gloo group."""
 
     def __init__(self, world_size: int) -> None:
-        context = multiprocessing.get_context("spawn")
         self.world_size = world_size
         self.folder = tempfile.TemporaryDirectory(prefix="picardopt-tests-")
         store = str(Path(self.folder.name) / "store")
         self.connections: list[Connection] = []
         self.processes = []
-        before = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = "1"
-        try:
-            for rank in range(world_size):
-                ours, theirs = context.Pipe()
-                process = context.Process(
-                    target=_work, args=(rank, world_size, store, theirs), daemon=True
-                )
-                process.start()
-                theirs.close()
-                self.connections.append(ours)
-                self.processes.append(process)
-        finally:
-            if before is None:
-                del os.environ["OMP_NUM_THREADS"]
-            else:
-                os.environ["OMP_NUM_THREADS"] = before
+        for rank in range(world_size):
+            ours, theirs = _forks().Pipe()
+            process = _forks().Process(
+                target=_work, args=(rank, world_size, store, theirs), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self.connections.append(ours)
+            self.processes.append(process)
         self.broken = False
         for outcome in self._gather(TIMEOUT):
             if outcome.lost:
@@ -198,8 +214,7 @@ class Pools:
 
 
 def _meet() -> None:
-    """Imports what jobs need and waits for the others, so that short timeouts start fair."""
-    import runs  # noqa: F401
+    """Waits for the others, so that short timeouts start fair."""
     import torch.distributed as dist
 
     dist.barrier()
