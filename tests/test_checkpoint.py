@@ -50,7 +50,9 @@ def run(
 
 
 @pytest.mark.parametrize("resumed", [1, 3, 7])
-@pytest.mark.parametrize("saved_at", [0, 1, 5, 6, 7, 8])
+@pytest.mark.parametrize(
+    "saved_at", [0, 5, 7, *(pytest.param(t, marks=pytest.mark.slow) for t in (1, 6, 8))]
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.optimizer)
 def test_resuming_with_another_window(case: Case, saved_at: int, resumed: int) -> None:
     """Saved in the middle of a window, resumed in fresh objects, bitwise at tolerance 0."""

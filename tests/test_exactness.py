@@ -1,6 +1,7 @@
 """Law 1 in one process: bitwise the sequential run, for every optimizer, problem and scheduler."""
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -9,6 +10,15 @@ from problems import PROBLEMS
 from runs import Case, Trace, assert_parallel, assert_same_trace, check_exact, parallel, sequential
 
 PREDICTORS = ("hold", "coast")
+
+
+def with_each_predictor(names: Iterable[str]) -> list[Any]:
+    """All of them with both predictors, each of them with one of the two in the daily suite."""
+    pairs = [(name, predictor) for name in names for predictor in PREDICTORS]
+    return [
+        pytest.param(*pair, marks=() if at % 4 in (0, 3) else pytest.mark.slow)
+        for at, pair in enumerate(pairs)
+    ]
 
 
 @functools.cache
@@ -20,8 +30,7 @@ def problem_for(optimizer: str) -> str:
     return "matrices" if optimizer.startswith("Muon") else "network"
 
 
-@pytest.mark.parametrize("predictor", PREDICTORS)
-@pytest.mark.parametrize("name", torch_optimizers())
+@pytest.mark.parametrize(("name", "predictor"), with_each_predictor(torch_optimizers()))
 def test_torch_optimizers(name: str, predictor: Any) -> None:
     """Torch's own database, option sample by option sample, plain, foreach and fused."""
     case = Case(problem_for(name), name)
@@ -98,9 +107,8 @@ def test_state_in_unusual_places(name: str, window: int, predictor: Any) -> None
     check_exact(Case("network", name), window=window, predictor=predictor)
 
 
-@pytest.mark.parametrize("predictor", PREDICTORS)
 @pytest.mark.parametrize("known", ["base", "wrapper"])
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize(("name", "predictor"), with_each_predictor(SCHEDULERS))
 def test_known_schedulers(name: str, known: str, predictor: Any) -> None:
     """The rollout knows the future learning rates, so that a moving one costs no stride."""
     optimizer = "SGD: momentum" if "momentum" in name else "Adam"

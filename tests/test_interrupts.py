@@ -161,8 +161,9 @@ def run(optimizer, closure, until):
         optimizer.step(closure)
 
 
+@pytest.mark.parametrize("every", [37, pytest.param(7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("start", [0, 1])
-def test_at_any_line_everything_is_at_the_last_commit(start):
+def test_at_any_line_everything_is_at_the_last_commit(start, every):
     expected = []
     weight, optimizer, closure = make()
     for _ in range(8):
@@ -176,7 +177,7 @@ def test_at_any_line_everything_is_at_the_last_commit(start):
     sys.settrace(None)
     assert lines.count > 50
     hit = 0
-    for at in range(1, lines.count + 1, 11):
+    for at in range(1, lines.count + 1, every):
         weight, optimizer, closure = make()
         run(optimizer, closure, start)
         generators = torch.get_rng_state()
