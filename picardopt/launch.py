@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -163,6 +164,8 @@ def _wait_for_all() -> None:
 
 def _work(target: Callable[..., Any], args: tuple[Any, ...], workers: int) -> Any:
     """One worker: its threads, its accelerator, the process group, the function."""
+    # What the imports left is never garbage; looking through it again takes most of a second when the process ends.
+    gc.freeze()
     if torch.accelerator.is_available() and torch.accelerator.device_count() >= workers:
         torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
         backend = None  # one for each kind of device
