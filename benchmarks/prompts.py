@@ -12,30 +12,29 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import multiprocessing
-import os
 import statistics
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from kept import Kept
 from picardopt_3d.cameras import turntable_cameras
 from picardopt_3d.domain import COLOURS, SHAPES, all_subjects, held_out_subjects, parse_prompt
-from picardopt_3d.export.files import replacing, write_json
-from picardopt_3d.methods.dreamfusion import DreamFusion, DreamFusionConfig
+from picardopt_3d.evaluate.clip import ClipJudge
+from picardopt_3d.export.files import replacing
+from picardopt_3d.methods import Context
+from picardopt_3d.methods.dreamfusion import SMALL
 from picardopt_3d.report import psnr_against_truth
-from picardopt_3d.scenes import RadianceField, load_field, save_field
-from picardopt_3d.training.evaluate_clip import ClipJudge
+from picardopt_3d.scenes import Scene, load_scene, save_scene
 from picardopt_3d.worker import picard_closure, sequential_step
 from rounds import distances, guidance_of
 from safetensors.torch import load_file, save_file
-from tables import document, machine, markdown
+from tables import markdown
 
 from picardopt import ParallelPicardOptimizer
 
@@ -59,7 +58,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "default": {"window": 8},
 }
 """What the optimizer is given. At tolerance 0 a wider window changes nothing but the work that is thrown away."""
-WEIGHTS = Path(sys.modules[ClipJudge.__module__].__file__ or "").parents[1] / "weights"
 VIEWS, VIEW_SIZE = 8, 64
 """Azimuths that CLIP sees, and their pixels."""
 
@@ -89,7 +87,7 @@ def reference_of(run: Run) -> Run:
 @cache
 def judge() -> ClipJudge:
     """One CLIP model a process, over the captions of all 64 subjects."""
-    return ClipJudge(WEIGHTS / "clip")
+    return ClipJudge()
 
 
 def optimise(run: Run, steps: int, folder: Path) -> dict[str, Any]:
@@ -97,26 +95,28 @@ def optimise(run: Run, steps: int, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     begin = time.process_time()
     guidance = guidance_of("diffusion", PROMPTS[0])  # the same model whatever the prompt
-    method = DreamFusion(DreamFusionConfig(), guidance, run.prompt, steps)
-    base = method.optimizer()
+    asked = SMALL.guidance.text_prompt(run.prompt)
+    recipe = replace(SMALL, steps=steps)
+    stage = recipe.build(Context(guidance, asked, torch.device("cpu")))
+    (base,) = stage.bases()
     figures: dict[str, Any] = {}
     if run.kind == "sequential":
-        losses = [sequential_step(base, method.loss, run.seed, t) for t in range(steps)]
+        losses = [sequential_step(base, stage.loss, run.seed, t)["loss"] for t in range(steps)]
     else:
         options = KINDS[run.kind] | {"total_steps": steps, "seed": run.seed, "audit": "never"}
         optimizer = ParallelPicardOptimizer(base, **options)
-        closure = picard_closure(base, method.loss)
-        losses = [optimizer.step(closure) for _ in range(steps)]
+        closure = picard_closure(base, stage.loss)
+        losses = [optimizer.step(closure)["loss"] for _ in range(steps)]
         stats = optimizer.stats
         figures["steps_per_sweep"] = steps / stats.sweeps
         figures["accepted"] = steps / stats.drift_evaluations
     figures["optimisation_cpu_seconds"] = time.process_time() - begin
-    figures |= compared(run, method.scene, end_of(method.scene, base, losses), folder)
-    return figures | quality(run.prompt, method.scene)
+    figures |= compared(run, stage.scene, end_of(stage.scene, base, losses), folder)
+    return figures | quality(run.prompt, stage.scene)
 
 
 def end_of(
-    scene: RadianceField, base: torch.optim.Optimizer, losses: Iterable[torch.Tensor]
+    scene: Scene, base: torch.optim.Optimizer, losses: Iterable[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Everything that has to be bitwise the same: parameters, the optimizer's state, all losses."""
     kept = {name: value.detach() for name, value in scene.named_parameters()}
@@ -126,15 +126,13 @@ def end_of(
     return {name: value.clone().contiguous() for name, value in kept.items()}
 
 
-def compared(
-    run: Run, scene: RadianceField, end: dict[str, torch.Tensor], folder: Path
-) -> dict[str, Any]:
+def compared(run: Run, scene: Scene, end: dict[str, torch.Tensor], folder: Path) -> dict[str, Any]:
     """Keep a sequential run; of another one, say how far from its sequential run it is, if that was made."""
     if run.kind == "sequential":
         with replacing(run.file(folder, "end.safetensors")) as temporary:
             save_file(end, temporary)
         with replacing(run.file(folder, "safetensors")) as temporary:
-            save_field(scene, temporary)
+            save_scene(scene, temporary)
         return {}
     reference = reference_of(run)
     if not reference.file(folder, "safetensors").exists():
@@ -143,11 +141,11 @@ def compared(
     same = kept.keys() == end.keys() and all(
         torch.equal(kept[name].view(torch.int32), end[name].view(torch.int32)) for name in kept
     )
-    sequential = load_field(reference.file(folder, "safetensors"))
-    return {"bitwise": same} | distances(scene, sequential, DreamFusionConfig().size)
+    sequential = load_scene(reference.file(folder, "safetensors"))
+    return {"bitwise": same} | distances(scene, sequential, SMALL.final_pixels)
 
 
-def quality(prompt: str, scene: RadianceField) -> dict[str, Any]:
+def quality(prompt: str, scene: Scene) -> dict[str, Any]:
     """PSNR of the held-out views against the true ones, and which caption CLIP chooses."""
     subject = parse_prompt(prompt)
     if subject is None:
@@ -159,7 +157,7 @@ def quality(prompt: str, scene: RadianceField) -> dict[str, Any]:
     captions = [subject.caption for subject in all_subjects()]
     right = captions.index(subject.caption)
     return {
-        "psnr": psnr_against_truth(scene, subject, DreamFusionConfig().size),
+        "psnr": psnr_against_truth(scene, subject, SMALL.final_pixels),
         "chosen": captions[int(found.mean(0).argmax())],
         "right": bool(found.mean(0).argmax() == right),
         "right_views": float((found.argmax(-1) == right).float().mean()),
@@ -174,9 +172,9 @@ def carry_out(task: tuple[Run, int, Path]) -> tuple[str, dict[str, Any]]:
 def spread(folder: Path, prompt: str, seeds: int) -> float | None:
     """Median distance between the parameters of the sequential runs of two seeds, if there are any."""
     files = [Run(prompt, s, "sequential").file(folder, "safetensors") for s in range(seeds)]
-    scenes = [load_field(file) for file in files if file.exists()]
+    scenes = [load_scene(file) for file in files if file.exists()]
     pairs = list(itertools.combinations(scenes, 2))
-    size = DreamFusionConfig().size
+    size = SMALL.final_pixels
     found = [distances(a, b, size)["parameters"] for a, b in pairs]
     return statistics.median(found) if found else None
 
@@ -301,19 +299,19 @@ is the distance of the final parameters from those of the sequential run, in % o
 """
 
 
-def write(out: Path, kept: dict[str, Any]) -> None:
-    """The JSON, and the document made of it."""
-    write_json(out, kept)
-    setup = kept["setup"]
-    results = Results(kept["runs"], kept["spreads"], setup["seeds"])
-    cpu = sum(run["optimisation_cpu_seconds"] for run in kept["runs"].values()) / 60
-    ending = f"{len(kept['runs'])} runs, {cpu:.0f} CPU minutes of optimisation."
+def body(content: dict[str, Any]) -> tuple[str, str]:
+    """Notes and tables of the document."""
+    setup, runs = content["setup"], content["runs"]
+    results = Results(runs, content.get("spreads", {}), setup["seeds"])
+    cpu = sum(run["optimisation_cpu_seconds"] for run in runs.values()) / 60
+    ending = f"{len(runs)} runs, {cpu:.0f} CPU minutes of optimisation."
     text = "\n\n".join([results.table(), results.targets(), results.grid(), ending])
-    notes = NOTES.format(**setup)
-    title = "Text-to-3D over prompts and seeds"
-    out.with_suffix(".md").write_text(
-        document(title, kept["command"], kept["machine"], notes, text)
-    )
+    return NOTES.format(**setup), text
+
+
+def said(found: dict[str, Any]) -> str:
+    """One run in short."""
+    return f"{found['psnr']:.2f} dB, {found['optimisation_cpu_seconds']:.0f} CPU s"
 
 
 def main() -> None:
@@ -325,18 +323,10 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, default=Path("build/prompts"))
     options = parser.parse_args()
     setup = {key: getattr(options, key) for key in ("steps", "seeds")}
-    fresh = {
-        "command": "python benchmarks/prompts.py"
-        + "".join(f" --{k} {getattr(options, k)}" for k in ("steps", "seeds", "processes")),
-        "machine": machine(),  # before the runs, so that its load is not this benchmark's own
-        "setup": setup,
-        "runs": {},
-        "spreads": {},
-    }
-    kept = json.loads(options.out.read_text()) if options.out.exists() else fresh
-    if kept["setup"] != setup:
-        parser.error(f"{options.out} holds runs of {kept['setup']}: give another --out")
-    os.environ["OMP_NUM_THREADS"] = "1"
+    command = "python benchmarks/prompts.py" + "".join(
+        f" --{name} {getattr(options, name)}" for name in ("steps", "seeds", "processes")
+    )
+    kept = Kept(options.out, command, setup, "Text-to-3D over prompts and seeds", body)
     options.scenes.mkdir(parents=True, exist_ok=True)
     pairs = list(itertools.product(range(options.seeds), PROMPTS))  # whole seeds first
     others = [s.caption for s in all_subjects() if s.caption not in PROMPTS]
@@ -344,19 +334,12 @@ def main() -> None:
     trials = [Run(prompt, seed, "default") for seed, prompt in pairs]
     trials += [Run(prompt, 0, "default") for prompt in others]
     trials += [Run(prompt, seed, "tolerance 0") for seed, prompt in pairs]
-    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        for wanted in (references, trials):  # the second are compared with the first
-            todo = [
-                (r, options.steps, options.scenes) for r in wanted if r.name not in kept["runs"]
-            ]
-            for done, (name, found) in enumerate(pool.imap_unordered(carry_out, todo), 1):
-                kept["runs"][name] = found
-                write(options.out, kept)
-                said = f"{found['psnr']:.2f} dB, {found['optimisation_cpu_seconds']:.0f} CPU s"
-                print(f"{done}/{len(todo)} {name}: {said}", flush=True)
-            found_spreads = {p: spread(options.scenes, p, options.seeds) for p in PROMPTS}
-            kept["spreads"] = {p: value for p, value in found_spreads.items() if value is not None}
-    write(options.out, kept)
+    for wanted in (references, trials):  # the second are compared with the first
+        tasks = [(run.name, (run, options.steps, options.scenes)) for run in wanted]
+        kept.carry_out(carry_out, tasks, options.processes, said)
+        spreads = {prompt: spread(options.scenes, prompt, options.seeds) for prompt in PROMPTS}
+        kept.content["spreads"] = {p: found for p, found in spreads.items() if found is not None}
+    kept.write()
     sys.stdout.write(options.out.with_suffix(".md").read_text())
 
 

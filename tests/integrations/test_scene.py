@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from picardopt_3d.cameras import random_cameras, turntable_cameras
-from picardopt_3d.scenes import FieldConfig, RadianceField, Render, load_field, save_field
+from picardopt_3d.scenes import FieldConfig, RadianceField, Render, load_scene, save_scene
 from safetensors.torch import save_file
 
 SMALL = FieldConfig(resolutions=(5, 9), samples=8)
@@ -120,8 +120,8 @@ def test_a_render_is_repeated_to_the_bit_and_jitter_follows_the_generator() -> N
 
 def test_a_field_can_be_kept_and_read_again(tmp_path: Path) -> None:
     field = random_field()
-    save_field(field, tmp_path / "scene.safetensors")
-    again = load_field(tmp_path / "scene.safetensors")
+    save_scene(field, tmp_path / "scene.safetensors")
+    again = load_scene(tmp_path / "scene.safetensors")
     assert again.config == field.config
     rays = random_cameras(2).rays(8, 8)
     assert torch.equal(field.render(*rays).rgb, again.render(*rays).rgb)
@@ -130,7 +130,7 @@ def test_a_field_can_be_kept_and_read_again(tmp_path: Path) -> None:
 def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="names no scene"):
-        load_field(tmp_path / "other.safetensors")
+        load_scene(tmp_path / "other.safetensors")
 
 
 @pytest.mark.parametrize(

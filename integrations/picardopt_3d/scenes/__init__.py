@@ -1,6 +1,6 @@
 """Scenes: what is optimised and rendered."""
 
-from .files import SceneConfig, build_scene, load_field, load_scene, save_field, save_scene
+from .files import SceneConfig, build_scene, load_scene, save_scene
 from .hash_grid import HashConfig, HashGrid
 from .nerf import NerfConfig, NerfField
 from .occupancy import OccupancyConfig, OccupancyGrid
@@ -26,8 +26,6 @@ __all__ = [
     "SdfConfig",
     "SdfField",
     "build_scene",
-    "load_field",
     "load_scene",
-    "save_field",
     "save_scene",
 ]

@@ -93,13 +93,3 @@ def _read_config(path: Path, header: dict[str, Any]) -> SceneConfig:
         elif isinstance(value, list):
             values[name] = tuple(value)
     return config_class(**values)
-
-
-def save_field(field: Scene, path: Path) -> None:
-    """`save_scene` by its earlier name."""
-    save_scene(field, path)
-
-
-def load_field(path: Path) -> Scene:
-    """`load_scene` by its earlier name."""
-    return load_scene(path)
