@@ -248,9 +248,12 @@ class Entry:
 
 @functools.cache
 def imported(module: str) -> Any:
+    """A package, without what its decorators compile: where that is in use, every optimizer looks for modules."""
     with warnings.catch_warnings():  # of their own imports
         warnings.simplefilter("ignore")
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
+    torch.compiler.reset()
+    return found
 
 
 @functools.cache
