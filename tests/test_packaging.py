@@ -91,7 +91,9 @@ def test_core_needs_torch_and_numpy_only():
 
 def test_3d_declares_what_it_imports():
     owners = metadata.packages_distributions()
-    declared = required("picardopt-3d") | {"picardopt-3d"}
+    extras = project_table("picardopt-3d")["optional-dependencies"].values()
+    optional = {canonicalize_name(Requirement(r).name) for extra in extras for r in extra}
+    declared = required("picardopt-3d") | optional | {"picardopt-3d"}
     undeclared = {
         name: path
         for name, path in third_party_imports(package_folder("picardopt-3d")).items()
@@ -125,7 +127,7 @@ def test_command_lists_and_runs_the_entry_points(tmp_path):
         "--out",
         "--workers",
         "--seed",
-        "--steps",
+        "--recipe.steps",
         "--window",
         "--tolerance",
         "--sequential",
