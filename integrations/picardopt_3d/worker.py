@@ -18,14 +18,15 @@ from picardopt import Carry, step_rng
 from picardopt.interrupts import interrupts_allowed, interrupts_deferred
 
 from .cameras import turntable_cameras
-from .config import ImageTo3DConfig, RunConfig, TextTo3DConfig
+from .config import ImageTo3DConfig, RunConfig
 from .export.files import replacing
 from .export.pictures import rows_of, save_png, tile
 from .guidance import ScoreDistillation
 from .guidance.choose import load_score
-from .images import load_reference
+from .images import ReferenceImage, load_reference
 from .methods import Context, Stage
 from .progress import Progress
+from .prompts import ImagePrompt, TextPrompt
 from .record import Recorder, Trained, load_run, save_run
 from .scenes import Scene, save_scene
 from .speculation import wrap
@@ -81,23 +82,21 @@ def train(config: RunConfig[Any], started: float, resume: bool = False) -> Train
 
 def build_stage(config: RunConfig[Any], device: torch.device) -> Stage:
     """The recipe at work on a new scene, under the score model that it names."""
-    recipe = config.recipe
-    image = prompt = None
-    if isinstance(config, TextTo3DConfig):
-        asked: Any = config.prompt
-        prompt = recipe.guidance.text_prompt(config.prompt)
-    elif isinstance(config, ImageTo3DConfig):
+    recipe, image = config.recipe, None
+    prompt: TextPrompt | ImagePrompt = recipe.guidance.text_prompt(config.title)
+    if isinstance(config, ImageTo3DConfig):
         image = reference_of(config)
-        asked = prompt = image.prompt()
-    score = load_score(recipe.guidance, asked, recipe.final_pixels, device)
+        prompt = image.prompt()
+    score = load_score(recipe.guidance, prompt, recipe.final_pixels, device)
     guidance = ScoreDistillation(score, recipe.sds)
     # The seed of the whole run: a scene's first weights are drawn before step 0.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return recipe.build(Context(guidance, prompt, device, image))
+        stage: Stage = recipe.build(Context(guidance, prompt, device, image))
+        return stage
 
 
-def reference_of(config: ImageTo3DConfig[Any]) -> Any:
+def reference_of(config: ImageTo3DConfig[Any]) -> ReferenceImage:
     """The picture of a run as the pipeline has prepared it, with the camera that took it."""
     distance, fov = middle_view(config)
     return load_reference(

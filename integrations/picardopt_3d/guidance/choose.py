@@ -11,7 +11,7 @@ import torch
 from picardopt_3d.domain import COLOURS, Subject, parse_prompt
 from picardopt_3d.guidance.exact_score import ExactScore, RenderedSubjects
 from picardopt_3d.guidance.loading import ModelOptions
-from picardopt_3d.guidance.protocol import ScoreModel
+from picardopt_3d.guidance.protocol import ScoreModel, as_text_prompt
 from picardopt_3d.prompts import ImagePrompt, PerpNeg, TextPrompt, ViewWords
 
 Model = Literal["pixel-diffusion", "stable-diffusion", "deepfloyd", "zero123", "exact"]
@@ -62,7 +62,7 @@ class GuidanceConfig:
 
 def load_score(
     config: GuidanceConfig,
-    prompt: str | ImagePrompt,
+    prompt: str | TextPrompt | ImagePrompt,
     size: int,
     device: torch.device | str,
 ) -> ScoreModel:
@@ -107,11 +107,12 @@ def _source(source: str) -> str:
     return str(folder) if folder.is_dir() else source
 
 
-def _exact(prompt: str | ImagePrompt, size: int) -> ExactScore:
-    subject = parse_prompt(prompt) if isinstance(prompt, str) else None
+def _exact(prompt: str | TextPrompt | ImagePrompt, size: int) -> ExactScore:
+    text = "a picture" if isinstance(prompt, ImagePrompt) else as_text_prompt(prompt).text
+    subject = parse_prompt(text)
     if subject is None:
         raise ValueError(
-            f"prompt={prompt if isinstance(prompt, str) else 'a picture'!r}: the exact guidance only knows the "
+            f"prompt={text!r}: the exact guidance only knows the "
             'built-in shapes and colours; ask for one of those, e.g. "a red cube", or use another guidance model'
         )
     # The prompt's shape in every colour, so that there is something to be guided away from.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -195,7 +195,9 @@ class Stage(ABC):
 
         return Carry([grid.values], update)
 
-    def total(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], step: int) -> Any:
+    def total(
+        self, terms: Mapping[str, Tensor], weights: Mapping[str, float], step: int
+    ) -> dict[str, Tensor]:
         """The weighted sum of a step's terms, with each of them for the log, and the occupancy grid's measurement.
 
         Args:
