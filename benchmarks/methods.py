@@ -127,7 +127,7 @@ def optimise(task: tuple[Run, Path]) -> tuple[str, Figures]:
         "cpu_seconds": time.process_time() - begin,
         "steps_per_sweep": trained.mean_stride,
         "drift_evaluations": trained.drift_evaluations,
-        "losses": trained.losses,
+        "steps": trained.step,
     }
     found |= quality(run, config)
     return run.name, found
@@ -177,7 +177,7 @@ def row(runs: dict[str, Figures], method: str, mode: str) -> list[str]:
         if Run(method, caption, mode).name in runs
     ]
     own = [one for one, _ in pairs]
-    steps = [len(one["losses"]) for one in own]
+    steps = [one["steps"] for one in own]
     apart = [abs(one["psnr"] - other["psnr"]) for one, other in pairs if other]
     bits = [one["bitwise"] for one in own if "bitwise" in one]
     evaluations = [one["drift_evaluations"] / n for one, n in zip(own, steps, strict=True)]
