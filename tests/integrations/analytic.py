@@ -41,7 +41,7 @@ class Balls(Scene):
         squared = self.balls[0, 3] ** 2 - (away.square().sum(-1) - middle.square())
         hit = squared > 0
         depth = torch.where(hit, middle - squared.clamp_min(0).sqrt(), 0.0)
-        seen = self.colour(origins + depth[..., None] * directions)
+        seen = origins + depth[..., None] * directions + 0.5
         behind = torch.zeros(len(origins), 3) if backdrop is None else backdrop
         rgb = torch.where(hit[..., None], seen, behind[:, None, None])
         return Render(rgb.movedim(-1, 1), hit[:, None].float(), depth[:, None])
