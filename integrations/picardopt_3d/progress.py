@@ -38,7 +38,9 @@ class Progress:
     ) -> None:
         self.bar, self.recorder = bar, recorder
         self.picture_every, self.picture = picture_every, picture
-        self.writer: Any = None if tensorboard is None else _writer(tensorboard, recorder.trained.step)
+        self.writer: Any = (
+            None if tensorboard is None else _writer(tensorboard, recorder.trained.step)
+        )
 
     def __enter__(self) -> Progress:
         """Nothing to be done: the bar and the writer are open."""
