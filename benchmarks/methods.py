@@ -24,9 +24,10 @@ from picardopt_3d.cameras import orbit_cameras, turntable_cameras
 from picardopt_3d.config import ImageTo3DConfig, RunConfig, TextTo3DConfig
 from picardopt_3d.domain import Subject, all_subjects
 from picardopt_3d.evaluate.clip import ClipJudge
+from picardopt_3d.evaluate.pictures import render_views
 from picardopt_3d.images import save_reference, true_reference
 from picardopt_3d.methods import METHODS
-from picardopt_3d.report import psnr_against_truth, render_in_parts
+from picardopt_3d.report import psnr_against_truth
 from picardopt_3d.scenes import load_scene
 from picardopt_3d.worker import INPUT_FILE, SCENE_FILE, train
 from safetensors.torch import load_file
@@ -139,8 +140,7 @@ def quality(run: Run, config: RunConfig[Any]) -> Figures:
     file = config.out / SCENE_FILE
     scene = load_scene(file)
     cameras = turntable_cameras(VIEWS, elevation=ELEVATION)
-    views = torch.cat([r.rgb for r in render_in_parts(scene, cameras, VIEW_SIZE, normals=False)])
-    chosen = judge().similarity(views.clamp(0, 1)).argmax(-1)
+    chosen = judge().similarity(render_views(scene, cameras, VIEW_SIZE)).argmax(-1)
     right = [each.caption for each in all_subjects()].index(run.caption)
     pixels = config.recipe.final_pixels
     found: Figures = {

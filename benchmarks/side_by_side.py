@@ -13,9 +13,9 @@ from methods import PICTURES, Run, configuration, subject
 from picardopt_3d.cameras import orbit_cameras
 from picardopt_3d.config import ImageTo3DConfig
 from picardopt_3d.domain import render
+from picardopt_3d.evaluate.pictures import render_views
 from picardopt_3d.export.pictures import save_contact_sheet
 from picardopt_3d.images import EXAMPLES, load_reference
-from picardopt_3d.report import render_in_parts
 from picardopt_3d.scenes import load_scene
 from picardopt_3d.worker import SCENE_FILE, middle_view
 
@@ -42,8 +42,7 @@ def rows(caption: str, scenes: Path) -> list[tuple[str, torch.Tensor]]:
     found = [("picture", picture.at(SIZE)[0][None])]
     for label, mode in (("sequential", "sequential"), ("Picard", "default")):
         scene = load_scene(Run("zero123", caption, mode).folder(scenes) / SCENE_FILE)
-        parts = render_in_parts(scene, cameras, SIZE, normals=False)
-        found.append((label, torch.cat([part.rgb for part in parts])))
+        found.append((label, render_views(scene, cameras, SIZE)))
     return [*found, ("true views", render(subject(caption), cameras, SIZE, SIZE)[0])]
 
 

@@ -13,7 +13,7 @@ from .cameras import Cameras, orbit_cameras, random_cameras, turntable_cameras
 from .config import ImageTo3DConfig, RunConfig, TextTo3DConfig
 from .domain import Subject, parse_prompt
 from .domain import render as render_truth
-from .evaluate.pictures import psnr
+from .evaluate.pictures import psnr, render_views
 from .export.files import write_json
 from .export.pictures import rows_of, save_contact_sheet
 from .export.plots import save_strides_plot
@@ -101,18 +101,16 @@ def held_out_cameras(count: int = HELD_OUT_VIEWS) -> Cameras:
 def psnr_against_truth(scene: Scene, subject: Subject, size: int) -> float:
     """Mean peak signal-to-noise ratio over the held-out views, in dB."""
     cameras = held_out_cameras()
-    seen = torch.cat([part.rgb for part in render_in_parts(scene, cameras, size, normals=False)])
-    return psnr(seen.clamp(0.0, 1.0), render_truth(subject, cameras, size, size)[0])
+    truth = render_truth(subject, cameras, size, size)[0]
+    return psnr(render_views(scene, cameras, size), truth)
 
 
-def render_in_parts(
-    scene: Scene, cameras: Cameras, size: int, part: int = 4, normals: bool = True
-) -> list[Render]:
-    """Render many views, a few at a time, for memory's sake."""
+def render_in_parts(scene: Scene, cameras: Cameras, size: int, part: int = 4) -> list[Render]:
+    """Render many views with normals, a few at a time, for memory's sake."""
     device = next(scene.parameters()).device
     with torch.no_grad():
         return [
-            scene.render(*cameras[i : i + part].to(device).rays(size, size), normals=normals)
+            scene.render(*cameras[i : i + part].to(device).rays(size, size), normals=True)
             for i in range(0, len(cameras), part)
         ]
 
