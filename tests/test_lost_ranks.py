@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from pool import fresh_pool
 from runs import (
@@ -25,6 +26,8 @@ from runs import (
 from torch import Tensor
 
 from picardopt import PicardError, RankLostError
+from picardopt.engines.exchange import PairwiseExchange
+from picardopt.mesh import make_grid
 
 CASE = Case("network", "Adam", steps=14)
 
@@ -90,6 +93,42 @@ def test_kill_9(world: int, at: int, victim: int) -> None:
     with fresh_pool(world) as pool:
         outcomes = pool.outcomes(dying, "kill", at, victim, 60.0)
     assert_survivors(outcomes, victim, SECONDS)
+
+
+def half_an_exchange(timeout: float) -> dict[str, Any]:
+    """Rank 2 dies when rank 0, not rank 1, has its message: rank 0 is an exchange ahead of rank 1, and waits for it."""
+    grid = make_grid(None, None)
+    assert grid is not None
+    circle, rows = grid.everyone, torch.zeros((3, 8), dtype=torch.uint8)
+    message = torch.full((8,), circle.place, dtype=torch.uint8)
+    if circle.place == 2:
+        received = [dist.irecv(rows[peer], group_src=peer) for peer in (0, 1)]
+        for work in (*received, dist.isend(message, group_dst=0)):
+            work.wait()
+        time.sleep(1.0)  # the others have begun to wait
+        os.kill(os.getpid(), signal.SIGKILL)
+    exchange, finished = PairwiseExchange(timeout), 0
+    began = time.monotonic()
+    try:
+        for _ in range(2):
+            exchange.share(message, rows, circle)
+            finished += 1
+    except RankLostError as error:
+        found = {"finished": finished, "text": str(error), "seconds": time.monotonic() - began}
+    return found
+
+
+def test_a_rank_that_is_ahead_hears_of_the_loss() -> None:
+    """It waits for a rank that lives, but that has given up."""
+    with fresh_pool(3) as pool:
+        ahead, behind, lost = pool.outcomes(half_an_exchange, 60.0)
+    assert lost.lost
+    assert ahead.error is None, ahead.text
+    assert behind.error is None, behind.text
+    assert (ahead.value["finished"], behind.value["finished"]) == (1, 0)
+    assert "rank 2 died" in behind.value["text"]
+    for survivor in (ahead, behind):
+        assert survivor.value["seconds"] < SECONDS
 
 
 def test_sigterm_to_one_rank() -> None:

@@ -2,8 +2,9 @@
 
 gloo: point to point, because every rank then hears of a dead peer at once (a ring leaves distant ranks
 waiting for a whole timeout) and because it was about three times as fast as gloo's all_gather on loopback.
-A thread waits, so that Ctrl-C is seen at once. NCCL: all_gather on the device; never run by us on several
-GPUs so far.
+A rank that lost a peer closes its connections, as NCCL aborts a communicator: another rank may be one exchange
+ahead, and wait for this one. A thread waits, so that Ctrl-C is seen at once. NCCL: all_gather on the device;
+never run by us on several GPUs so far.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from picardopt.errors import DesynchronizedError, RankLostError
 from picardopt.interrupts import interrupts_allowed
 from picardopt.mesh import Circle
 
+_UNUSED_TAG = 0x7069
 REMEDY = "restart the job and resume from its last checkpoint"
 
 
@@ -73,6 +75,8 @@ class _Wait:
 class PairwiseExchange:
     """Point-to-point exchange in host memory (gloo).
 
+    The groups it was given are closed once a rank is lost: nothing else can be sent through them either.
+
     Args:
         timeout: Seconds that any rank is waited for.
     """
@@ -85,6 +89,7 @@ class PairwiseExchange:
         self._waits: queue.SimpleQueue[_Wait | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._last: tuple[dist.ProcessGroup, _Wait] | None = None
+        self._circles: dict[dist.ProcessGroup, Circle] = {}
 
     def share(self, message: Tensor, out: Tensor, circle: Circle) -> None:
         """See `Exchange.share`."""
@@ -98,17 +103,21 @@ class PairwiseExchange:
             wait = self._post(out, circle)
         except RuntimeError as error:
             self._broken = str(error)
+            self._close()
             raise RankLostError(f"a rank could not be reached ({error}): {REMEDY}") from error
         with interrupts_allowed():
             finished = wait.done.wait(self.timeout)
         if not finished or wait.error is not None:
             reason = "died or left" if finished else f"did not answer within {self.timeout:g} s"
             self._broken = f"rank {wait.peer} {reason}"
+            if finished:
+                self._close()
             raise RankLostError(f"{self._broken}: {REMEDY}") from wait.error
         self._broken = ""
 
     def _post(self, out: Tensor, circle: Circle) -> _Wait:
         works = []
+        self._circles[circle.group] = circle
         turns = range(1, circle.size)
         for index in ((circle.place + turn) % circle.size for turn in turns):
             work = dist.irecv(out[index], group=circle.group, group_src=circle.peers[index])
@@ -137,6 +146,19 @@ class PairwiseExchange:
         with suppress(Exception):
             group._get_backend(self.device).abort()
         wait.done.wait(2.0)
+
+    def _close(self) -> None:
+        """Closes the connections of every group used, so that whoever waits for this rank hears of it at once.
+
+        gloo's abort leaves them open; what closes them is a wait of this rank that comes to its timeout.
+        """
+        never = torch.empty(1, dtype=torch.uint8)
+        for circle in self._circles.values():
+            for peer in circle.peers:
+                if peer != circle.peers[circle.place]:
+                    with suppress(RuntimeError):
+                        work = dist.irecv(never, group=circle.group, group_src=peer, tag=_UNUSED_TAG)
+                        work.wait(datetime.timedelta(milliseconds=1))
 
 
 _EXCHANGES: weakref.WeakSet[PairwiseExchange] = weakref.WeakSet()
