@@ -157,7 +157,9 @@ class PairwiseExchange:
             for peer in circle.peers:
                 if peer != circle.peers[circle.place]:
                     with suppress(RuntimeError):
-                        work = dist.irecv(never, group=circle.group, group_src=peer, tag=_UNUSED_TAG)
+                        work: Any = dist.irecv(
+                            never, group=circle.group, group_src=peer, tag=_UNUSED_TAG
+                        )
                         work.wait(datetime.timedelta(milliseconds=1))
 
 
