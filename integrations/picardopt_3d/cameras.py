@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,7 +118,7 @@ class Cameras:
         Returns:
             Origins and unit directions in the world, each [batch, height, width, 3].
         """
-        like = {"dtype": self.fov.dtype, "device": self.fov.device}
+        like: dict[str, Any] = {"dtype": self.fov.dtype, "device": self.fov.device}
         half = torch.tan(torch.deg2rad(self.fov) / 2)[:, None, None]  # [batch, 1, 1]
         rows = (1 - (2 * torch.arange(height, **like) + 1) / height)[None, :, None] * half
         columns = ((2 * torch.arange(width, **like) + 1 - width) / height)[None, None, :] * half
@@ -170,7 +171,8 @@ def orbit_cameras(
         The cameras; numbers are broadcast to the batch of the tensors.
     """
     given = [torch.as_tensor(x, dtype=torch.float32) for x in (elevation, azimuth, distance, fov)]
-    elevation, azimuth, distance, fov = torch.broadcast_tensors(*(x.reshape(-1) for x in given))
+    same: list[Tensor] = torch.broadcast_tensors(*(x.reshape(-1) for x in given))
+    elevation, azimuth, distance, fov = same
     up, around = torch.deg2rad(elevation), torch.deg2rad(azimuth)
     # Written out rather than by cross products with "up", so that the poles are no special case.
     backward = torch.stack(

@@ -211,7 +211,8 @@ def load_config(path: Path) -> RunConfig[Any]:
     if command not in COMMANDS:
         raise ValueError(f"{path}: command={command!r}: give one of {', '.join(COMMANDS)}")
     method = find_method(content.get("method"), command)
-    return build(COMMANDS[command], method.config, content, str(path))
+    config: RunConfig[Any] = build(COMMANDS[command], method.config, content, str(path))
+    return config
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -214,8 +214,8 @@ def devices() -> list[Finding]:
     found = [Finding("ok", "cpu", f"{cpu}; backend {_backend('cpu')}")]
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     count = torch.accelerator.device_count() if kind else 0
-    for index in range(count):
-        found.append(_accelerator(kind.type, index))
+    if kind is not None:
+        found += [_accelerator(kind.type, index) for index in range(count)]
     if not count:
         why = "built without CUDA or ROCm" if not torch.backends.cuda.is_built() else "no driver"
         found.append(Finding("absent", "accelerator", f"none that this torch sees ({why})"))
@@ -248,8 +248,9 @@ def _backend(kind: str) -> str:
     if not dist.is_available():
         return "none: this torch has no torch.distributed"
     backend = dist.Backend.default_device_backend_map.get(kind)
-    there = backend is not None and dist.is_backend_available(backend)
-    return backend if there else "none in this torch: one process only"
+    if backend is None or not dist.is_backend_available(backend):
+        return "none in this torch: one process only"
+    return backend
 
 
 def _gib(count: int) -> str:
@@ -306,9 +307,13 @@ def _whole(part: Path) -> bool:
 
 def _class_name(folder: Path) -> str:
     index = folder / "model_index.json"
+    name: str
     if index.exists():
-        return json.loads(index.read_text()).get("_class_name", "")
-    return json.loads((folder / "config.json").read_text()).get("architectures", ["a model"])[0]
+        name = json.loads(index.read_text()).get("_class_name", "")
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        name = config.get("architectures", ["a model"])[0]
+    return name
 
 
 def loaded(found: Finding) -> Finding:

@@ -56,11 +56,13 @@ def _box(
     points: Tensor, centre: tuple[float, float, float], half: tuple[float, float, float]
 ) -> Tensor:
     away = (points - points.new_tensor(centre)).abs() - points.new_tensor(half)
-    return away.clamp(min=0).norm(dim=-1) + away.amax(dim=-1).clamp(max=0)
+    distance: Tensor = away.clamp(min=0).norm(dim=-1) + away.amax(dim=-1).clamp(max=0)
+    return distance
 
 
 def _ball(points: Tensor, centre: tuple[float, float, float], radius: float) -> Tensor:
-    return (points - points.new_tensor(centre)).norm(dim=-1) - radius
+    distance: Tensor = (points - points.new_tensor(centre)).norm(dim=-1) - radius
+    return distance
 
 
 def _tube(points: Tensor, radius: float, low: float, high: float) -> Tensor:
@@ -68,7 +70,8 @@ def _tube(points: Tensor, radius: float, low: float, high: float) -> Tensor:
     sideways = points[..., :2].norm(dim=-1) - radius
     upward = (points[..., 2] - (low + high) / 2).abs() - (high - low) / 2
     away = torch.stack([sideways, upward], dim=-1)
-    return away.clamp(min=0).norm(dim=-1) + away.amax(dim=-1).clamp(max=0)
+    distance: Tensor = away.clamp(min=0).norm(dim=-1) + away.amax(dim=-1).clamp(max=0)
+    return distance
 
 
 def _ring(points: Tensor, major: float, minor: float) -> Tensor:

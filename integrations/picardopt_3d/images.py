@@ -236,7 +236,7 @@ def _read(path: Path) -> Image.Image:
 def _cut_out(picture: Image.Image, path: Path) -> Tensor:
     """RGBA in [0, 1] of a picture that is cut out, or of what rembg makes of one that is not. [4, height, width]."""
     rgba = picture.convert("RGBA")
-    if rgba.getextrema()[3][0] == 255:  # opaque everywhere
+    if rgba.getchannel("A").getextrema()[0] == 255:  # opaque everywhere
         rgba = _without_background(picture.convert("RGB"), path)
     return torch.from_numpy(np.array(rgba)).movedim(-1, 0).float() / 255
 

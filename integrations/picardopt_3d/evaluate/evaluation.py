@@ -298,15 +298,16 @@ def _mean(name: str, judged: Sequence[Judged], reference: Statistics | None) -> 
     if reference is not None:
         together = np.concatenate([one.features for one in judged])
         distance = frechet_distance(statistics_of(together), reference)
-    averaged = ("r_precision", "psnr", "ssim", "steps", "sweeps", "mean_stride")
-    averaged += ("drift_evaluations", "seconds", "seconds_with_startup")
+    averaged = ["r_precision", "psnr", "ssim", "steps", "sweeps", "mean_stride"]
+    averaged += ["drift_evaluations", "seconds", "seconds_with_startup"]
+    means: dict[str, Any] = {entry: mean(entry) for entry in averaged}
     return Figures(
         name=f"mean of {len(lines)}" + (f": {name}" if name else ""),
         runs=len(lines),
         views=sum(line.views for line in lines),
         frechet=distance,
         **{entry: common(entry) for entry in ("prompt", "method", "preset", "seed")},
-        **{entry: mean(entry) for entry in averaged},
+        **means,
     )
 
 

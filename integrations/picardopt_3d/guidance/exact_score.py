@@ -74,7 +74,7 @@ class RenderedSubjects:
         self.subjects = all_subjects() if subjects is None else tuple(subjects)
         if not self.subjects:
             raise ValueError("subjects=(): give at least one subject")
-        self.captions = [subject.caption for subject in self.subjects]
+        self.captions: Sequence[str] = [subject.caption for subject in self.subjects]
         self.size = size
 
     def candidates(self, cameras: Cameras) -> Candidates:
@@ -113,7 +113,7 @@ class KnownViews:
             )
         if not bandwidth > 0:
             raise ValueError(f"bandwidth={bandwidth}: give a positive angle in degrees")
-        self.captions = list(captions)
+        self.captions: Sequence[str] = list(captions)
         self.size = views.shape[-1]
         self._views = (2 * views - 1)[None]
         self._sight = torch.nn.functional.normalize(cameras.position, dim=-1)

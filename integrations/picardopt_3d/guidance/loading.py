@@ -168,7 +168,7 @@ def _checked_index(folder: Path, source: str | Path, classes: Sequence[str]) -> 
             f"source={str(source)!r} has no model_index.json: give the pipeline's own folder, not one of its parts"
         )
     content: dict[str, Any] = json.loads(index.read_text())
-    name = content.get("_class_name")
+    name: Any = content.get("_class_name")
     if isinstance(name, list):  # of a pipeline with its own code: module and class
         name = name[-1]
     if name not in classes:

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from picardopt_3d.cameras import Cameras
 
 
-class TextToViewPipeline(DiffusionPipeline):
+class TextToViewPipeline(DiffusionPipeline):  # type: ignore[misc]
     """Samples views of what a caption says, from given cameras.
 
     Args:
@@ -103,4 +103,5 @@ def encode_prompts(text_encoder: Any, tokenizer: Any, prompts: Sequence[str]) ->
         max_length=tokenizer.model_max_length,
         return_tensors="pt",
     ).input_ids
-    return text_encoder(tokens.to(text_encoder.device)).last_hidden_state
+    states: Tensor = text_encoder(tokens.to(text_encoder.device)).last_hidden_state
+    return states

@@ -12,7 +12,7 @@ step's parameters, and at tolerance 0 VSD is bitwise the sequential run.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -297,7 +297,7 @@ class VSD:
             unet.enable_adapters()
 
 
-_AS_PREDICTED = {
+_AS_PREDICTED: dict[str, Callable[[Tensor], Tensor]] = {
     "epsilon": torch.ones_like,
     "v_prediction": lambda abar: 1 / abar,
     "sample": lambda abar: (1 - abar) / abar,
@@ -305,12 +305,13 @@ _AS_PREDICTED = {
 """What the squared error of the noise is multiplied with to be that of the predicted quantity, by abar."""
 
 
-class PoseEmbedding(TimestepEmbedding):
+class PoseEmbedding(TimestepEmbedding):  # type: ignore[misc]
     """Embeds poses in its own precision, whatever the UNet computes in."""
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
         """Embed. [batch, POSE_SIZE] to [batch, channels]."""
-        return super().forward(sample.to(self.linear_1.weight.dtype), condition)
+        embedding: Tensor = super().forward(sample.to(self.linear_1.weight.dtype), condition)
+        return embedding
 
 
 def add_lora(unet: Any, rank: int) -> list[nn.Parameter]:

@@ -59,7 +59,7 @@ SHIPPED = Path(__file__).parent.parent / "weights" / "zero123"
 Pose = Literal["distance", "polar"]
 
 
-class CCProjection(ModelMixin, ConfigMixin):
+class CCProjection(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """The same linear layer under the names of diffusers' community pipeline (`kxic/zero123-xl`).
 
     Args:
@@ -67,14 +67,15 @@ class CCProjection(ModelMixin, ConfigMixin):
         out_channel: Length of the token.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, in_channel: int = 772, out_channel: int = 768) -> None:
         super().__init__()
         self.projection = nn.Linear(in_channel, out_channel)
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Project. [..., in_channel] to [..., out_channel]."""
-        return self.projection(embedding)
+        token: Tensor = self.projection(embedding)
+        return token
 
 
 _PROJECTIONS = {"clip_camera_projection": CLIPCameraProjection, "cc_projection": CCProjection}

@@ -25,7 +25,7 @@ from torch.nn import functional
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 
-class CLIPCameraProjection(ModelMixin, ConfigMixin):
+class CLIPCameraProjection(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A linear layer from a CLIP embedding and a relative pose to what the UNet attends to.
 
     Class, parameter and option names are those of the published checkpoints.
@@ -35,17 +35,18 @@ class CLIPCameraProjection(ModelMixin, ConfigMixin):
         additional_embeddings: Length of the pose.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, embedding_dim: int = 768, additional_embeddings: int = 4) -> None:
         super().__init__()
         self.proj = nn.Linear(embedding_dim + additional_embeddings, embedding_dim)
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Project. [..., embedding_dim + additional_embeddings] to [..., embedding_dim]."""
-        return self.proj(embedding)
+        token: Tensor = self.proj(embedding)
+        return token
 
 
-class Zero123Pipeline(DiffusionPipeline):
+class Zero123Pipeline(DiffusionPipeline):  # type: ignore[misc]
     """Samples views of an object that an image shows.
 
     Args:
@@ -124,7 +125,8 @@ class Zero123Pipeline(DiffusionPipeline):
             guided = unconditional + guidance_scale * (conditional - unconditional)
             latents = self.scheduler.step(guided, timestep, latents).prev_sample
         decoded = self.vae.decode(latents / self.vae.config.scaling_factor).sample
-        return (decoded / 2 + 0.5).clamp(0, 1)
+        views: Tensor = (decoded / 2 + 0.5).clamp(0, 1)
+        return views
 
 
 def relative_pose(reference: Tensor, target: Tensor) -> Tensor:
@@ -154,4 +156,5 @@ def embed_image(image_encoder: Any, feature_extractor: Any, images: Tensor) -> T
     expected = zip(feature_extractor.image_mean, feature_extractor.image_std, strict=True)
     # Numbers, not tensors: those would have to be sent to the device and waited for.
     channels = [(images[:, i] - mean) / std for i, (mean, std) in enumerate(expected)]
-    return image_encoder(torch.stack(channels, dim=1)).image_embeds
+    embeddings: Tensor = image_encoder(torch.stack(channels, dim=1)).image_embeds
+    return embeddings

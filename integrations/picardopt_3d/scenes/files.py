@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from .sdf import SdfConfig, SdfField
 
 SceneConfig = FieldConfig | NerfConfig | SdfConfig
 
-KINDS: dict[str, tuple[type, type[Scene]]] = {
+KINDS: dict[str, tuple[type[SceneConfig], Callable[[Any], Scene]]] = {
     "voxels": (FieldConfig, RadianceField),
     "nerf": (NerfConfig, NerfField),
     "sdf": (SdfConfig, SdfField),
@@ -40,7 +41,8 @@ def build_scene(config: SceneConfig) -> Scene:
 
 def save_scene(scene: Scene, path: Path) -> None:
     """Write a scene's tensors, and its kind and configuration in the header."""
-    header = {"kind": _kind_of(scene.config), "config": asdict(scene.config)}
+    config: Any = scene.config
+    header = {"kind": _kind_of(config), "config": asdict(config)}
     tensors = {
         name: value.detach().cpu().contiguous() for name, value in scene.state_dict().items()
     }

@@ -119,7 +119,9 @@ class HashGrid(nn.Module):
             face between cells is that of the cell above.
         """
         levels = self.levels[: self.bands(step)]
-        out = _Encode.apply(self.table, points, levels, self.radius, slopes)
+        out: Tensor = _Encode.apply(  # type: ignore[no-untyped-call] # torch's
+            self.table, points, levels, self.radius, slopes
+        )
         missing = self.width - len(levels) * self.config.features
         if missing:
             out = torch.cat([out, out.new_zeros(len(out), missing, len(points))], 1)

@@ -97,7 +97,8 @@ class NerfField(Scene):
 
     def backdrop(self, directions: Tensor) -> Tensor:
         """The background; see `Scene.backdrop`."""
-        return self.background(directions)
+        colour: Tensor = self.background(directions)
+        return colour
 
     def inside(self, points: Tensor) -> Tensor:
         """Positive inside of the surface; see `Scene.inside`."""

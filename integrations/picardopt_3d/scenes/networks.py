@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +36,7 @@ class Mlp(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """[inputs, count] -> [outputs, count]."""
-        *hidden, last = self.layers
+        *hidden, last = cast("Iterable[nn.Linear]", self.layers)
         for layer in hidden:
             values = F.relu(torch.addmm(layer.bias[:, None], layer.weight, values))
         return torch.addmm(last.bias[:, None], last.weight, values)
@@ -48,7 +50,7 @@ class Mlp(nn.Module):
         Returns:
             Outputs [outputs, count]; derivatives [inputs, count].
         """
-        *hidden, last = self.layers
+        *hidden, last = cast("Iterable[nn.Linear]", self.layers)
         active = []
         for layer in hidden:
             values = F.relu(torch.addmm(layer.bias[:, None], layer.weight, values))

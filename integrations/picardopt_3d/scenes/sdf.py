@@ -118,7 +118,8 @@ class SdfField(Scene):
 
     def backdrop(self, directions: Tensor) -> Tensor:
         """The background; see `Scene.backdrop`."""
-        return self.background(directions)
+        colour: Tensor = self.background(directions)
+        return colour
 
     def signed_distance(self, points: Tensor, step: int | None = None) -> Tensor:
         """Distance to the surface, negative inside. [count, 3] -> [count]."""
@@ -154,4 +155,5 @@ class SdfField(Scene):
         offsets = size * torch.eye(3, dtype=points.dtype, device=points.device)
         both = torch.stack([offsets, -offsets])[:, :, None] + points  # [2, 3, count, 3]
         ahead, back = self.signed_distance(both.view(-1, 3), step).view(2, 3, -1)
-        return (ahead - back) / (2.0 * size)
+        slope: Tensor = (ahead - back) / (2.0 * size)
+        return slope

@@ -135,11 +135,11 @@ def sample(
     distance = near[:, None] + (index + offset[:, None]) * delta[:, None]  # [hits, samples]
     points = origins[:, None] + distance[..., None] * directions[:, None]
     points = points.view(-1, 3)
-    where = None
+    occupied = None
     if occupancy is not None:
-        where = occupancy.at(points).nonzero().squeeze(1)
-        points = points[where]
-    return Samples(hit, distance, delta[:, None], points, where)
+        occupied = occupancy.at(points).nonzero().squeeze(1)
+        points = points[occupied]
+    return Samples(hit, distance, delta[:, None], points, occupied)
 
 
 def shade(albedo: Tensor, normal: Tensor, light: Light, rays: Rays, samples: Samples) -> Tensor:

@@ -62,7 +62,7 @@ class AutoencoderTrainer(Trainer):
         mean, logvar = latents.mean.float(), latents.logvar.float()
         noise = torch.randn(mean.shape, generator=self.generator, device=config.device)
         decoded = self.vae.decode(mean + (0.5 * logvar).exp() * noise).sample.float()
-        divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        divergence: Tensor = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         error = functional.l1_loss(decoded, views) + functional.mse_loss(decoded, views)
         return error + config.divergence * divergence
 

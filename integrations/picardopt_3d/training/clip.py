@@ -88,7 +88,7 @@ class ClipTrainer(Trainer):
         captions = self.captions.flatten(0, 1)[torch.arange(count, device=config.device), phrase]
         views = self.views.rough(draw, self.generator) / 2 + 0.5
         self.model.logit_scale.data.clamp_(max=math.log(100))  # as OpenAI's
-        logits = self.model(
+        logits: Tensor = self.model(
             input_ids=captions, pixel_values=(views - self.mean) / self.std
         ).logits_per_image.float()  # [batch, subjects]
         subject = draw.shape * len(COLOURS) + draw.colour

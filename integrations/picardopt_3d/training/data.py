@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,7 +92,9 @@ class Views:
             device: Where views are rendered and kept.
         """
         key = {"count": count, "size": size, "seed": seed, "cameras": str(asdict(cameras))}
-        saved = torch.load(path, weights_only=True) if path.exists() else {"key": None}
+        saved: dict[str, Any] = (
+            torch.load(path, weights_only=True) if path.exists() else {"key": None}
+        )
         if saved["key"] != key:
             shaded, poses = _render(count, size, seed, cameras, device)
             saved = {"key": key, "shaded": shaded.cpu(), "poses": poses.cpu()}
@@ -155,7 +158,7 @@ def trained_subjects() -> tuple[Subject, ...]:
 
 
 def caption_table(
-    tokenizer: object, said: Callable[[str], Sequence[str]] = lambda text: (text,)
+    tokenizer: Any, said: Callable[[str], Sequence[str]] = lambda text: (text,)
 ) -> Tensor:
     """Tokens of every caption of every subject: tokenizing is done once, not in every step.
 
@@ -173,18 +176,21 @@ def caption_table(
         for caption in Subject(shape, colour).captions
         for text in said(caption)
     ]
-    return tokenize(tokenizer, texts).unflatten(0, (len(SHAPES), len(COLOURS), len(CAPTIONS), -1))
+    tokens = tokenize(tokenizer, texts)
+    table: Tensor = tokens.unflatten(0, (len(SHAPES), len(COLOURS), len(CAPTIONS), -1))
+    return table
 
 
-def tokenize(tokenizer: object, texts: Sequence[str]) -> Tensor:
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """Token numbers, padded to the tokenizer's length. [texts, tokens]."""
-    return tokenizer(  # type: ignore[operator]
+    tokens: Tensor = tokenizer(
         list(texts),
         padding="max_length",
         truncation=True,
-        max_length=tokenizer.model_max_length,  # type: ignore[attr-defined]
+        max_length=tokenizer.model_max_length,
         return_tensors="pt",
     ).input_ids
+    return tokens
 
 
 def _warp(shaded: Tensor, draws: Tensor) -> Tensor:
@@ -200,14 +206,14 @@ def _warp(shaded: Tensor, draws: Tensor) -> Tensor:
 def _soften(shaded: Tensor, draws: Tensor) -> Tensor:
     """Mix with a copy at half or a quarter of the resolution."""
     size = list(shaded.shape[-2:])
-    soft = [
+    soft, softer = (
         functional.interpolate(
             functional.avg_pool2d(shaded, factor), size, mode="bilinear", align_corners=False
         )
         for factor in (2, 4)
-    ]
+    )
     share = (1.5 * draws[:, 0] - 0.5).clamp(min=0)  # a third stays sharp
-    chosen = torch.where((draws[:, 1] < 0.6)[:, None, None, None], *soft)
+    chosen = torch.where((draws[:, 1] < 0.6)[:, None, None, None], soft, softer)
     return shaded + share[:, None, None, None] * (chosen - shaded)
 
 

@@ -38,11 +38,13 @@ class Latents:
 
     def encode(self, views: Tensor) -> Tensor:
         """Scaled latents of RGB views in [0, 1]."""
-        return self.vae.encode(2 * views - 1).latent_dist.mode() * self.scale
+        latents: Tensor = self.vae.encode(2 * views - 1).latent_dist.mode() * self.scale
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """RGB views in [0, 1] of scaled latents."""
-        return (self.vae.decode(latents / self.scale).sample / 2 + 0.5).clamp(0, 1)
+        views: Tensor = (self.vae.decode(latents / self.scale).sample / 2 + 0.5).clamp(0, 1)
+        return views
 
     def denoise(
         self,
@@ -94,7 +96,8 @@ def latent_denoising(
 
     def embed(texts: list[str]) -> Tensor:
         tokens = tokenize(pipeline.tokenizer, texts).to(config.device)
-        return pipeline.text_encoder(tokens).last_hidden_state
+        states: Tensor = pipeline.text_encoder(tokens).last_hidden_state
+        return states
 
     texts = {
         "right": [said.texts(s.caption)[way] for s in subjects for way in directions],
@@ -134,9 +137,12 @@ def _pairs(
     torch.manual_seed(config.seed)
     seen, wanted = (random_cameras(config.views, CAMERAS) for _ in range(2))
     wanted = wanted[torch.randperm(config.views)]  # both are stratified by azimuth
-    views = [true_views(subjects, cameras, size).flatten(0, 1) for cameras in (seen, wanted)]
+    images, views = (
+        true_views(subjects, cameras, size).flatten(0, 1).to(config.device)
+        for cameras in (seen, wanted)
+    )
     poses = relative_pose(poses_of(seen)[:, :3], poses_of(wanted)[:, :3])
-    return (*(x.to(config.device) for x in views), poses.repeat(len(subjects), 1).to(config.device))
+    return images, views, poses.repeat(len(subjects), 1).to(config.device)
 
 
 def zero123_denoising(

@@ -244,7 +244,11 @@ class Trainer(ABC):
             self.sample_sheet(out / "samples.png")
         save_loss_curve(losses, self.config.batch, out / "loss.png")
         last = losses[-100:]
-        facts = {"images": self.images, "steps": self.steps, "seconds": self.seconds}
+        facts: dict[str, Any] = {
+            "images": self.images,
+            "steps": self.steps,
+            "seconds": self.seconds,
+        }
         facts |= {"loss": sum(last) / max(1, len(last)), "config": _fingerprint(self.config)}
         (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
         return out / "pipeline"

@@ -103,7 +103,7 @@ def build_tokenizer(captions: Iterable[str], tokens: int) -> CLIPTokenizer:
     # Alphabetically: the learner breaks ties by chance, and a resumed run must number words as before.
     words += sorted(set(learned) - set(words))
     vocabulary = {word: index for index, word in enumerate([*words, _START, _END])}
-    merges = _merges_of(learner)
+    merges: Any = _merges_of(learner)  # pairs, which transformers takes and does not declare
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=tokens)
 
 

@@ -16,7 +16,7 @@ import torch
 import tyro
 from diffusers import AutoencoderKL
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 from picardopt_3d.cameras import CameraConfig, orbit_cameras
 from picardopt_3d.domain import COLOURS, SHAPES, Subject, all_subjects, render
@@ -79,7 +79,7 @@ class Zero123Trainer(Trainer):
             self.image_encoder = CLIPVisionModelWithProjection(vision_config(config.vision))
             self.projection = CLIPCameraProjection(width)
         side = {"height": config.vision.size, "width": config.vision.size}
-        self.feature_extractor = CLIPImageProcessor(size=side, do_center_crop=False)
+        self.feature_extractor = CLIPImageProcessorPil(size=side, do_center_crop=False)
         self.unet.to(memory_format=torch.channels_last)
         super().__init__(
             config,
