@@ -69,8 +69,8 @@ format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(STAMP)  ## mypy --strict on picardopt
-	$(BIN)/mypy --strict picardopt
+types: $(STAMP)  ## mypy --strict on both packages
+	$(BIN)/mypy --strict picardopt integrations/picardopt_3d
 
 wheels: $(STAMP)  ## source archives and wheels of both distributions, in DIST=dist
 	$(BIN)/python -m build --outdir $(DIST) .
