@@ -17,7 +17,7 @@ import torch
 import tyro
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from picardopt_3d.domain import CAPTIONS, COLOURS, SHAPES, all_subjects
 from picardopt_3d.training.data import caption_table
@@ -68,7 +68,7 @@ class ClipTrainer(Trainer):
                     projection_dim=embedding,
                 )
             )
-        self.processor = CLIPImageProcessor(
+        self.processor = CLIPImageProcessorPil(
             size={"height": size, "width": size}, do_center_crop=False
         )
         super().__init__(config, {"clip": self.model})
