@@ -58,6 +58,8 @@ SMALL = TextMeshConfig(
         # Fresh density is everywhere, and the run is short: it has to be forgotten sooner.
         occupancy=OccupancyConfig(resolution=24, threshold=0.3, decay=0.8, every=8),
     ),
+    # Slower networks than hash tables, as in the paper: guesses of the next steps are right for longer.
+    rates=Rates(encoding=0.01, networks=0.003),
     sds=SdsConfig(guidance_scale=3.0),
     weights=TextMeshWeights(eikonal=1.0),
     shading=ShadingConfig(diffuse_probability=0.0),
