@@ -178,7 +178,7 @@ def test_zero123s_loss_is_the_weighted_sum_of_both_renders(
     expected = expected + 50 * F.mse_loss(front.opacity[0], alpha)
     for render in (around, front):
         assert render.normal is not None
-        shown = (render.normal + render.opacity) / 2
+        shown = (F.normalize(render.normal, dim=1) + 1) / 2 * render.opacity
         rows, columns = shown.diff(dim=-2), shown.diff(dim=-1)
         expected = expected + 8 * (rows.square().mean() + columns.square().mean())
         expected = expected + 8 * render.roughness + render.back_facing
@@ -211,6 +211,14 @@ def test_light_and_backdrops_are_seen_in_the_loss(folders: dict[str, Path]) -> N
     assert found[0] == found[2]  # not yet lit
     assert found[1] != found[3]
     assert found[0] != found[4]
+
+
+def test_empty_space_is_known_before_the_first_step(folders: dict[str, Path]) -> None:
+    """The whole first window is rendered before step 0 has measured anything."""
+    for method in ("textmesh", "zero123"):
+        grid = build(tiny(method, folders)).scene.occupancy
+        assert grid is not None
+        assert (grid.values >= 0).all()
 
 
 def test_a_recipe_from_a_picture_needs_one(folders: dict[str, Path]) -> None:

@@ -30,6 +30,7 @@ NOT_IN_THE_TABLE = {
     "scene.background_colour",
     "scene.inverse_deviation",
     "scene.learn_deviation",
+    "scene.sharpest",  # threestudio's 80
     "scene.normal_step",  # of analytic normals
     "scene.encoding.after",  # of an encoding that is whole from the start
     "scene.encoding.every",

@@ -72,6 +72,15 @@ def test_the_density_is_laplaces_distribution_over_its_deviation() -> None:
     assert field.occupied_density(points).tolist() == pytest.approx(expected.tolist(), rel=1e-6)
 
 
+def test_the_surface_grows_no_thinner_than_its_bound() -> None:
+    """A thinner one lies between samples, where no gradient finds it."""
+    field = fresh(replace(SMALL, sharpest=40.0))
+    inside = torch.zeros(1, 3, dtype=torch.float64)
+    with torch.no_grad():
+        field.sharpness.fill_(8.9)  # exp(89) is beyond float32
+    assert field.occupied_density(inside).item() == pytest.approx(40.0, rel=1e-3)
+
+
 def test_its_opacity_is_that_of_the_integrated_density() -> None:
     field = fresh(replace(SMALL, samples=4000, inverse_deviation=15.0))
     origins = torch.tensor([0.0, 0.45, 2.0]).double().expand(1, 1, 1, 3)
@@ -166,6 +175,7 @@ def test_colours_are_those_of_a_network_of_their_own() -> None:
     ("options", "name"),
     [
         ({"inverse_deviation": 0.0}, "inverse_deviation"),
+        ({"inverse_deviation": 81.0}, "inverse_deviation"),
         ({"surface_radius": 2.0}, "surface_radius"),
         ({"normals": "guessed"}, "normals"),
         ({"normal_step": 0.0}, "normal_step"),

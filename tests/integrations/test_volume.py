@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from picardopt_3d.cameras import random_cameras, turntable_cameras
-from picardopt_3d.scenes import Light, OccupancyConfig, OccupancyGrid, nerfacc_sampling
+from picardopt_3d.scenes import Light, OccupancyConfig, OccupancyGrid, nerfacc_sampling, volume
 from picardopt_3d.scenes.volume import (
     Rays,
     Samples,
@@ -101,6 +101,31 @@ def test_culling_leaves_out_the_samples_in_empty_cells_and_no_others() -> None:
     zeroed = composite(rays, everything, density * kept, colour, black, colour)
     for name in ("rgb", "opacity", "depth", "normal", "back_facing"):
         assert torch.allclose(getattr(culled, name), getattr(zeroed, name), atol=1e-12)
+    most = kept.view(-1, 12).sum(1).max()
+    assert some.distance.shape == (len(some.hit), most)  # empty samples have no place on the table
+
+
+def test_rays_are_looked_up_some_at_a_time_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rays = rays_of()
+    occupancy = occupancy_of(torch.rand(4, 4, 4).round())
+    whole = sample(rays, RADIUS, 12, jitter=False, occupancy=occupancy)
+    monkeypatch.setattr(volume, "_AT_ONCE", 30)  # two rays of twelve samples
+    parts = sample(rays, RADIUS, 12, jitter=False, occupancy=occupancy)
+    for name in ("hit", "distance", "delta", "points", "where"):
+        assert torch.equal(getattr(whole, name), getattr(parts, name))
+
+
+def test_rays_through_empty_space_have_no_samples() -> None:
+    rays = rays_of()
+    samples = sample(rays, RADIUS, 12, jitter=False, occupancy=occupancy_of(torch.zeros(4, 4, 4)))
+    render = composite(
+        rays, samples, torch.zeros(0), torch.zeros(3, 0), torch.ones(3), torch.zeros(3, 0)
+    )
+    assert len(samples.points) == 0
+    assert (render.rgb == 1).all()
+    assert render.back_facing == 0
 
 
 def test_light_falls_off_with_the_cosine_from_each_views_own_lamp() -> None:

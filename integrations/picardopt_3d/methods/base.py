@@ -165,6 +165,9 @@ class Stage(ABC):
         self.guidance = context.guidance
         self.prompt = context.guidance.encode(context.prompt)
         self.scene: Scene = build_scene(config.scene).to(context.device)
+        grid = self.scene.occupancy
+        if grid is not None:  # or all of the first window's steps would sample everything
+            grid.update(grid.measure(self.scene.occupied_density))
 
     @abstractmethod
     def loss(self, step: int) -> dict[str, Tensor]:

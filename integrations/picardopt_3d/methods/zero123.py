@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..cameras import CameraConfig, Cameras, random_cameras
@@ -136,8 +137,8 @@ def _regularity(render: Render, weights: dict[str, float]) -> dict[str, Tensor]:
     """What is asked of any render, whatever it shows."""
     terms = {}
     if render.normal is not None and "normal_smoothness" in weights:
-        # (n + 1) / 2 times the opacity, which the composited normal has in it already.
-        terms["normal_smoothness"] = losses.image_smoothness(0.5 * (render.normal + render.opacity))
+        normal = F.normalize(render.normal, dim=1, eps=1e-6)
+        terms["normal_smoothness"] = losses.image_smoothness((normal + 1) / 2 * render.opacity)
     if render.roughness is not None:
         terms["normal_smoothness_3d"] = render.roughness
     if render.back_facing is not None and "orientation" in weights:

@@ -13,7 +13,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from .occupancy import OccupancyGrid
+from .occupancy import OccupancyGrid, pack
 
 
 def usable(device: torch.device) -> bool:
@@ -55,18 +55,16 @@ def march(
     from nerfacc import OccGridEstimator  # only where `usable` said so
 
     near, far, offset = chords
+    # Behind the camera is nothing to move a ray's start to: it moves forwards only.
     cube = [-occupancy.radius] * 3 + [occupancy.radius] * 3
     estimator = OccGridEstimator(cube, occupancy.config.resolution).to(origins.device)
     # nerfacc's cells are indexed x first, ours z first.
     estimator.binaries = occupancy.occupied().permute(2, 1, 0).contiguous()[None]
     rays, starts, ends = estimator.sampling(
-        origins, directions, t_min=near + (offset - 0.5) * step, t_max=far, render_step_size=step
+        origins, directions, t_min=near + offset * step, t_max=far, render_step_size=step
     )
-    rays = rays.long()
-    many = torch.bincount(rays, minlength=len(origins))
-    most = max(1, int(many.max())) if len(rays) else 1
-    first = many.cumsum(0) - many
-    where = rays * most + torch.arange(len(rays), device=rays.device) - first[rays]
-    distance = origins.new_zeros(len(origins) * most).index_copy(0, where, 0.5 * (starts + ends))
-    delta = origins.new_zeros(len(origins) * most).index_copy(0, where, ends - starts)
-    return distance.view(-1, most), delta.view(-1, most), where
+    where, columns = pack(rays.long(), len(origins))
+    empty = origins.new_zeros(len(origins) * columns)
+    distance = empty.index_copy(0, where, 0.5 * (starts + ends))
+    delta = empty.index_copy(0, where, ends - starts)
+    return distance.view(-1, columns), delta.view(-1, columns), where

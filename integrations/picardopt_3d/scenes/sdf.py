@@ -33,6 +33,7 @@ class SdfConfig:
         inverse_deviation: 1 / deviation of the density's fall across the surface that it starts with, per world
             unit: the density inside, and the inverse of the thickness of the surface.
         learn_deviation: whether the deviation is trained.
+        sharpest: the largest 1 / deviation, per world unit (threestudio's 80): a thinner surface falls between samples.
         normals: "finite_difference" (central), or "analytic".
         normal_step: half the distance of finite differences, world units.
         background: "solid", or "neural" (a small network of the direction).
@@ -48,6 +49,7 @@ class SdfConfig:
     surface_radius: float = 0.5
     inverse_deviation: float = 30.0
     learn_deviation: bool = True
+    sharpest: float = 80.0
     normals: Literal["analytic", "finite_difference"] = "finite_difference"
     normal_step: float = 0.001
     background: Literal["solid", "neural"] = "neural"
@@ -56,9 +58,13 @@ class SdfConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be rendered, by name, with the remedy."""
-        for name in ("width", "radius", "samples", "inverse_deviation", "normal_step"):
+        for name in ("width", "radius", "samples", "inverse_deviation", "sharpest", "normal_step"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give a positive number")
+        if self.inverse_deviation > self.sharpest:
+            raise ValueError(
+                f"inverse_deviation={self.inverse_deviation!r}: give at most sharpest={self.sharpest}"
+            )
         if self.depth < 1:
             raise ValueError(f"depth={self.depth!r}: give 1 or more hidden layers")
         if not 0 < self.surface_radius < self.radius:
@@ -131,7 +137,7 @@ class SdfField(Scene):
 
     def _density(self, distance: Tensor) -> Tensor:
         """Laplace's distribution function of -distance, over its deviation (VolSDF, equations 2 and 3)."""
-        inverse = torch.exp(_PACE * self.sharpness)
+        inverse = torch.exp(_PACE * self.sharpness).clamp_max(self.config.sharpest)
         share = 0.5 + 0.5 * distance.sign() * torch.expm1(-distance.abs() * inverse)
         return inverse * share
 

@@ -34,7 +34,7 @@ class Render:
         depth: expected distance from the camera, world units. # [batch, 1, height, width]
         normal: expected outward normal, not normalised; None if not asked for.
             # [batch, 3, height, width]
-        back_facing: mean over rays of the weight on normals that face away from the camera,
+        back_facing: mean over rays that see something of the weight on normals that face away from the camera,
             sum_i w_i max(0, n_i . d)^2 (Ref-NeRF's orientation penalty); None without normals.
         roughness: mean over samples and axes of |n(x) - n(x + 0.01 noise)|, the 3D normal smoothness penalty of
             threestudio's Zero-1-to-3; None if not asked for.

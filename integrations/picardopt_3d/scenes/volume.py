@@ -1,7 +1,8 @@
 """Volume rendering that every scene of densities shares: where rays are sampled, and what is composited.
 
-Samples lie on a table of one row a ray that meets the scene's sphere. Only those in occupied space are evaluated;
-the others count as empty. Values come one channel a row ("[channels, count]"), which is how they are summed.
+Samples lie on a table of one row a ray that meets the scene's sphere. Where the scene keeps an occupancy grid, only
+those in occupied space are on it, every ray's from the left. Values come one channel a row ("[channels, count]"),
+which is how they are summed.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import nerfacc_sampling
-from .occupancy import OccupancyGrid
+from .occupancy import OccupancyGrid, pack
 from .views import Light, Render
+
+_AT_ONCE = 1 << 22  # samples that are looked up in the occupancy grid at a time
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Samples:
 
     Attributes:
         hit: rays that meet the sphere, in order. # [hits]
-        distance: of samples from their rays' origins. # [hits, samples]
+        distance: of samples from their rays' origins; 0 where a row has fewer than others. # [hits, samples]
         delta: length that a sample stands for. # [hits, samples] or [hits, 1]
         points: samples to be evaluated, world units. # [count, 3]
         where: their places in the flattened table; None: all of it. # [count]
@@ -131,15 +134,41 @@ def sample(
         points = origins[:, None] + distance[..., None] * directions[:, None]
         return Samples(hit, distance, delta, points.view(-1, 3)[where], where)
     delta = (far - near) / count  # [hits]
+    if occupancy is not None:
+        ray, index = _occupied(origins, directions, (near, delta, offset), count, occupancy)
+        along = near[ray] + (index + offset[ray]) * delta[ray]
+        where, columns = pack(ray, len(hit))
+        distance = along.new_zeros(len(hit) * columns).index_copy(0, where, along)
+        points = origins[ray] + along[:, None] * directions[ray]
+        return Samples(hit, distance.view(-1, columns), delta[:, None], points, where)
     index = torch.arange(count, device=near.device, dtype=near.dtype)
     distance = near[:, None] + (index + offset[:, None]) * delta[:, None]  # [hits, samples]
     points = origins[:, None] + distance[..., None] * directions[:, None]
-    points = points.view(-1, 3)
-    occupied = None
-    if occupancy is not None:
-        occupied = occupancy.at(points).nonzero().squeeze(1)
-        points = points[occupied]
-    return Samples(hit, distance, delta[:, None], points, occupied)
+    return Samples(hit, distance, delta[:, None], points.view(-1, 3))
+
+
+@torch.no_grad()
+def _occupied(
+    origins: Tensor,
+    directions: Tensor,
+    chords: tuple[Tensor, Tensor, Tensor],
+    count: int,
+    occupancy: OccupancyGrid,
+) -> tuple[Tensor, Tensor]:
+    """Rays and numbers of the samples that lie in occupied cells, in order; some rays at a time, to save memory."""
+    found = [torch.empty(0, 2, dtype=torch.long, device=origins.device)]
+    index = torch.arange(count, device=origins.device, dtype=origins.dtype)
+    rows = max(1, _AT_ONCE // count)
+    for first in range(0, len(origins), rows):
+        part = slice(first, first + rows)
+        near, delta, offset = (each[part, None] for each in chords)
+        distance = near + (index + offset) * delta
+        points = origins[part, None] + distance[..., None] * directions[part, None]
+        places = occupancy.at(points).nonzero()
+        places[:, 0] += first
+        found.append(places)
+    ray, number = torch.cat(found).unbind(1)
+    return ray, number
 
 
 def shade(albedo: Tensor, normal: Tensor, light: Light, rays: Rays, samples: Samples) -> Tensor:
@@ -195,7 +224,8 @@ def composite(
         directions = rays.directions[samples.hit]
         away = (on_table * directions.T[:, :, None]).sum(0).clamp_min(0.0)
         # Normals are to turn, not to vanish: the weights are constants here, as in threestudio.
-        back_facing = (weights.detach() * away.square()).sum() / len(rays.origins)
+        seen = (opacity.detach() > 0).sum().clamp_min(1)
+        back_facing = (weights.detach() * away.square()).sum() / seen
     return Render(
         rgb=rays.image(rgb, samples.hit, background),
         opacity=rays.image(opacity[:, None], samples.hit),
