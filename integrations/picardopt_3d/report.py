@@ -14,12 +14,13 @@ from .config import ImageTo3DConfig, RunConfig, TextTo3DConfig
 from .domain import Subject, parse_prompt
 from .domain import render as render_truth
 from .evaluate.pictures import psnr, render_views
+from .evaluate.runs import open_scene
 from .export.files import write_json
 from .export.pictures import rows_of, save_contact_sheet
 from .export.plots import save_strides_plot
 from .export.turntable import frames_of, save_film
 from .record import Trained
-from .scenes import Render, Scene, load_scene
+from .scenes import Render, Scene
 from .worker import CHECKPOINT_FILE, SCENE_FILE, middle_view, reference_of
 
 FILM_FRAMES = 120
@@ -35,7 +36,7 @@ def finish(config: RunConfig[Any], started: float) -> dict[str, Any]:
         the content of `report.json`.
     """
     trained = Trained.from_checkpoint(config.out / CHECKPOINT_FILE)
-    scene = load_scene(config.out / SCENE_FILE)
+    scene = open_scene(config.out / SCENE_FILE, config.device)
     subject = subject_of(config)
     size = config.recipe.final_pixels
     found = None if subject is None else psnr_against_truth(scene, subject, size)

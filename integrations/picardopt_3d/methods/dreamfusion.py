@@ -1,11 +1,12 @@
 """DreamFusion (arXiv 2209.14988): a radiance field from a text, by score distillation.
 
-`PAPER` has DreamPropeller's settings (its Table 3, threestudio's dreamfusion-if): DeepFloyd IF on a hash grid. `SMALL`
-is the recipe at the size of the shipped guidance, 32 pixels and one CPU thread: voxels instead of a network (so the
-rate is larger), and ambient light only (the shipped model's objects are matt and lit from one side, which a field
-without view dependence can show). The sparsity and orientation losses are there for other guidance; with the shipped
-one nothing floats, and they are off. `SMALL_NERF` is the whole recipe at that size: a hash grid whose levels come in
-one by one, the losses (weaker, as the guidance is), and lights late and soft, for the shipped model knows one light.
+`PAPER` has DreamPropeller's settings (its Table 3, threestudio's dreamfusion-if): DeepFloyd IF on a hash grid; colours
+go through a sigmoid, where that configuration has (x + 1) / 2, and one network makes density and colour. `SMALL` is the
+recipe at the size of the shipped guidance, 32 pixels and one CPU thread: voxels instead of a network (so the rate is
+larger), and ambient light only (the shipped model's objects are matt and lit from one side, which a field without view
+dependence can show). The sparsity and orientation losses are there for other guidance; with the shipped one nothing
+floats, and they are off. `SMALL_NERF` is the whole recipe at that size: a hash grid whose levels come in one by one,
+the losses (weaker, as the guidance is), and lights late and soft, for the shipped model knows one light.
 """
 
 from __future__ import annotations

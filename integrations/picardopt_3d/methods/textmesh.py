@@ -3,9 +3,10 @@
 The step is DreamFusion's on another scene, with an eikonal loss in place of those for a cloud of density. As in
 DreamPropeller, which built on a package without it, TextMesh's refinement of the texture is left out.
 
-`PAPER` has DreamPropeller's settings (its Table 3, threestudio's textmesh-if as released). `SMALL` is the recipe at the
-size of the shipped guidance: 32 pixels, a small field and one CPU thread. The shipped model's objects are matt and lit
-from one side, so that views are not lit a second time.
+`PAPER` has DreamPropeller's settings (its Table 3, threestudio's textmesh-if as released), with one difference: the
+surface is rendered with VolSDF's density, where that configuration has NeuS's alpha, annealed over the run. `SMALL` is
+the recipe at the size of the shipped guidance: 32 pixels, a small field and one CPU thread. The shipped model's objects
+are matt and lit from one side, so that views are not lit a second time.
 """
 
 from __future__ import annotations
