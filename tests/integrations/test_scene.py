@@ -1,12 +1,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from picardopt_3d.cameras import random_cameras, turntable_cameras
-from picardopt_3d.scenes import FieldConfig, RadianceField, Render, load_scene, save_scene
+from picardopt_3d.scenes import (
+    FieldConfig,
+    HashConfig,
+    NerfConfig,
+    NerfField,
+    RadianceField,
+    Render,
+    Scene,
+    SdfConfig,
+    SdfField,
+    load_scene,
+    save_scene,
+)
 from safetensors.torch import save_file
 
 SMALL = FieldConfig(resolutions=(5, 9), samples=8)
@@ -145,3 +158,45 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
 def test_sizes_that_cannot_be_rendered_are_refused_by_name(options: dict, name: str) -> None:
     with pytest.raises(ValueError, match=name):
         FieldConfig(**options)
+
+
+HASH = HashConfig(levels=3, base=3, scale=1.7, log2_size=6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: NerfField(NerfConfig(encoding=HASH, width=8, samples=16)),
+        lambda: SdfField(SdfConfig(encoding=HASH, width=8, samples=16, normal_step=0.01)),
+    ],
+)
+def test_many_points_are_looked_at_in_parts_that_are_computed_again(
+    make: Callable[[], Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same picture and gradients, and what is kept for the backward pass is a fraction."""
+    rays = turntable_cameras(2).rays(16, 16)
+
+    def run() -> tuple[torch.Tensor, list[torch.Tensor], int]:
+        torch.manual_seed(0)
+        scene, kept = make().double(), dict[int, int]()
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            render = scene.render(*(x.double() for x in rays), normals=True, roughness=True)
+            assert render.back_facing is not None
+            assert render.roughness is not None
+            loss = render.rgb.square().sum() + render.back_facing + render.roughness
+        loss.backward()
+        gradients = [p.grad for p in scene.parameters() if p.grad is not None]
+        return render.rgb, gradients, sum(kept.values())
+
+    whole, gradients, memory = run()
+    monkeypatch.setattr("picardopt_3d.scenes.scene._AT_ONCE", 100)
+    parts, again, less = run()
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(again, gradients)
+    assert less < memory / 3

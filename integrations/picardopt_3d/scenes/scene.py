@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .occupancy import OccupancyGrid
 from .views import Light, Render
 from .volume import Rays, behind, composite, mean, perturbation, sample, shade
+
+_AT_ONCE = 1 << 19
+"""Points of a render that are looked at together; of more, each part is computed again in the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,13 @@ class Look:
     colour: Tensor
     normal: Tensor | None = None
     eikonal: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Look]) -> Look:
+        """What is at the points of several, one after the other."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        joined: Any = (None if one[0] is None else torch.cat(one, -1) for one in columns)
+        return cls(*joined)
 
 
 class Scene(nn.Module, ABC):
@@ -119,7 +133,7 @@ class Scene(nn.Module, ABC):
         rays = Rays.of(origins, directions)
         samples = sample(rays, self.radius, self.samples, jitter, self.occupancy)
         shown = normals or roughness
-        seen = self.look(samples.points, step, shown or light is not None)
+        seen = self._look(samples.points, step, shown or light is not None)
         colour, normal = seen.colour, seen.normal
         if light is not None and normal is not None:
             colour = shade(colour, F.normalize(normal, dim=0), light, rays, samples)
@@ -131,7 +145,25 @@ class Scene(nn.Module, ABC):
             render = replace(render, eikonal=mean(seen.eikonal))
         if roughness and normal is not None:
             beside = samples.points + perturbation(rays, samples)
-            there = self.look(beside, step, True).normal
+            there = self._look(beside, step, True).normal
             if there is not None:
                 render = replace(render, roughness=mean((normal - there).abs()))
         return render
+
+    def _look(self, points: Tensor, step: int | None, normals: bool) -> Look:
+        """`look`, keeping what its backward pass needs of one part of the points at a time."""
+        if len(points) <= _AT_ONCE:
+            return self.look(points, step, normals)
+        return Look.joined(
+            [
+                checkpoint(
+                    self.look,
+                    part,
+                    step,
+                    normals,
+                    use_reentrant=False,
+                    preserve_rng_state=False,  # nothing is drawn in there
+                )
+                for part in points.split(_AT_ONCE)
+            ]
+        )
