@@ -15,6 +15,7 @@ from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.guidance.pixel_diffusion import SHIPPED, PixelDiffusion
 from picardopt_3d.guidance.stable_diffusion import StableDiffusion
 from picardopt_3d.guidance.text_to_view import TextToViewPipeline
+from picardopt_3d.guidance.zero123 import Zero123
 from picardopt_3d.prompts import PerpNeg, TextPrompt, ViewWords
 from tiny_pipelines import save_deepfloyd, save_stable_diffusion
 from torch import Tensor
@@ -242,6 +243,36 @@ def test_options_change_the_memory_and_not_the_gradient(
         assert all(p.device.type == "meta" for p in score.unet.parameters())
     same_as_plain(score, plain, tolerance)
     assert score.to_model_space(torch.rand(1, 3, 16, 16)).dtype == torch.float32
+
+
+def encoded(score: StableDiffusion | Zero123) -> tuple[int, Tensor, Tensor]:
+    """Bytes that are kept for backward by eight views' way into model space; their latents and gradient."""
+    torch.manual_seed(5)
+    views, kept = torch.rand(8, 3, score.size, score.size, requires_grad=True), []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        latents = score.to_model_space(views)
+    latents.square().sum().backward()
+    assert views.grad is not None
+    return sum(kept), latents.detach(), views.grad
+
+
+@pytest.mark.parametrize("loader", [StableDiffusion, Zero123])
+def test_vae_slicing_keeps_far_less_for_the_same_gradient(
+    folders: dict[str, Path], loader: type[StableDiffusion | Zero123]
+) -> None:
+    source = {"source": folders["epsilon"]} if loader is StableDiffusion else {}
+    plain, sliced = (
+        encoded(loader.from_pretrained(**source, options=ModelOptions(vae_slicing=slicing)))
+        for slicing in (False, True)
+    )
+    assert sliced[0] < plain[0] / 8
+    for mine, theirs in zip(sliced[1:], plain[1:], strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ class ModelOptions:
         variant: Files of another precision, as the hub names them ("fp16").
         revision: Commit, tag or branch of a hub model.
         attention_slicing: Compute the UNet's attention in slices: less memory, slower.
-        vae_slicing: Encode one view at a time: less memory, slower.
+        vae_slicing: Encode one view at a time, and again for its gradient: less memory, slower.
         channels_last: The UNet's and VAE's memory format; on a GPU in half precision it is the faster one.
         offload: Keep the UNet in main memory: "model" moves it to the device for each use, "sequential" layer by layer
             (least memory, slowest). The VAE stays on the device, because gradients go back through it.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from picardopt_3d.guidance.diffusion import TextDiffusion
 from picardopt_3d.guidance.embeddings import Encode, TextEmbeddings, identity
@@ -113,9 +114,21 @@ def draw_latents(vae: Any, pixels: Tensor, options: ModelOptions) -> Tensor:
     pixels = pixels.to(vae.dtype)
     if options.channels_last:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-    with memory_explained(options):
-        posterior = vae.encode(pixels).latent_dist
-    mean, deviation = posterior.mean.float(), posterior.std.float()
+
+    def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        with memory_explained(options):
+            posterior = vae.encode(pixels).latent_dist
+        return posterior.mean.float(), posterior.std.float()
+
+    if options.vae_slicing:
+        # Nothing is kept of a view's way through the encoder: backward goes it again, one view at a time.
+        each = [
+            checkpoint(encode, view, use_reentrant=False, preserve_rng_state=False)
+            for view in pixels.split(1)
+        ]
+        mean, deviation = (torch.cat(parts) for parts in zip(*each, strict=True))
+    else:
+        mean, deviation = encode(pixels)
     noise = torch.randn(mean.shape).to(mean)
     latents: Tensor = (mean + deviation * noise) * vae.config.scaling_factor
     return latents
