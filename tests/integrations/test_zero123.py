@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from picardopt_3d.cameras import Cameras, orbit_cameras, random_cameras, turntable_cameras
-from picardopt_3d.guidance.loading import ModelOptions
+from picardopt_3d.guidance.loading import ModelOptions, Precision
 from picardopt_3d.guidance.protocol import EncodedImage, ScoreModel
 from picardopt_3d.guidance.sds import ScoreDistillation, SdsConfig, guided_noise
 from picardopt_3d.guidance.stable_diffusion import StableDiffusion
@@ -154,6 +154,25 @@ def test_half_precision(folder: Path, picture: ImagePrompt) -> None:
     assert near.conditional.dtype is torch.float32
     torch.testing.assert_close(near.conditional, exact.conditional, atol=0.1, rtol=0.1)
     assert score.to_model_space(torch.rand(1, 3, 16, 16)).dtype is torch.float32
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_shipped_model_in_half_precision(dtype: Precision) -> None:
+    """Its pictures are larger than its image encoder's, so that they are resized."""
+    half, whole = (
+        Zero123.from_pretrained(options=ModelOptions(dtype=d)) for d in (dtype, "float32")
+    )
+    torch.manual_seed(0)
+    image = torch.rand(3, 6, 6).repeat_interleave(16, 1).repeat_interleave(16, 2)
+    told = ImagePrompt(image, orbit_cameras(20.0, 30.0, 1.6))
+    near, exact = half.encode(told), whole.encode(told)
+    assert near.embedding.dtype is torch.float32
+    for name in ("embedding", "latent"):
+        mine, theirs = getattr(near, name), getattr(exact, name)
+        assert (mine - theirs).norm() < 0.05 * theirs.norm()
+    half.pipeline.set_progress_bar_config(disable=True)
+    views = half.sample(told, turntable_cameras(2), steps=2)
+    assert views.isfinite().all()
 
 
 def test_sampling_is_the_schedulers_loop_over_the_same_score(

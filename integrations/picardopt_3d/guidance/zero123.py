@@ -185,9 +185,7 @@ class Zero123:
         image, encoder = prompt.image[None].to(self.device), self.pipeline.image_encoder
         seen = pixels_to_model_space(image, self.size).clamp(-1, 1)
         with memory_explained(self.options):
-            embedding = embed_image(
-                encoder, self.pipeline.feature_extractor, image.to(encoder.dtype)
-            )
+            embedding = embed_image(encoder, self.pipeline.feature_extractor, image)
             latent = self.vae.encode(seen.to(self.vae.dtype)).latent_dist.mode()
         return EncodedImage(prompt, embedding.float(), latent.float())
 

@@ -149,6 +149,7 @@ def relative_pose(reference: Tensor, target: Tensor) -> Tensor:
 def embed_image(image_encoder: Any, feature_extractor: Any, images: Tensor) -> Tensor:
     """CLIP embeddings of RGB images in [0, 1], resized without leaving the device. [batch, embedding]."""
     size = image_encoder.config.image_size
+    images = images.float()  # a CPU resizes in no half precision
     if images.shape[-2:] != (size, size):
         images = functional.interpolate(
             images, (size, size), mode="bicubic", align_corners=False, antialias=True
@@ -156,5 +157,6 @@ def embed_image(image_encoder: Any, feature_extractor: Any, images: Tensor) -> T
     expected = zip(feature_extractor.image_mean, feature_extractor.image_std, strict=True)
     # Numbers, not tensors: those would have to be sent to the device and waited for.
     channels = [(images[:, i] - mean) / std for i, (mean, std) in enumerate(expected)]
-    embeddings: Tensor = image_encoder(torch.stack(channels, dim=1)).image_embeds
+    pixels = torch.stack(channels, dim=1).to(image_encoder.dtype)
+    embeddings: Tensor = image_encoder(pixels).image_embeds
     return embeddings
