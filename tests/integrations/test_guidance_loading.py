@@ -15,11 +15,13 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import errors
+from picardopt_3d.guidance import embeddings
 from picardopt_3d.guidance.deepfloyd import DeepFloyd
 from picardopt_3d.guidance.embeddings import identity
 from picardopt_3d.guidance.loading import ModelOptions, locate
 from picardopt_3d.guidance.pixel_diffusion import SHIPPED, PixelDiffusion
 from picardopt_3d.guidance.stable_diffusion import StableDiffusion
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import save_deepfloyd, save_stable_diffusion
 
@@ -103,6 +105,30 @@ def test_a_damaged_embedding_is_made_anew(
     assert torch.equal(first.conditional, second.conditional)
     StableDiffusion.from_pretrained(folder, options=options).encode("a red cube")
     assert len(encoders) == 2
+
+
+@pytest.mark.parametrize("place", ["file/embeddings", "read-only"])
+def test_embeddings_that_cannot_be_kept_stay_in_memory_with_one_warning(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """The superuser may write where modes forbid it, so that a read-only folder is what `save_file` says of one."""
+
+    def refused(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: Read-only file system")
+
+    (tmp_path / "file").touch()
+    if place == "read-only":
+        monkeypatch.setattr(embeddings, "save_file", refused)
+    score = StableDiffusion.from_pretrained(
+        folder, options=ModelOptions(embeddings=tmp_path / place)
+    )
+    with pytest.warns(UserWarning, match=r"set ModelOptions\.embeddings to") as caught:
+        first = score.encode("a red cube")  # two texts: the prompt and the empty one
+    score.encode("a blue cube")  # would raise what is warned of once more
+    assert len(caught) == 1
+    assert str(tmp_path / place) in str(caught[0].message)
+    expected = StableDiffusion.from_pretrained(folder, options=IN_MEMORY).encode("a red cube")
+    assert torch.equal(first.conditional, expected.conditional)
 
 
 def test_other_precisions_are_loaded_by_their_name(tmp_path: Path) -> None:

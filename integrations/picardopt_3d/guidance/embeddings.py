@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,7 +29,8 @@ class TextEmbeddings:
         load: Loads the text encoder and returns what encodes with it. Called when a text is not known yet; what it
             returned is dropped right afterwards, and the encoder with it.
         key: What the encoder is: embeddings of another key are not taken for its own.
-        folder: Where embeddings are kept; None keeps them in memory alone.
+        folder: Where embeddings are kept; None keeps them in memory alone, and so does, with a warning, one that cannot
+            be written.
         device: Where embeddings are put.
     """
 
@@ -38,6 +40,7 @@ class TextEmbeddings:
         self._load, self._key, self._device = load, key, device
         self._folder = None if folder is None else folder.expanduser()
         self._known: dict[str, Tensor] = {}
+        self._writable = True
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Embed texts. [texts, tokens, channels]."""
@@ -69,22 +72,30 @@ class TextEmbeddings:
 
     def _read(self, text: str) -> Tensor | None:
         path = self._path(text)
-        if path is None or not path.exists():
+        if path is None:
             return None
         try:
             with safe_open(path, framework="pt") as file:
                 embedding: Tensor = file.get_tensor("embedding")
                 return embedding
         except (SafetensorError, OSError):
-            return None  # whatever happened to the file, it is written anew
+            return None  # there is none, or whatever happened to the file: it is written anew
 
     def _write(self, text: str, embedding: Tensor) -> None:
         path = self._path(text)
-        if path is None:
+        if path is None or not self._writable:
             return
         told = {"text": text, "encoder": self._key}
-        with replacing(path) as temporary:
-            save_file({"embedding": embedding.detach().cpu().contiguous()}, temporary, told)
+        try:
+            with replacing(path) as temporary:
+                save_file({"embedding": embedding.detach().cpu().contiguous()}, temporary, told)
+        except (SafetensorError, OSError) as error:  # save_file makes the first of the second
+            self._writable = False
+            warnings.warn(
+                f"embeddings of prompts cannot be kept in {self._folder} ({error}), so that every process loads the "
+                f"text encoder anew: set ModelOptions.embeddings to a folder that can be written, or to None",
+                stacklevel=2,
+            )
 
 
 def identity(folder: Path, parts: Sequence[str]) -> str:
