@@ -287,7 +287,7 @@ def missing_parts(folder: Path) -> list[str]:
     parts = {
         name
         for name, value in json.loads(index.read_text()).items()
-        if isinstance(value, list) and value[-1] is not None
+        if isinstance(value, list) and not name.startswith("_") and value[-1] is not None
     }
     parts -= {"safety_checker", "watermarker"}  # never loaded here
     if "image_encoder" not in parts:
@@ -307,13 +307,13 @@ def _whole(part: Path) -> bool:
 
 def _class_name(folder: Path) -> str:
     index = folder / "model_index.json"
-    name: str
     if index.exists():
-        name = json.loads(index.read_text()).get("_class_name", "")
+        name = json.loads(index.read_text()).get("_class_name")
     else:
-        config = json.loads((folder / "config.json").read_text())
-        name = config.get("architectures", ["a model"])[0]
-    return name
+        name = json.loads((folder / "config.json").read_text()).get("architectures")
+    if isinstance(name, list):  # module and class of a pipeline with its own code; architectures
+        name = name[-1] if name else None
+    return str(name or "model that does not name its class")
 
 
 def loaded(found: Finding) -> Finding:

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import picardopt_3d
 import pytest
-from picardopt_3d.doctor import KNOWN, devices, missing_parts
+from picardopt_3d.doctor import KNOWN, devices, loaded, missing_parts, shipped_models
 
 PACKAGE = Path(picardopt_3d.__file__).parent
 
@@ -226,6 +226,32 @@ def test_what_a_folder_lacks(tmp_path: Path) -> None:
     assert missing_parts(tmp_path) != []
     (tmp_path / "model.safetensors").write_bytes(b"1")
     assert missing_parts(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        ("model_index.json", {"_class_name": ["own_code", "OwnPipeline"]}, "OwnPipeline"),
+        ("model_index.json", {"_class_name": []}, "does not name its class"),
+        ("model_index.json", {"_class_name": None}, "does not name its class"),
+        ("config.json", {"architectures": ["CLIPModel"]}, "CLIPModel"),
+        ("config.json", {"architectures": []}, "does not name its class"),
+        ("config.json", {"architectures": None}, "does not name its class"),
+        ("config.json", {}, "does not name its class"),
+    ],
+)
+def test_a_model_that_names_its_class_otherwise_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: object, named: str
+) -> None:
+    folder = tmp_path / "text-to-view"
+    folder.mkdir()
+    (folder / file).write_text(json.dumps(content))
+    (folder / "model.safetensors").write_bytes(b"1")
+    monkeypatch.setattr("picardopt_3d.doctor.WEIGHTS", tmp_path)
+    [found] = shipped_models()
+    assert found.state == "ok"
+    assert found.detail.endswith(named)
+    assert named in loaded(found).detail
 
 
 def test_memory_is_told_in_gibibytes() -> None:
