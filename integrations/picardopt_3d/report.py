@@ -40,9 +40,9 @@ def finish(config: RunConfig[Any], started: float) -> dict[str, Any]:
     subject = subject_of(config)
     size = config.recipe.final_pixels
     found = None if subject is None else psnr_against_truth(scene, subject, size)
-    view = middle_view(config)
-    save_turntable(scene, config.out / "turntable.mp4", view)
-    save_sheet(scene, config, subject, found, config.out / "contact_sheet.png", view)
+    view, shown = middle_view(config), min(max(size, 96), 256) // 16 * 16
+    save_turntable(scene, config.out / "turntable.mp4", view, shown)
+    save_sheet(scene, config, subject, found, config.out / "contact_sheet.png", view, shown)
     save_strides_plot(
         trained.strides,
         trained.residuals,

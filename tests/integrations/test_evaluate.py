@@ -41,6 +41,7 @@ REPORT = {
     "seed": 3,
     "size": 32,
     "steps": 300,
+    "steps_done": 297,
     "sweeps": 100,
     "mean_stride": 3.0,
     "drift_evaluations": 420,
@@ -232,6 +233,7 @@ def test_a_run_that_is_told_a_wrong_prompt_scores_nothing(
     # Its subject is what its prompt asks for, so the true views are another object's too.
     assert judged[0].figures.r_precision == 0.0
     assert judged[0].figures.psnr < judged[3].figures.psnr - 3
+    assert judged[0].figures.steps == 297  # taken, of the 300 that were asked for
 
 
 def test_cameras_are_the_papers_unless_told_otherwise() -> None:

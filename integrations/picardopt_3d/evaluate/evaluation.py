@@ -48,7 +48,7 @@ class Figures:
         frechet: Distance between the pictures and the reference; of a group, between all its pictures together.
         psnr: Against the true views, dB.
         ssim: Against the true views.
-        steps: Optimizer steps.
+        steps: Optimizer steps that were taken.
         sweeps: Parallel evaluations of a window.
         mean_stride: Steps that a sweep made final.
         drift_evaluations: Gradients that were computed.
@@ -229,7 +229,7 @@ def _judge(
         frechet=distance,
         psnr=near,
         ssim=alike,
-        steps=report.get("steps"),
+        steps=report.get("steps_done", report.get("steps")),  # of a stopped run, those done
         sweeps=report.get("sweeps"),
         mean_stride=report.get("mean_stride"),
         drift_evaluations=report.get("drift_evaluations"),

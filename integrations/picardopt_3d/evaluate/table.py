@@ -15,6 +15,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("Frechet", "frechet", lambda value: f"{value:.4g}"),
     ("PSNR", "psnr", lambda value: f"{value:.2f} dB"),
     ("SSIM", "ssim", lambda value: f"{value:.3f}"),
+    ("steps", "steps", lambda value: f"{value:.0f}"),
     ("steps/sweep", "mean_stride", lambda value: f"{value:.2f}"),
     ("seconds", "seconds", lambda value: f"{value:.1f}"),
     ("with start-up", "seconds_with_startup", lambda value: f"{value:.1f}"),
