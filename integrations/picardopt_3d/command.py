@@ -152,7 +152,12 @@ def _begin_with(command: str, arguments: list[str]) -> tuple[RunConfig[Any], lis
     name = known.method or content.get("method") or first
     method = find_method(name, command)
     preset = known.preset or content.get("preset") or "small"
-    recipe = merged(plain(find_preset(preset, method)), content.get("recipe", {}))
+    numbers = content.get("recipe") or {}
+    if not isinstance(numbers, dict):
+        raise ValueError(
+            f"{known.config}: recipe={numbers!r}: give a mapping, such as 'recipe: {{batch: 2}}'"
+        )
+    recipe = merged(plain(find_preset(preset, method)), numbers)
     content |= {"method": name, "preset": preset, "recipe": recipe}
     kind, holes = COMMANDS[command], {}
     for item in dataclasses.fields(kind):

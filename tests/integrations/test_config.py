@@ -68,6 +68,13 @@ def test_options_go_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -
     )
 
 
+def test_an_empty_recipe_in_a_file_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 5\nrecipe:\n")
+    config = parsed("a red cube", "--config", str(file), out=tmp_path / "run")
+    assert (config.seed, config.recipe) == (5, METHODS["dreamfusion"].presets["small"])
+
+
 def test_a_kept_file_is_a_configuration_for_another_run(tmp_path: Path) -> None:
     first = run_of("dreamfusion", "small", tmp_path / "first", seed=9)
     save_config(first, tmp_path / "config.yaml")
@@ -94,6 +101,7 @@ def test_schedules_can_be_given_as_options(tmp_path: Path) -> None:
         ("recipe: {bacth: 2}", "bacth"),
         ("recipe: {batch: many}", "batch"),
         ("recipe: {weights: {sds: -1}}", "weights.sds=-1"),
+        ("recipe: [batch, 2]", "recipe=['batch', 2]: give a mapping"),
         ("method: alchemy", "give one of dreamfusion"),
         ("preset: huge", "give one of small"),
         ("command: image-to-3d", "another command"),
