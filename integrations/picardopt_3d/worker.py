@@ -61,10 +61,12 @@ def train(config: RunConfig[Any], started: float, resume: bool = False) -> Train
         try:
             for step in range(trained.step, config.recipe.steps):
                 if optimizer is None:
-                    values = sequential_step(base, stage.loss, config.seed, step, stage.carry())
+                    with interrupts_deferred():  # a step that is done is counted too
+                        values = sequential_step(base, stage.loss, config.seed, step, stage.carry())
+                        recorder.took(step, values)
                 else:
                     values = optimizer.step(picard_closure(base, stage.loss))
-                recorder.took(step, values)
+                    recorder.took(step, values)
                 if rank == 0:
                     progress.step(step, values, stage.scene)
                     every = config.checkpoint_every

@@ -80,6 +80,29 @@ def test_a_sequential_run_goes_on_ahead_of_time_and_back(
     assert_same_bits(config.out, tmp_path / "whole")
 
 
+def test_ctrl_c_within_a_sequential_step_counts_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(options(tmp_path / "whole", sequential=True), time.time())
+    config = options(tmp_path / "stopped", sequential=True)
+    adam, taken = torch.optim.Adam.step, []
+
+    def step(self: torch.optim.Adam, *arguments: Any) -> Any:
+        taken.append(adam(self, *arguments))
+        if len(taken) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return taken[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, time.time())
+    kept = Trained.from_checkpoint(config.out / CHECKPOINT_FILE)
+    assert len(taken) == kept.step == len(kept.losses) == 2
+    assert train(config, time.time(), resume=True).losses == whole.losses
+    assert_same_bits(config.out, tmp_path / "whole")
+
+
 def test_two_processes_go_on_with_what_one_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pools: Pools
 ) -> None:
