@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -47,22 +48,29 @@ def parse(command: str, argv: Sequence[str] | None, description: str) -> RunConf
 def parse_resume(argv: Sequence[str] | None) -> RunConfig[Any]:
     """Read the arguments of `picardopt resume RUN`: the run's own configuration, with what may change in it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="picardopt resume", description=_RESUME, add_help=False)
-    parser.add_argument("run", type=Path, nargs="?")
-    known, rest = parser.parse_known_args(arguments)
     with complaints("resume"):
-        if known.run is None or not known.run.is_dir():
-            if {"-h", "--help"} & set(rest):
-                parser.print_help()
+        run = _run_among(arguments)
+        if run is None:
+            if {"-h", "--help"} & set(arguments):
+                print(f"usage: picardopt resume RUN [OPTION ...]\n\n{_RESUME}\n")
                 print("RUN is the folder of a run; with one, --help lists what may change in it.")
                 raise SystemExit(0)
-            raise ValueError(f"{known.run}: give the folder of a run")
-        kept = load_config(known.run / CONFIG_FILE)
-        values = plain(kept) | {"out": str(known.run)}
-        default = build(type(kept), type(kept.recipe), values, str(known.run / CONFIG_FILE))
-        config = _cli("resume", default, rest, _RESUME)
+            raise ValueError(f"{shlex.join(arguments) or 'no RUN'}: give the folder of a run")
+        arguments.remove(run)
+        kept = load_config(Path(run, CONFIG_FILE))
+        default = build(
+            type(kept), type(kept.recipe), plain(kept) | {"out": run}, str(Path(run, CONFIG_FILE))
+        )
+        config = _cli("resume", default, arguments, _RESUME)
         config.check()
     return config
+
+
+def _run_among(arguments: Sequence[str]) -> str | None:
+    """The argument that names a run: what options there are, and which take a value, its configuration tells first."""
+    folders = [each for each in arguments if not each.startswith("-") and Path(each).is_dir()]
+    runs = [each for each in folders if Path(each, CONFIG_FILE).is_file()]
+    return next(iter(runs + folders), None)
 
 
 def tell(report: dict[str, Any], out: Path) -> None:

@@ -18,6 +18,7 @@ import picardopt_3d.export.pictures
 import pytest
 import torch
 from films import read_film
+from picardopt_3d.command import parse_resume
 from picardopt_3d.command import resume as resume_command
 from picardopt_3d.command import text_to_3d as main
 from picardopt_3d.config import load_config, save_config
@@ -139,11 +140,27 @@ def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
     assert again["psnr"] == first["psnr"]
 
 
+@pytest.mark.parametrize("before", [["--workers", "2", "--tensorboard"], ["--window=3"], []])
+def test_options_may_stand_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: list[str]
+) -> None:
+    config = options(tmp_path / "run")
+    save_config(config, config.out / "config.yaml")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "2").mkdir()  # a folder, but no run's
+    found = parse_resume([*before, "run", "--seed", "4"])
+    assert parse_resume(["run", *before, "--seed", "4"]) == found
+    assert (found.out, found.seed, found.title) == (Path("run"), 4, "a red cube")
+    assert found.workers == (2 if "2" in before else config.workers)
+
+
 def test_what_cannot_be_resumed_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for arguments, said in (
         ([str(tmp_path / "absent")], "give the folder of a run"),
+        (["--workers", "2", "absent"], "--workers 2 absent: give the folder of a run"),
+        ([], "no RUN: give the folder of a run"),
         ([str(tmp_path)], "config.yaml"),
     ):
         with pytest.raises(SystemExit) as stop:
