@@ -22,8 +22,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("runs")
     save_run(place / "cube", Subject("cube", "red"))
     save_run(place / "ball", Subject("sphere", "blue"), seed=4)
-    image = save_run(place / "image", Subject("torus", "green"), method="zero123", prompt=None)
-    (image / "input.png").write_bytes(b"")
+    save_run(place / "image", Subject("torus", "green"), method="zero123", prompt=None)
     return place
 
 

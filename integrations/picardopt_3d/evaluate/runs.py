@@ -14,7 +14,6 @@ from ..scenes import Scene, load_scene
 
 SCENE_FILE = "scene.safetensors"
 REPORT_FILE = "report.json"
-INPUT_FILE = "input.png"
 
 
 @dataclass(frozen=True)
@@ -75,15 +74,9 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(report, dict):
         raise ValueError(f"{path} is no report: it holds no names and values")
-    prompt, caption = report.get("prompt"), report.get("subject")
-    if (
-        folder / INPUT_FILE
-    ).exists():  # made from a picture: only a caption of the domain counts as its prompt
-        subject = parse_prompt(caption) if caption else None
-        prompt = prompt if prompt and parse_prompt(prompt) else None
-    else:
-        subject = parse_prompt(caption or prompt or "")
-    return Run(folder, report, prompt or None, subject)
+    # Of a run from a picture the report has a prompt only if that is a caption of the built-in world.
+    prompt = report.get("prompt") or None
+    return Run(folder, report, prompt, parse_prompt(report.get("subject") or prompt or ""))
 
 
 def scene_file(run: Path) -> Path:
