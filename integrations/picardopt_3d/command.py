@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .config import (
     CONFIG_FILE,
     RunConfig,
     build,
-    check_out,
+    check_new,
     find_method,
     find_preset,
     load_config,
@@ -41,7 +42,7 @@ def parse(command: str, argv: Sequence[str] | None, description: str) -> RunConf
         default, rest = _begin_with(command, arguments)
         config = _cli(command, default, rest, description)
         config.check()
-        check_out(config)
+        check_new(config)
     return config
 
 
@@ -111,7 +112,7 @@ def resume(argv: Sequence[str] | None = None) -> None:
     config = parse_resume(argv)
     from .pipeline import resume as go_on
 
-    with complaints("resume", _goes_on(config.out)):
+    with complaints("resume", partial(_goes_on, config.out)):
         tell(go_on(config, started=started), config.out)
 
 
@@ -122,12 +123,14 @@ def _run(command: str, argv: Sequence[str] | None, description: str) -> None:
     # Only now: what renders and scores takes seconds to import, which a mistyped option should not.
     from .pipeline import run
 
-    with complaints(command, _goes_on(config.out)):
+    with complaints(command, partial(_goes_on, config.out)):
         tell(run(config, started=started), config.out)
 
 
 def _goes_on(out: Path) -> str:
     """What to say after Ctrl-C."""
+    if not (out / CONFIG_FILE).exists():
+        return "nothing was written"
     return f"what was finished is in {out}; `picardopt resume {out}` goes on"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import tyro
@@ -12,13 +12,17 @@ import tyro
 T = TypeVar("T")
 
 
+def _nothing() -> str:
+    return "nothing was written"
+
+
 @contextlib.contextmanager
-def complaints(command: str, stopped: str = "nothing was written") -> Iterator[None]:
+def complaints(command: str, stopped: Callable[[], str] = _nothing) -> Iterator[None]:
     """Tell in one line what other arguments can mend, and leave with 2; with 130 at Ctrl-C.
 
     Args:
         command: its name.
-        stopped: what is left after Ctrl-C.
+        stopped: tells what is left after Ctrl-C.
 
     Raises:
         SystemExit: as said, in place of a ValueError, an OSError or a KeyboardInterrupt.
@@ -29,7 +33,7 @@ def complaints(command: str, stopped: str = "nothing was written") -> Iterator[N
         print(f"picardopt {command}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
-        print(f"\nstopped; {stopped}", file=sys.stderr)
+        print(f"\nstopped; {stopped()}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

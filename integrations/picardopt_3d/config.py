@@ -147,10 +147,8 @@ class ImageTo3DConfig(RunConfig[R], Generic[R]):
         return self.image.name
 
     def check(self) -> None:
-        """Refuse a picture that is not there, and what no run can honour."""
+        """Refuse a camera that cannot be, and what no run can honour."""
         super().check()
-        if not self.image.is_file():
-            raise ValueError(f"image={self.image}: there is no such file; give a picture")
         if not -90 <= self.elevation <= 90:
             raise ValueError(f"elevation={self.elevation}: give an angle from -90 to 90 degrees")
 
@@ -168,12 +166,15 @@ def _at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name}={value}: give a whole number of at least {least}")
 
 
-def check_out(config: RunConfig[Any]) -> None:
-    """Refuse an output path that is a file, or a folder with files in it.
+def check_new(config: RunConfig[Any]) -> None:
+    """Refuse what only a run that goes on can do with: no picture (it has its own), an output folder with files in it.
 
     Raises:
-        FileExistsError: `out` is taken; the message says what to do.
+        ValueError: There is no such picture.
+        FileExistsError: `out` is taken, or a file; the message says what to do.
     """
+    if isinstance(config, ImageTo3DConfig) and not config.image.is_file():
+        raise ValueError(f"image={config.image}: there is no such file; give a picture")
     if config.out.exists() and not config.out.is_dir():
         raise FileExistsError(f"--out {config.out} is a file: give a folder")
     if config.out.is_dir() and any(config.out.iterdir()) and not config.overwrite:

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from picardopt import Carry, step_rng
+from picardopt import Carry, ParallelPicardOptimizer, step_rng
 from picardopt.interrupts import interrupts_allowed, interrupts_deferred
 
 from .cameras import turntable_cameras
-from .config import ImageTo3DConfig, RunConfig
+from .config import CONFIG_FILE, ImageTo3DConfig, RunConfig, save_config
 from .export.files import replacing
 from .export.pictures import rows_of, save_png, tile
 from .guidance import ScoreDistillation
@@ -36,26 +37,87 @@ CHECKPOINT_FILE = "checkpoint.pt"
 INPUT_FILE = "input.png"
 
 
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A run that is about to begin or to go on.
+
+    Attributes:
+        stage: the recipe at work.
+        base: what its scene is stepped by.
+        optimizer: the same, wrapped; None in a sequential run.
+        trained: the record so far.
+    """
+
+    stage: Stage
+    base: torch.optim.Optimizer
+    optimizer: ParallelPicardOptimizer | None
+    trained: Trained
+
+
 def train(config: RunConfig[Any], started: float, resume: bool = False) -> Trained:
     """Optimise the scene; every worker runs this, rank 0 shows progress and writes the files.
 
-    Whatever ends it early, Ctrl-C or an error, leaves the last committed step in the checkpoint.
+    Whatever ends it early, Ctrl-C or an error, leaves the last committed step in the checkpoint, if there is one.
 
     Args:
-        config: the run's options.
+        config: the run's options, which are kept in its folder once they have proved to be usable.
         started: `time.time()` when the command began.
         resume: go on from the checkpoint in the run's folder.
     """
+    return _optimise(config, _prepare(config, resume), started)
+
+
+def train_launched(config: RunConfig[Any], started: float, resume: bool) -> Exception | None:
+    """`train` as a worker of `launch`: returns what other options can mend, for the launching process to raise.
+
+    A launcher makes a page of tracebacks of what a worker raises.
+    """
+    try:
+        ready = _prepare(config, resume)
+    except (ValueError, OSError) as error:
+        return error
+    _optimise(config, ready, started)
+    return None
+
+
+def _prepare(config: RunConfig[Any], resume: bool) -> Ready:
+    """Do all that unusable options or files can make fail; nothing is written."""
     torch.set_num_threads(config.threads)
-    rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = torch.device(_device_name(config))
-    stage = build_stage(config, device)
-    (base,) = stage.bases()
-    optimizer = None if config.sequential else wrap(base, stage.carry(), config)
-    trained = Trained.of(config, workers, device)
+    with _agreed():
+        device = torch.device(_device_name(config))
+        stage = build_stage(config, device)
+    with _agreed():
+        (base,) = stage.bases()
+        optimizer = None if config.sequential else wrap(base, stage.carry(), config)
+        trained = Trained.of(config, dist.get_world_size() if dist.is_initialized() else 1, device)
+        if resume:
+            load_run(config.out / CHECKPOINT_FILE, trained, stage.scene, optimizer or base)
+    return Ready(stage, base, optimizer, trained)
+
+
+@contextlib.contextmanager
+def _agreed() -> Iterator[None]:
+    """Raise what other options can mend in every worker if it is raised in one, so that none waits for the other."""
+    found: Exception | None = None
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        found = error
+    if dist.is_initialized():
+        everyones: list[Exception | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyones, found)
+        found = found or next(filter(None, everyones), None)
+    if found is not None:
+        raise found
+
+
+def _optimise(config: RunConfig[Any], ready: Ready, started: float) -> Trained:
+    """The training loop."""
+    stage, base, optimizer, trained = ready.stage, ready.base, ready.optimizer, ready.trained
+    rank = dist.get_rank() if dist.is_initialized() else 0
     checkpoint = config.out / CHECKPOINT_FILE
-    if resume:
-        load_run(checkpoint, trained, stage.scene, optimizer or base)
+    if rank == 0:
+        save_config(config, config.out / CONFIG_FILE)
     recorder = Recorder(trained, optimizer, started)
     with _shown(config, recorder, rank) as progress, first_signal_only():
         try:
@@ -74,7 +136,7 @@ def train(config: RunConfig[Any], started: float, resume: bool = False) -> Train
                         save_run(checkpoint, recorder, stage.scene, optimizer or base)
         finally:
             recorder.count()
-            if rank == 0:
+            if rank == 0 and trained.step:
                 with interrupts_deferred():
                     save_run(checkpoint, recorder, stage.scene, optimizer or base)
                     with replacing(config.out / SCENE_FILE) as temporary:

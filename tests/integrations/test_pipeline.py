@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 from films import read_film
+from picardopt_3d.command import image_to_3d
 from picardopt_3d.command import text_to_3d as main
 from picardopt_3d.config import TextTo3DConfig, load_config
 from picardopt_3d.domain import BACKGROUND, parse_prompt
 from picardopt_3d.guidance.choose import GuidanceConfig
 from picardopt_3d.methods.base import Rates
 from picardopt_3d.methods.dreamfusion import SMALL, DreamFusion
-from picardopt_3d.pipeline import run
+from picardopt_3d.pipeline import OWN_FILES, run
 from picardopt_3d.record import Trained
 from picardopt_3d.report import held_out_cameras, psnr_against_truth
 from picardopt_3d.scenes import FieldConfig, RadianceField, load_scene
-from picardopt_3d.worker import SCENE_FILE, train
+from picardopt_3d.worker import SCENE_FILE, _agreed, train, train_launched
 from PIL import Image
 from pool import Pools
 
@@ -254,3 +255,92 @@ def test_a_folder_in_use_is_refused_unless_told(
     assert stop.value.code == 2
     assert "--overwrite" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def earlier_run(out: Path) -> dict[str, bytes]:
+    """A folder with all that a run may write, and one file that is not its own."""
+    for name in (*OWN_FILES, "precious.txt"):
+        path = out / name if "." in name else out / name / "file"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"earlier")
+    return files(out)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_what_ends_before_the_first_step_leaves_the_folder_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool
+) -> None:
+    out, bad = tmp_path / "run", tmp_path / "bad.png"
+    bad.write_text("no picture")
+    before = earlier_run(out) if exists else {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    few = ["--out", str(out), "--overwrite", "--workers", "1", *TINY_OPTIONS]
+    for command, arguments in (
+        (image_to_3d, [str(bad), *few[:-2]]),
+        (main, ["a corgi", *few]),
+        (main, ["a red cube", *few, "--device", "cuda"]),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            command(arguments)
+        assert stop.value.code == 2
+        assert files(out) == before
+        assert out.exists() == exists
+
+    def fails(self: DreamFusion, step: int) -> dict[str, torch.Tensor]:
+        assert files(out) != before
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DreamFusion, "loss", fails)
+    with pytest.raises(KeyboardInterrupt):
+        run(options(out, sequential=True, overwrite=True, tensorboard=True))
+    assert files(out) == before
+    assert out.exists() == exists
+
+
+def test_overwrite_replaces_all_that_was_the_earlier_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier_run(tmp_path)
+    monkeypatch.setattr("picardopt_3d.pipeline.finish", lambda config, started: {})
+    run(options(tmp_path, overwrite=True, recipe=replace(TINY, steps=1)))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoint.pt",
+        "config.yaml",
+        "precious.txt",
+        "scene.safetensors",
+    }
+
+
+def one_complains(rank: int) -> str:
+    try:
+        with _agreed():
+            if torch.distributed.get_rank() == rank:
+                raise FileNotFoundError("no model here")
+    except FileNotFoundError as error:
+        return str(error)
+    return "fine"
+
+
+def test_workers_complain_together(tmp_path: Path, pools: Pools) -> None:
+    found = pools(2).run(
+        train_launched, options(tmp_path, workers=2, prompt="a corgi"), time.time(), False
+    )
+    assert [type(error) for error in found] == [ValueError, ValueError]
+    assert pools(2).run(one_complains, 1) == ["no model here"] * 2
+    assert pools(2).run(one_complains, 2) == ["fine"] * 2
+
+
+@pytest.mark.slow
+def test_two_workers_say_in_one_line_what_is_wrong(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["a corgi", "--out", str(tmp_path / "run"), "--workers", "2", *TINY_OPTIONS])
+    assert stop.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("picardopt text-to-3d: prompt='a corgi'")
+    assert not (tmp_path / "run").exists()

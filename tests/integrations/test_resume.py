@@ -21,11 +21,13 @@ from films import read_film
 from picardopt_3d.command import parse_resume
 from picardopt_3d.command import resume as resume_command
 from picardopt_3d.command import text_to_3d as main
-from picardopt_3d.config import load_config, save_config
+from picardopt_3d.config import ImageTo3DConfig, load_config, save_config
+from picardopt_3d.images import write_examples
+from picardopt_3d.methods import METHODS
 from picardopt_3d.methods.dreamfusion import DreamFusion
 from picardopt_3d.pipeline import resume, run
 from picardopt_3d.record import Trained
-from picardopt_3d.worker import CHECKPOINT_FILE, train
+from picardopt_3d.worker import CHECKPOINT_FILE, reference_of, train
 from PIL import Image
 from pool import Pools
 from test_pipeline import PROMISED, TINY, TINY_OPTIONS, assert_same_bits, options
@@ -152,6 +154,44 @@ def test_options_may_stand_before_the_run(
     assert parse_resume(["run", *before, "--seed", "4"]) == found
     assert (found.out, found.seed, found.title) == (Path("run"), 4, "a red cube")
     assert found.workers == (2 if "2" in before else config.workers)
+
+
+def test_resume_keeps_changed_options_once_they_have_proved_usable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = options(tmp_path / "run", window=2)
+    stopped(config, 3, monkeypatch)
+    monkeypatch.setattr("picardopt_3d.pipeline.finish", lambda config, started: {})
+    before = (config.out / "config.yaml").read_bytes()
+    other = replace(TINY, scene=replace(TINY.scene, resolutions=(6, 10)))
+    with pytest.raises(CheckpointError):
+        resume(replace(config, recipe=other))
+    assert (config.out / "config.yaml").read_bytes() == before
+    resume(replace(config, recipe=replace(TINY, steps=5)))
+    assert parse_resume([str(config.out)]).recipe.steps == 5
+
+
+def test_a_run_from_a_picture_goes_on_anywhere_without_the_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    picture = write_examples(first, 32)[0]
+    monkeypatch.setattr("picardopt_3d.pipeline.finish", lambda config, started: {})
+    monkeypatch.setattr("picardopt_3d.pipeline.train", lambda config, *_: kept.append(config))
+    kept: list[Any] = []
+    monkeypatch.chdir(first)
+    few = {"method": "zero123", "preset": "small", "recipe": METHODS["zero123"].presets["small"]}
+    run(ImageTo3DConfig(image=Path(picture.name), out=Path("run"), workers=1, **few))
+    save_config(kept[0], first / "run" / "config.yaml")
+    assert kept[0].image == picture.absolute()
+    picture.unlink()
+    monkeypatch.chdir(second)
+    found = parse_resume([str(first / "run")])
+    assert isinstance(found, ImageTo3DConfig)
+    assert reference_of(found).rgb.std() > 0
+    assert found.title == picture.name
 
 
 def test_what_cannot_be_resumed_says_so(
