@@ -19,6 +19,7 @@ from .config import (
     COMMANDS,
     CONFIG_FILE,
     RunConfig,
+    TextTo3DConfig,
     build,
     check_new,
     find_method,
@@ -28,6 +29,7 @@ from .config import (
     plain,
     read_yaml,
 )
+from .domain import COLOURS, SHAPES, parse_prompt
 from .methods import METHODS
 
 
@@ -123,8 +125,21 @@ def _run(command: str, argv: Sequence[str] | None, description: str) -> None:
     # Only now: what renders and scores takes seconds to import, which a mistyped option should not.
     from .pipeline import run
 
+    if isinstance(config, TextTo3DConfig):
+        _warn_of_the_unknown(config)
     with complaints(command, partial(_goes_on, config.out)):
         tell(run(config, started=started), config.out)
+
+
+def _warn_of_the_unknown(config: TextTo3DConfig[Any]) -> None:
+    """Say so where a text is none that the models that ship were trained on."""
+    guidance = config.recipe.guidance
+    if guidance.source is None and guidance.model != "exact" and not parse_prompt(config.prompt):
+        print(
+            f"note: {config.prompt!r} is nothing that the model that ships knows ({', '.join(SHAPES)}, in "
+            f"{', '.join(COLOURS)}): expect no likeness; --preset paper takes a published model",
+            file=sys.stderr,
+        )
 
 
 def _goes_on(out: Path) -> str:

@@ -14,6 +14,7 @@ import dacite
 import yaml
 from tyro.conf import Positional
 
+from .domain import parse_prompt
 from .export.files import replacing
 from .methods import METHODS, Method, RecipeConfig
 
@@ -30,9 +31,9 @@ class RunConfig(ABC, Generic[R]):
 
     Args:
         out: folder for the run's files; made if absent, must be empty unless `overwrite`.
-        method: name of the recipe; its numbers are `recipe`.
-        preset: which of the recipe's presets the numbers began as ("small": minutes on two CPU cores with what
-            ships; "paper": the published settings, with models of the hub).
+        method: name of the recipe, whose numbers are `recipe`: of a text dreamfusion or textmesh, of a picture zero123.
+        preset: which of the recipe's presets the numbers began as: small (minutes on two CPU cores with what ships),
+            paper (the published settings, with models of the hub); of dreamfusion also small-nerf and paper-sd.
         recipe: the numbers: batch, pixels, scene, losses, guidance, ...
         seed: of the whole run: the same seed gives the same object.
         workers: processes (one device each); None: one per accelerator, else two if the machine
@@ -151,6 +152,11 @@ class ImageTo3DConfig(RunConfig[R], Generic[R]):
         super().check()
         if not -90 <= self.elevation <= 90:
             raise ValueError(f"elevation={self.elevation}: give an angle from -90 to 90 degrees")
+        if self.subject is not None and parse_prompt(self.subject) is None:
+            raise ValueError(
+                f"subject={self.subject!r} is not of the built-in world: give a shape and a colour of it, such as "
+                '"a red chair", or leave it out'
+            )
 
 
 COMMANDS: dict[str, type[RunConfig[Any]]] = {

@@ -130,6 +130,13 @@ def test_a_picture_that_is_not_there_is_named(
     assert "there is no such file" in capsys.readouterr().err
 
 
+def test_a_subject_outside_the_built_in_world_is_refused(tmp_path: Path) -> None:
+    config = run_of("zero123", "small", tmp_path)
+    replace(config, subject="a red chair").check()
+    with pytest.raises(ValueError, match=r"subject='a corgi'.*leave it out"):
+        replace(config, subject="a corgi").check()
+
+
 def test_the_file_is_plain_yaml(tmp_path: Path) -> None:
     config = run_of("dreamfusion", "paper", tmp_path / "run")
     save_config(config, tmp_path / "config.yaml")

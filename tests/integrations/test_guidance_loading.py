@@ -244,6 +244,8 @@ def test_what_is_no_pipeline_is_said(folder: Path, tmp_path: Path) -> None:
             loader.from_pretrained(tmp_path / "nothing")
         with pytest.raises(FileNotFoundError, match=r"no such folder.*hub id"):
             loader.from_pretrained("not/an/id")
+        with pytest.raises(FileNotFoundError, match=r"no such folder.*hub id"):
+            loader.from_pretrained("./missing")
         with pytest.raises(FileNotFoundError, match=r"model_index\.json.*one of its parts"):
             loader.from_pretrained(folder / "unet")
     broken = tmp_path / "broken"

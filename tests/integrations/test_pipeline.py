@@ -206,9 +206,14 @@ def test_the_command_runs_the_shipped_guidance_on_two_workers(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_prompt_outside_the_world_has_no_psnr(tmp_path: Path) -> None:
+def test_a_prompt_outside_the_world_has_no_psnr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(["a velvet armadillo", "--out", str(tmp_path), "--recipe.steps", "2", "--workers", "1"])
     report = json.loads((tmp_path / "report.json").read_text())
+    assert (
+        "'a velvet armadillo' is nothing that the model that ships knows" in capsys.readouterr().err
+    )
     assert report["psnr"] is None
     assert "no true views" in report["psnr_note"]
     assert report["subject"] is None

@@ -22,14 +22,16 @@ from picardopt_3d.command import parse_resume
 from picardopt_3d.command import resume as resume_command
 from picardopt_3d.command import text_to_3d as main
 from picardopt_3d.config import ImageTo3DConfig, load_config, save_config
+from picardopt_3d.guidance.choose import GuidanceConfig
 from picardopt_3d.images import write_examples
 from picardopt_3d.methods import METHODS
 from picardopt_3d.methods.dreamfusion import DreamFusion
 from picardopt_3d.pipeline import resume, run
 from picardopt_3d.record import Trained
-from picardopt_3d.worker import CHECKPOINT_FILE, reference_of, train
+from picardopt_3d.worker import CHECKPOINT_FILE, SCENE_FILE, reference_of, train
 from PIL import Image
 from pool import Pools
+from safetensors.torch import load_file
 from test_pipeline import PROMISED, TINY, TINY_OPTIONS, assert_same_bits, options
 
 from picardopt import CheckpointError
@@ -68,6 +70,32 @@ def test_a_resumed_run_at_tolerance_zero_is_bitwise_the_run_without_a_stop(
     assert_same_bits(config.out, tmp_path / "whole")
     assert again.losses == whole.losses
     assert again.step == sum(again.strides) == 12
+
+
+@pytest.mark.parametrize("at", [2, 7])
+def test_an_occupancy_grid_and_networks_go_on_bitwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    recipe = METHODS["textmesh"].presets["small"]
+    grid = replace(recipe.scene.occupancy, resolution=8, every=3)
+    recipe = replace(
+        recipe,
+        steps=10,
+        batch=1,
+        pixels=8,
+        scene=replace(recipe.scene, occupancy=grid),
+        guidance=GuidanceConfig("exact"),
+    )
+    plain = options(tmp_path / "whole", method="textmesh", recipe=recipe, sequential=True)
+    whole = train(plain, time.time())
+    config = replace(plain, out=tmp_path / "stopped", sequential=False, window=3, tolerance=0.0)
+    stopped(config, at, monkeypatch)
+    assert Trained.from_checkpoint(config.out / CHECKPOINT_FILE).step == at
+    again = train(replace(config, window=4), time.time(), resume=True)
+    assert again.losses == whole.losses
+    kept, expected = (load_file(each.out / SCENE_FILE) for each in (config, plain))
+    for name, values in expected.items():
+        assert torch.equal(kept[name], values), name
 
 
 def test_a_sequential_run_goes_on_ahead_of_time_and_back(

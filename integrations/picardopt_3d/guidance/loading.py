@@ -149,7 +149,7 @@ def read_index(source: str | Path, classes: Sequence[str], options: ModelOptions
     """
     if Path(source).is_dir():
         return _checked_index(Path(source), source, classes)
-    if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
+    if not isinstance(source, str) or source[0] == "." or not _HUB_ID.fullmatch(source):
         raise FileNotFoundError(
             f"source={str(source)!r}: there is no such folder; give a folder that holds a model_index.json, or a hub "
             f"id such as 'owner/name'"
@@ -266,7 +266,8 @@ def place(unet: Any, device: torch.device, options: ModelOptions) -> Callable[[]
     if options.attention_slicing:
         unet.set_attention_slice("auto")
     if options.offload == "none":
-        unet.to(device)
+        with memory_explained(options):
+            unet.to(device)
         if options.compile:
             unet.compile()
         return _nothing

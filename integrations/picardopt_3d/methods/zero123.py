@@ -19,6 +19,7 @@ from ..cameras import CameraConfig, Cameras, random_cameras
 from ..domain import BACKGROUND
 from ..guidance import SdsConfig, TimestepSchedule
 from ..guidance.choose import GuidanceConfig
+from ..guidance.loading import ModelOptions
 from ..images import ReferenceImage
 from ..scenes import HashConfig, NerfConfig, OccupancyConfig, Render
 from . import losses
@@ -193,7 +194,9 @@ PAPER = Zero123Config(
     scene=NerfConfig(depth=2, background="solid", occupancy=OccupancyConfig(threshold=OCCUPIED)),
     eps=1e-8,
     rates=Rates(encoding=0.01, networks=0.01),
-    guidance=GuidanceConfig("zero123", "ashawkey/zero123-xl-diffusers"),
+    guidance=GuidanceConfig(
+        "zero123", "ashawkey/zero123-xl-diffusers", ModelOptions(dtype="float16")
+    ),
     sds=SdsConfig(guidance_scale=3.0, guidance_form="uncond", weighting="sds"),
     timesteps=TimestepSchedule(low=(0.4, 0.2), high=(0.85, 0.5), between=(0, 600)),
     cameras=CameraConfig(
