@@ -24,7 +24,7 @@ from picardopt_3d.evaluate.frechet import (
 )
 from picardopt_3d.evaluate.pictures import true_views
 from picardopt_3d.evaluate.reference import domain_statistics, find_reference, folder_statistics
-from picardopt_3d.training.evaluate import true_views as views_of
+from picardopt_3d.training.evaluation import true_views as views_of
 from PIL import Image
 from torch import Tensor
 from torchmetrics.image.fid import _compute_fid

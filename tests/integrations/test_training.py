@@ -15,7 +15,8 @@ from picardopt_3d.guidance.pixel_diffusion import PixelDiffusion
 from picardopt_3d.guidance.zero123_pipeline import Zero123Pipeline
 from picardopt_3d.training.autoencoder import AutoencoderConfig, AutoencoderTrainer
 from picardopt_3d.training.clip import ClipConfig, ClipTrainer
-from picardopt_3d.training.evaluate import EvaluationConfig, kind_of, main
+from picardopt_3d.training.evaluate import kind_of, main
+from picardopt_3d.training.evaluation import EvaluationConfig
 from picardopt_3d.training.latent_text_to_view import (
     LatentTextToViewConfig,
     LatentTextToViewTrainer,

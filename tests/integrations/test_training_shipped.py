@@ -8,13 +8,13 @@ from diffusers import StableDiffusionPipeline
 from picardopt_3d.domain import all_subjects, held_out_subjects
 from picardopt_3d.guidance.pixel_diffusion import SHIPPED
 from picardopt_3d.guidance.zero123_pipeline import Zero123Pipeline
-from picardopt_3d.training.evaluate import EvaluationConfig
 from picardopt_3d.training.evaluate_clip import ClipJudge, r_precision
 from picardopt_3d.training.evaluate_latent import (
     latent_denoising,
     zero123_denoising,
     zero123_sampling,
 )
+from picardopt_3d.training.evaluation import EvaluationConfig
 from safetensors import safe_open
 
 WEIGHTS = SHIPPED.parent

@@ -9,7 +9,7 @@ from picardopt_3d.cameras import random_cameras
 from picardopt_3d.domain import all_subjects
 from picardopt_3d.evaluate.clip import ClipJudge
 from picardopt_3d.training.data import WIDE_CAMERAS
-from picardopt_3d.training.evaluate import EvaluationConfig, print_table, true_views
+from picardopt_3d.training.evaluation import EvaluationConfig, print_table, true_views
 
 
 def print_clip_table(config: EvaluationConfig) -> None:

@@ -14,7 +14,7 @@ from picardopt_3d.domain import Subject, all_subjects
 from picardopt_3d.guidance.zero123_pipeline import Zero123Pipeline, embed_image, relative_pose
 from picardopt_3d.prompts import ViewWords
 from picardopt_3d.training.data import WIDE_CAMERAS, tokenize
-from picardopt_3d.training.evaluate import EvaluationConfig, groups, print_table, true_views
+from picardopt_3d.training.evaluation import EvaluationConfig, groups, print_table, true_views
 from picardopt_3d.training.zero123 import CAMERAS
 
 
