@@ -43,6 +43,13 @@ PICTURES: dict[str, tuple[float, float]] = {
     "a purple torus": (30.0, 0.0),
 }
 """What the pictures of picture methods show, with elevation and azimuth in degrees."""
+RECIPES = {
+    "dreamfusion": ("dreamfusion", "small"),
+    "dreamfusion-nerf": ("dreamfusion", "small-nerf"),
+    "textmesh": ("textmesh", "small"),
+    "zero123": ("zero123", "small"),
+}
+"""Methods and presets, by the name of their rows."""
 MODES: dict[str, dict[str, Any]] = {
     "sequential": {"sequential": True},
     "another seed": {"sequential": True, "seed": 1},
@@ -56,15 +63,15 @@ VIEWS, VIEW_SIZE, ELEVATION = 120, 64, 12.0
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a method."""
+    """One run of a recipe."""
 
-    method: str
+    recipe: str
     caption: str
     mode: str
 
     @property
     def name(self) -> str:
-        return f"{self.method}/{self.caption}/{self.mode}"
+        return f"{self.recipe}/{self.caption}/{self.mode}"
 
     def folder(self, scenes: Path) -> Path:
         return scenes / self.name.replace(" ", "-").replace("'", "")
@@ -74,21 +81,23 @@ class Run:
         return replace(self, mode="sequential")
 
 
-def captions(method: str) -> tuple[str, ...]:
-    """What a method is asked for."""
+def captions(recipe: str) -> tuple[str, ...]:
+    """What a recipe is asked for."""
+    method, _ = RECIPES[recipe]
     return TEXTS if METHODS[method].command == "text-to-3d" else tuple(PICTURES)
 
 
 def configuration(run: Run, scenes: Path) -> RunConfig[Any]:
     """The run's options; by the paper's rule those of the method's paper preset, on the small one."""
-    method = METHODS[run.method]
-    recipe = method.presets["small"]
+    name, preset = RECIPES[run.recipe]
+    method = METHODS[name]
+    recipe = method.presets[preset]
     if run.mode == "the paper's rule":
         recipe = replace(recipe, picard=method.presets["paper"].picard)
     options: dict[str, Any] = MODES[run.mode] | {
         "out": run.folder(scenes),
-        "method": run.method,
-        "preset": "small",
+        "method": name,
+        "preset": preset,
         "recipe": recipe,
         "workers": 1,
         "picture_every": 0,
@@ -158,24 +167,24 @@ def quality(run: Run, config: RunConfig[Any]) -> Figures:
 def body(content: Figures) -> tuple[str, str]:
     """Notes and tables of the document."""
     runs = content["runs"]
-    heads = ["method", "mode", "PSNR, dB", "apart, dB", "R-precision", "steps a sweep"]
+    heads = ["recipe", "mode", "PSNR, dB", "apart, dB", "R-precision", "steps a sweep"]
     heads += ["evaluations a step", "CPU seconds", "bitwise"]
-    rows = [row(runs, method, mode) for method in METHODS for mode in MODES]
+    rows = [row(runs, recipe, mode) for recipe in RECIPES for mode in MODES]
     each = [
-        [method, caption, *(cell(runs.get(Run(method, caption, mode).name)) for mode in MODES)]
-        for method in METHODS
-        for caption in captions(method)
+        [recipe, caption, *(cell(runs.get(Run(recipe, caption, mode).name)) for mode in MODES)]
+        for recipe in RECIPES
+        for caption in captions(recipe)
     ]
-    singles = markdown(["method", "asked for", *MODES], each)
+    singles = markdown(["recipe", "asked for", *MODES], each)
     return NOTES, f"{markdown(heads, rows)}\n\n## Each\n\n{singles}"
 
 
-def row(runs: dict[str, Figures], method: str, mode: str) -> list[str]:
-    """Means over what a method is asked for."""
+def row(runs: dict[str, Figures], recipe: str, mode: str) -> list[str]:
+    """Means over what a recipe is asked for."""
     pairs = [
-        (runs[Run(method, caption, mode).name], runs.get(Run(method, caption, "sequential").name))
-        for caption in captions(method)
-        if Run(method, caption, mode).name in runs
+        (runs[Run(recipe, caption, mode).name], runs.get(Run(recipe, caption, "sequential").name))
+        for caption in captions(recipe)
+        if Run(recipe, caption, mode).name in runs
     ]
     own = [one for one, _ in pairs]
     steps = [one["steps"] for one in own]
@@ -183,7 +192,7 @@ def row(runs: dict[str, Figures], method: str, mode: str) -> list[str]:
     bits = [one["bitwise"] for one in own if "bitwise" in one]
     evaluations = [one["drift_evaluations"] / n for one, n in zip(own, steps, strict=True)]
     return [
-        method,
+        recipe,
         mode,
         mean(one["psnr"] for one in own),
         mean(apart),
@@ -210,23 +219,24 @@ def mean(values: Iterable[float], form: str = "{:.2f}") -> str:
 
 
 NOTES = """
-Each method's `small` preset with the models that ship, seed 0, five texts or five pictures of the built-in
-world. *Another seed* is sequential too, with seed 1: how far apart two runs are that differ by nothing but
-chance. *Tolerance 0* has a window of 2 (a wider one changes nothing but the work that is thrown away),
-*default* the optimizer's default tolerance with a window of 8, *the paper's rule* the method's row of Tables
-3 and 4: window 7, adaptive tolerance, `hold`. *PSNR*: 32 held-out views against the true ones; *apart*: mean
-absolute difference from the sequential run's. *R-precision*: the share of 120 azimuths at 12 degrees whose
-own caption the shipped CLIP prefers to those of the 63 others. *Steps a sweep* is the ceiling of the speed-up
-by as many devices as the window is wide. *CPU seconds* are of one process that evaluates its window's slots
-one after the other, on a machine with other work on it. *Bitwise*: runs whose scene has the sequential run's
-bits. In the second table: PSNR, R-precision, steps a sweep.
+Each method's `small` preset with the models that ship (and DreamFusion's `small-nerf`, its radiance field),
+seed 0, five texts or five pictures of the built-in world. *Another seed* is sequential too, with seed 1:
+how far apart two runs are that differ by nothing but chance. *Tolerance 0* has a window of 2 (a wider one
+changes nothing but the work that is thrown away), *default* the optimizer's default tolerance with a window
+of 8, *the paper's rule* the method's row of Tables 3 and 4: window 7, adaptive tolerance, `hold`. *PSNR*:
+32 held-out views against the true ones; *apart*: mean absolute difference from the sequential run's.
+*R-precision*: the share of 120 azimuths at 12 degrees whose own caption the shipped CLIP prefers to those
+of the 63 others. *Steps a sweep* is the ceiling of the speed-up by as many devices as the window is wide.
+*CPU seconds* are of one process that evaluates its window's slots one after the other, on a machine with
+other work on it. *Bitwise*: runs whose scene has the sequential run's bits. In the second table: PSNR,
+R-precision, steps a sweep.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, a thread each")
-    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
+    parser.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=list(RECIPES))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/methods.json"))
     parser.add_argument("--scenes", type=Path, default=Path("build/methods"))
     options = parser.parse_args()
@@ -237,8 +247,8 @@ def main() -> None:
         tasks = [
             (run.name, (run, options.scenes))
             for mode in wanted
-            for method in options.methods
-            for run in (Run(method, caption, mode) for caption in captions(method))
+            for recipe in options.recipes
+            for run in (Run(recipe, caption, mode) for caption in captions(recipe))
         ]
         kept.carry_out(optimise, tasks, options.processes, cell)
     sys.stdout.write(options.out.with_suffix(".md").read_text())
