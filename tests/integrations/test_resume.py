@@ -237,6 +237,9 @@ def test_what_cannot_be_resumed_says_so(
         assert said in capsys.readouterr().err
     config = options(tmp_path / "run", window=2)
     run(config)
+    with pytest.raises(SystemExit):
+        resume_command([str(config.out), "a blue cube"])
+    assert "goes on with what it was asked for, 'a red cube'" in capsys.readouterr().err
     (config.out / CHECKPOINT_FILE).unlink()
     with pytest.raises(FileNotFoundError, match="start it anew"):
         resume(config)
