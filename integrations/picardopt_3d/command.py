@@ -68,8 +68,8 @@ def parse_resume(argv: Sequence[str] | None) -> RunConfig[Any]:
         config.check()
         if config.title != default.title:
             raise ValueError(
-                f"{config.title!r}: a run goes on with what it was asked for, {default.title!r}; leave it out, or start "
-                "a new run"
+                f"{config.title!r}: a run goes on with what it was asked for, {default.title!r}; leave it out, or "
+                "start a new run"
             )
     return config
 
