@@ -30,8 +30,8 @@ class RankMismatchError(PicardError):
 class RankLostError(PicardError):
     """A rank died, left, or did not answer in time.
 
-    On gloo the connections of the groups that were used are closed when a rank died or left, so that every other rank hears
-    of it at once: nothing more can be sent through them.
+    On gloo the connections of the groups that were used are closed when a rank died or left, so that every other rank
+    hears of it at once: nothing more can be sent through them.
     """
 
 
