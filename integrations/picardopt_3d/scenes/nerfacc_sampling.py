@@ -13,7 +13,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from .occupancy import OccupancyGrid, pack
+from .occupancy import OccupancyGrid
 
 
 def usable(device: torch.device) -> bool:
@@ -38,7 +38,7 @@ def march(
     step: float,
     occupancy: OccupancyGrid,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples in the occupied cells, every ray's from the left of a table of one row a ray.
+    """Samples in the occupied cells, in the rays' order.
 
     Args:
         origins: world units. # [rays, 3]
@@ -49,13 +49,11 @@ def march(
         occupancy: which cells to sample.
 
     Returns:
-        Distance and length of the samples [rays, most], and the places of those that exist in the flattened table
-        [count].
+        Rays of the samples, their distances and their lengths, each [count].
     """
     from nerfacc import OccGridEstimator  # only where `usable` said so
 
     near, far, offset = chords
-    # Behind the camera is nothing to move a ray's start to: it moves forwards only.
     cube = [-occupancy.radius] * 3 + [occupancy.radius] * 3
     estimator = OccGridEstimator(cube, occupancy.config.resolution).to(origins.device)
     # nerfacc's cells are indexed x first, ours z first.
@@ -63,8 +61,4 @@ def march(
     rays, starts, ends = estimator.sampling(
         origins, directions, t_min=near + offset * step, t_max=far, render_step_size=step
     )
-    where, columns = pack(rays.long(), len(origins))
-    empty = origins.new_zeros(len(origins) * columns)
-    distance = empty.index_copy(0, where, 0.5 * (starts + ends))
-    delta = empty.index_copy(0, where, ends - starts)
-    return distance.view(-1, columns), delta.view(-1, columns), where
+    return rays.long(), 0.5 * (starts + ends), ends - starts

@@ -38,22 +38,6 @@ class OccupancyConfig:
             raise ValueError(f"decay={self.decay!r}: give the share that is left, 0 to 1")
 
 
-def pack(rays: Tensor, count: int) -> tuple[Tensor, int]:
-    """Places of samples on a table of one row a ray, every ray's from the left.
-
-    Args:
-        rays: of each sample, in ascending order. # [samples]
-        count: all rays.
-
-    Returns:
-        Places in the flattened table [samples], and its columns, at least 1.
-    """
-    many = torch.bincount(rays, minlength=count)
-    columns = max(1, int(many.max())) if len(rays) else 1
-    first = many.cumsum(0) - many
-    return rays * columns + torch.arange(len(rays), device=rays.device) - first[rays], columns
-
-
 class OccupancyGrid(nn.Module):
     """The largest density seen lately in every cell of a cube (Instant-NGP, arXiv 2201.05989, appendix E.2).
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import nerfacc_sampling
-from .occupancy import OccupancyGrid, pack
+from .occupancy import OccupancyGrid
 from .views import Light, Render
 
 _AT_ONCE = 1 << 22  # samples that are looked up in the occupancy grid at a time
@@ -126,21 +126,22 @@ def sample(
     hit = (far > near).nonzero().squeeze(1)
     near, far, offset = near[hit], far[hit], offset[hit]
     origins, directions = rays.origins[hit], rays.directions[hit]
-    if occupancy is not None and nerfacc_sampling.usable(near.device):
-        step = 2 * radius / count
-        distance, delta, where = nerfacc_sampling.march(
-            origins, directions, (near, far, offset), step, occupancy
-        )
-        points = origins[:, None] + distance[..., None] * directions[:, None]
-        return Samples(hit, distance, delta, points.view(-1, 3)[where], where)
     delta = (far - near) / count  # [hits]
     if occupancy is not None:
-        ray, index = _occupied(origins, directions, (near, delta, offset), count, occupancy)
-        along = near[ray] + (index + offset[ray]) * delta[ray]
-        where, columns = pack(ray, len(hit))
-        distance = along.new_zeros(len(hit) * columns).index_copy(0, where, along)
+        if nerfacc_sampling.usable(near.device):
+            ray, along, length = nerfacc_sampling.march(
+                origins, directions, (near, far, offset), 2 * radius / count, occupancy
+            )
+        else:
+            ray, index = _occupied(origins, directions, (near, delta, offset), count, occupancy)
+            along, length = near[ray] + (index + offset[ray]) * delta[ray], delta[ray]
+        where, columns = _pack(ray, len(hit))
+        empty = along.new_zeros(len(hit) * columns)
+        distance, lengths = (
+            empty.index_copy(0, where, each).view(-1, columns) for each in (along, length)
+        )
         points = origins[ray] + along[:, None] * directions[ray]
-        return Samples(hit, distance.view(-1, columns), delta[:, None], points, where)
+        return Samples(hit, distance, lengths, points, where)
     index = torch.arange(count, device=near.device, dtype=near.dtype)
     distance = near[:, None] + (index + offset[:, None]) * delta[:, None]  # [hits, samples]
     points = origins[:, None] + distance[..., None] * directions[:, None]
@@ -169,6 +170,22 @@ def _occupied(
         found.append(places)
     ray, number = torch.cat(found).unbind(1)
     return ray, number
+
+
+def _pack(rays: Tensor, count: int) -> tuple[Tensor, int]:
+    """Places of samples on a table of one row a ray, every ray's from the left.
+
+    Args:
+        rays: of each sample, in ascending order. # [samples]
+        count: all rays.
+
+    Returns:
+        Places in the flattened table [samples], and its columns, at least 1.
+    """
+    many = torch.bincount(rays, minlength=count)
+    columns = max(1, int(many.max())) if len(rays) else 1
+    first = many.cumsum(0) - many
+    return rays * columns + torch.arange(len(rays), device=rays.device) - first[rays], columns
 
 
 def shade(albedo: Tensor, normal: Tensor, light: Light, rays: Rays, samples: Samples) -> Tensor:
