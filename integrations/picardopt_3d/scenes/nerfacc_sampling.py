@@ -58,7 +58,9 @@ def march(
     estimator = OccGridEstimator(cube, occupancy.config.resolution).to(origins.device)
     # nerfacc's cells are indexed x first, ours z first.
     estimator.binaries = occupancy.occupied().permute(2, 1, 0).contiguous()[None]
+    first = near + (offset - 0.5) * step
+    first = torch.where(first < 0, first + step, first)  # nerfacc would move those to 0 alike
     rays, starts, ends = estimator.sampling(
-        origins, directions, t_min=near + offset * step, t_max=far, render_step_size=step
+        origins, directions, t_min=first, t_max=far, render_step_size=step
     )
     return rays.long(), 0.5 * (starts + ends), ends - starts
