@@ -79,8 +79,7 @@ def algorithm_2(
         e: Initial threshold on the squared distance per parameter.
         distance: ``d(a, b)**2 / D`` of two states.
         gamma: The update of ``e``; 1 keeps it fixed.
-        M: Aggregation of the residuals into ``e``; the median of an even count is the mean of
-            the middle two.
+        M: Aggregation of the residuals into ``e``; a median of an even count is the mean of the middle two.
         same: If given, a guess is accepted if ``same(guess, iterate)`` instead of by ``e``: the
             exact mode, since squares of tiny differences underflow to 0.
 
@@ -91,7 +90,6 @@ def algorithm_2(
     tau, p = 0, min(p, T)
     window = [theta] * (p + 1)
     trajectory, sweeps = [theta], list[Sweep[State]]()
-    # while tau < T do
     while tau < T:
         # Dispatch {theta_{tau+j}^k} for j = 0..p-1 and gather {s(theta_{tau+j}^k)}
         drifts = [s(window[j], tau + j) for j in range(p)]
@@ -102,9 +100,9 @@ def algorithm_2(
         # error <- {d(theta_{tau+j}^{k+1}, theta_{tau+j}^k)^2 / D} for j = 1..p
         error = [distance(rolled[j], window[j]) for j in range(1, p + 1)]
         # skip <- min({j : error_j > e} + {p}), "not <=" so that a NaN is beyond every threshold
-        passed = [error[j - 1] <= e for j in range(1, p + 1)]
-        if same is not None:
-            passed = [same(window[j], rolled[j]) for j in range(1, p + 1)]
+        passed = (
+            [x <= e for x in error] if same is None else list(map(same, window[1:], rolled[1:]))
+        )
         skip = min([j for j in range(1, p + 1) if not passed[j - 1]] + [p])
         sweeps.append(Sweep(tau, tuple(window), tuple(rolled), tuple(error), e, skip))
         trajectory += rolled[1 : skip + 1]
@@ -114,10 +112,8 @@ def algorithm_2(
         tau = tau + skip
         # e <- gamma e + (1 - gamma) M(error)
         finite = [residual for residual in error if isfinite(residual)]
-        if finite:
-            e = gamma * e + (1 - gamma) * M(finite)
+        e = gamma * e + (1 - gamma) * M(finite) if finite else e
         # p <- min(p, T - tau)
         p = min(p, T - tau)
         window = window[: p + 1]
-    # return theta_T^k
     return Solution(window[0], tuple(trajectory), tuple(sweeps))
