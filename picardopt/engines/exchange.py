@@ -152,15 +152,13 @@ class PairwiseExchange:
 
         gloo's abort leaves them open; what closes them is a wait of this rank that comes to its timeout.
         """
-        never = torch.empty(1, dtype=torch.uint8)
-        for circle in self._circles.values():
-            for peer in circle.peers:
-                if peer != circle.peers[circle.place]:
-                    with suppress(RuntimeError):
-                        work: Any = dist.irecv(
-                            never, group=circle.group, group_src=peer, tag=_UNUSED_TAG
-                        )
-                        work.wait(datetime.timedelta(milliseconds=1))
+        never, soon = torch.empty(1, dtype=torch.uint8), datetime.timedelta(milliseconds=1)
+        for group, circle in self._circles.items():
+            for turn in range(1, circle.size):
+                peer = circle.peers[circle.place - turn]
+                with suppress(RuntimeError):
+                    work: Any = dist.irecv(never, group=group, group_src=peer, tag=_UNUSED_TAG)
+                    work.wait(soon)
 
 
 _EXCHANGES: weakref.WeakSet[PairwiseExchange] = weakref.WeakSet()
