@@ -257,6 +257,8 @@ def test_a_judge_that_cannot_be_had_says_why(
         match="there is no such folder; give the folder of a CLIPModel, or a hub id",
     ):
         ClipJudge(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        ClipJudge("./none")
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         ClipJudge(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')

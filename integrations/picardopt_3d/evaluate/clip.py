@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,10 @@ from torch.nn import functional
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from ..domain import all_subjects
-from ..guidance.loading import explained
+from ..guidance.loading import HUB_ID, explained
 
 SHIPPED_CLIP = Path(__file__).parents[1] / "weights" / "clip"
 """The judge that ships with the package; it knows the built-in world, and nothing else."""
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class ClipJudge:
@@ -125,7 +122,7 @@ def _check_kind(source: str | Path) -> None:
             raise FileNotFoundError(
                 f"clip={str(source)!r} has no config.json: give the folder of a CLIPModel, as save_pretrained writes it"
             )
-    elif not isinstance(source, str) or not _HUB_ID.fullmatch(source):
+    elif not isinstance(source, str) or not HUB_ID.fullmatch(source):
         raise FileNotFoundError(
             f"clip={str(source)!r}: there is no such folder; give the folder of a CLIPModel, or a hub id such as "
             f"'openai/clip-vit-base-patch32'"

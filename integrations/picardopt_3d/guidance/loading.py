@@ -37,7 +37,8 @@ REMOVED = {
 }
 """Models that were taken off the hub, and their mirrors."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+"""An owner and a name; "./folder" is a path."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def read_index(source: str | Path, classes: Sequence[str], options: ModelOptions
     """
     if Path(source).is_dir():
         return _checked_index(Path(source), source, classes)
-    if not isinstance(source, str) or source[0] == "." or not _HUB_ID.fullmatch(source):
+    if not isinstance(source, str) or not HUB_ID.fullmatch(source):
         raise FileNotFoundError(
             f"source={str(source)!r}: there is no such folder; give a folder that holds a model_index.json, or a hub "
             f"id such as 'owner/name'"
