@@ -20,6 +20,7 @@ from picardopt.interrupts import interrupts_allowed, interrupts_deferred
 
 from .cameras import turntable_cameras
 from .config import CONFIG_FILE, ImageTo3DConfig, RunConfig, save_config
+from .evaluate.runs import pick_device
 from .export.files import replacing
 from .export.pictures import rows_of, save_png, tile
 from .guidance import ScoreDistillation
@@ -84,7 +85,9 @@ def _prepare(config: RunConfig[Any], resume: bool) -> Ready:
     """Do all that unusable options or files can make fail; nothing is written."""
     torch.set_num_threads(config.threads)
     with _agreed():
-        device = torch.device(_device_name(config))
+        device = torch.device(pick_device(config.device))
+        if device.type == "cuda":
+            device = torch.device("cuda", torch.cuda.current_device())
         stage = build_stage(config, device)
     with _agreed():
         (base,) = stage.bases()
@@ -269,12 +272,3 @@ def first_signal_only() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _device_name(config: RunConfig[Any]) -> str:
-    """This worker's device."""
-    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise ValueError("device=cuda: torch sees no CUDA device here; use --device auto or cpu")
-    return f"cuda:{torch.cuda.current_device()}"
