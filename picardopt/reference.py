@@ -100,10 +100,8 @@ def algorithm_2(
         # error <- {d(theta_{tau+j}^{k+1}, theta_{tau+j}^k)^2 / D} for j = 1..p
         error = [distance(rolled[j], window[j]) for j in range(1, p + 1)]
         # skip <- min({j : error_j > e} + {p}), "not <=" so that a NaN is beyond every threshold
-        passed = (
-            [x <= e for x in error] if same is None else list(map(same, window[1:], rolled[1:]))
-        )
-        skip = min([j for j in range(1, p + 1) if not passed[j - 1]] + [p])
+        right = [x <= e for x in error] if same is None else list(map(same, window[1:], rolled[1:]))
+        skip = min([j for j in range(1, p + 1) if not right[j - 1]] + [p])
         sweeps.append(Sweep(tau, tuple(window), tuple(rolled), tuple(error), e, skip))
         trajectory += rolled[1 : skip + 1]
         # theta_{tau+j}^{k+1} <- theta_{tau+p}^{k+1} for all j in [p, skip + p]
