@@ -83,7 +83,8 @@ def test_normals_of_a_fresh_field_point_outward() -> None:
     middle = render.normal[:, :, 4, 4]
     assert ((middle * towards).sum(1) > 0.85).all()
     assert render.back_facing is not None
-    assert render.back_facing.item() < 0.04
+    share = (render.opacity > 0).float().mean()  # of the rays: those that see something
+    assert render.back_facing.item() * share < 0.02
 
 
 @pytest.mark.parametrize("depth", [1, 2])

@@ -84,7 +84,8 @@ def test_normals_of_the_blob_point_outward() -> None:
     assert ((middle * towards).sum(1) > 0.9).all()
     assert render.depth[:, 0, 4, 4].tolist() == pytest.approx([1.8 - 0.5] * 2, abs=0.15)
     assert render.back_facing is not None
-    assert render.back_facing.item() < 5e-3
+    share = (render.opacity > 0).float().mean()  # of the rays: those that see something
+    assert render.back_facing.item() * share < 1e-3
 
 
 class Rendering(torch.nn.Module):
