@@ -61,7 +61,7 @@ class FunctionReader:
             *[("global", name) for name in self._globals],
             *[("default", name) for name in optional],
             ("default", "keywords"),
-            ("attribute", "__dict__"),
+            ("attribute", "attributes"),
         )
         return self(function)
 
@@ -97,7 +97,7 @@ class ObjectReader:
             name: member
             for kind in kinds
             for name, member in vars(kind).items()
-            if isinstance(member, types.MemberDescriptorType)
+            if isinstance(member, types.MemberDescriptorType) and name != "__dict__"
         }
         self._methods = _methods(type(value), names)
 

@@ -102,9 +102,7 @@ class Stamp:
         itself: Whether another object with the same stamp is another one.
     """
 
-    def __init__(
-        self, name: str, value: Any, stamp: Callable[[Any], Any], *, itself: bool
-    ) -> None:
+    def __init__(self, name: str, value: Any, stamp: Callable[[Any], Any], *, itself: bool) -> None:
         self._name, self._stamp, self._kind = name, stamp, type(value)
         self._held = _hold(value) if itself else None
         self._before = stamp(value)

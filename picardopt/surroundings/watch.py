@@ -93,8 +93,14 @@ class Surroundings:
         """Looks at further modules from now on: those that ran in the closure, however it reached them."""
         known = {id(ref()) for ref, _ in self._ran}
         for module in modules:
-            if module not in self._entered and id(module) not in known and readers.is_module(module):
-                self._ran.append((weakref.ref(module), self._module(type(module).__name__, module, 2)))
+            if (
+                module not in self._entered
+                and id(module) not in known
+                and readers.is_module(module)
+            ):
+                self._ran.append(
+                    (weakref.ref(module), self._module(type(module).__name__, module, 2))
+                )
 
     def watch(self, name: str, value: Any, level: int) -> Stamp | Space | None:
         """How to look into a value; None if its identity, or a plain value's content, says it all.
@@ -159,7 +165,9 @@ class Surroundings:
             return None
         if _is_users(value):
             return self._function(value, _variable(value.__name__))
-        if "__wrapped__" in vars(value):  # a library's decorator around, perhaps, the user's function
+        if "__wrapped__" in vars(
+            value
+        ):  # a library's decorator around, perhaps, the user's function
             return Space(self, value, readers.attributes, _part(name), -1)
         return None
 
