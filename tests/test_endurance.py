@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import picardopt.stats
 from picardopt import NonFiniteGradientError, ParallelPicardOptimizer
+from picardopt.stats import SweepRecord
 
 SIZE = 50_000
 """Elements of the parameter: a row that is not given back weighs 200 kB."""
