@@ -6,6 +6,7 @@ import math
 
 from picardopt.audit import Audit
 from picardopt.audit.recheck import bits_float, differs, float_bits, impure, is_noise
+from picardopt.audit.surroundings import Drop, Keep, Recheck, Surroundings
 from picardopt.closure import StepClosure
 from picardopt.drift import Accepted, Drift, Outcome
 from picardopt.engines import Engine
@@ -14,7 +15,10 @@ from picardopt.layout import ParameterLayout, Row
 from picardopt.options import Options
 from picardopt.stats import Stats
 from picardopt.sweep import accepts, same_bits, squared_distance
+from picardopt.warn import warn_user
 from picardopt.window import Window
+
+_VERDICTS = (Keep, Recheck, Drop)  # from the mildest on
 
 
 class Auditor:
@@ -47,14 +51,53 @@ class Auditor:
         self._exact, self._seed, self._stride = exact, options.seed, 0
         self._speculates = options.window > 1 or engine.size > 1
         self._live, self._scratch = layout.row(), layout.scratch()
+        self._surroundings = Surroundings(layout.tensors)
+        self._outer, self._message = audit.outer, ""
+        self._looks = self._speculates and (exact or audit.mode != "never")
 
     def end_sweep(self, closure: StepClosure, stride: int) -> None:
         """Notes a new queue, and what its closure can see."""
         self._stride = stride
+        if self._looks:
+            self._surroundings.add_modules(self._audit.ran)
+            self._note(closure)
+        if self._message:
+            text, self._message = self._message, ""
+            warn_user(text)
+
+    def _note(self, closure: StepClosure) -> None:
+        """Takes what the closure sees now as it is: what it changed itself, `check` finds out."""
+        self._surroundings.changed(closure.source)
 
     def stands(self, closure: StepClosure, accepted: Accepted) -> bool:
         """Whether the next queued drift is still that of the present parameters and closure."""
-        return not self._moved(accepted)
+        if self._moved(accepted):
+            return False
+        return not self._looks or self._sees_the_same(closure, accepted)
+
+    def _sees_the_same(self, closure: StepClosure, accepted: Accepted) -> bool:
+        """Whether the closure sees what it saw when the queue was evaluated, or what changed does no harm.
+
+        Ranks decide together: on rank 0 alone there may be a progress bar.
+        """
+        names = self._surroundings.changed(closure.source)
+        verdict = self._outer.look(names, exact=self._exact, queued=True)
+        codes = [code for (code,) in self._engine.share_numbers([_VERDICTS.index(type(verdict))])]
+        if max(codes) == _VERDICTS.index(Keep):
+            return True
+        if max(codes) == _VERDICTS.index(Recheck):
+            suspects = verdict.names if isinstance(verdict, Recheck) else ()
+            # A remapped drift cannot be evaluated again.
+            if not accepted.remapped and not any(self._evaluate_again(closure, accepted.drift)[0]):
+                self._outer.harmless(suspects)
+                return True
+            if suspects:
+                self._outer.harmful(suspects)
+        self._stats.outer_changes += 1
+        message = self._outer.message()
+        if message and self._engine.rank == codes.index(max(codes)):
+            self._message = message
+        return False
 
     def _moved(self, accepted: Accepted) -> bool:
         """Whether the live parameters have left the point at which the drift was evaluated."""
@@ -103,6 +146,8 @@ class Auditor:
                     if is_noise(difference, noise, self._layout.device, parts):
                         difference = 0.0
             self._window.release(rows)
+            if self._looks:
+                self._note(closure)
             interrupted = last.outcome is Outcome.INTERRUPTED
             error = last.error if interrupted else None
             table = self._engine.share_numbers([int(interrupted), float_bits(difference)], error)

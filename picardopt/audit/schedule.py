@@ -12,6 +12,7 @@ from torch import Tensor
 from picardopt.audit.buffers import BufferGuard
 from picardopt.audit.gradients import GradientClearing
 from picardopt.audit.modules import live_modules, uses_compile
+from picardopt.audit.surroundings import OuterChanges
 from picardopt.layout import ParameterLayout
 from picardopt.rng import step_seed
 
@@ -26,6 +27,7 @@ class Audit:
     Attributes:
         mode: As given.
         clearing: Which gradients a closure does not clear.
+        outer: What is known of changes that the loop makes between two steps.
 
     Args:
         mode: "auto" (in the first sweeps, then ever more rarely), "always" (every step) or "never".
@@ -43,6 +45,7 @@ class Audit:
         self._done = {False: 0, True: 0}
         self._next = {False: 0, True: 0}
         self.clearing = GradientClearing()
+        self.outer = OuterChanges()
         self._searched = False
         self._modules: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
@@ -78,6 +81,11 @@ class Audit:
     def watches(self, sweep: int) -> bool:
         """Whether module buffers are watched while this sweep's closures run."""
         return self.due(sweep, ahead=False) and self.due(sweep, ahead=True)
+
+    @property
+    def ran(self) -> list[torch.nn.Module]:
+        """The modules that were seen to run; none where all modules of the process are watched instead."""
+        return [] if self._searched else list(self._modules)
 
     def guard(self, layout: ParameterLayout, rewritten: Sequence[Tensor]) -> BufferGuard:
         """Watches what one call of the closure leaves behind; `rewritten` may change."""
