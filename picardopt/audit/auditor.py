@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from picardopt.audit import Audit
 from picardopt.audit.recheck import bits_float, differs, float_bits, impure, is_noise
@@ -13,8 +14,12 @@ from picardopt.evaluation import Evaluator
 from picardopt.layout import ParameterLayout, Row
 from picardopt.options import Options
 from picardopt.stats import Stats
+from picardopt.surroundings import Drop, Keep, Recheck, Surroundings
 from picardopt.sweep import accepts, same_bits, squared_distance
+from picardopt.warn import warn_user
 from picardopt.window import Window
+
+_KEEP, _RECHECK, _DROP = range(3)  # opinions of a rank on a queued drift
 
 
 class Auditor:
@@ -29,6 +34,7 @@ class Auditor:
         options: The optimizer's options.
         stats: Counts the checks.
         exact: Whether the tolerance is 0.
+        own: Objects of the optimizer's own that a closure may see change (the wrapper, the base).
     """
 
     def __init__(
@@ -41,20 +47,49 @@ class Auditor:
         options: Options,
         stats: Stats,
         exact: bool,
+        own: Sequence[object] = (),
     ) -> None:
         self._layout, self._window, self._evaluator = layout, window, evaluator
         self._engine, self._audit, self._stats = engine, audit, stats
         self._exact, self._seed, self._stride = exact, options.seed, 0
         self._speculates = options.window > 1 or engine.size > 1
+        self._watches = self._speculates and audit.mode != "never"
+        self._surroundings = Surroundings([*layout.tensors, *own])
         self._live, self._scratch = layout.row(), layout.scratch()
 
     def end_sweep(self, closure: StepClosure, stride: int) -> None:
-        """Notes a new queue, and what its closure can see."""
+        """Notes a new queue, and what its closure could see."""
         self._stride = stride
+        if self._watches and stride > 1:
+            self._surroundings.add_modules(self._audit.modules)
+            self._surroundings.changed(closure.source)
 
     def stands(self, closure: StepClosure, accepted: Accepted) -> bool:
-        """Whether the next queued drift is still that of the present parameters and closure."""
-        return not self._moved(accepted)
+        """Whether the next queued drift is still that of the present parameters, and of what the closure sees now.
+
+        The ranks decide together: a progress bar, say, may change on one of them only.
+        """
+        if not self._watches:
+            return not self._moved(accepted)
+        names = self._surroundings.changed(closure.source)
+        verdict = self._audit.changes.look(names, exact=self._exact, queued=True)
+        own = _DROP if self._moved(accepted) or isinstance(verdict, Drop) else _KEEP
+        if own == _KEEP and isinstance(verdict, Recheck):
+            own = _DROP if accepted.remapped else _RECHECK
+        opinions = [opinion for (opinion,) in self._engine.share_numbers([own])]
+        kept = max(opinions) == _KEEP
+        if max(opinions) == _RECHECK:
+            differences, _ = self._evaluate_again(closure, accepted.drift)
+            kept = not any(differences)
+            if isinstance(verdict, Recheck):
+                judge = self._audit.changes.harmless if kept else self._audit.changes.harmful
+                judge(verdict.names)
+        if not kept and not isinstance(verdict, Keep):
+            self._stats.outer_changes += 1
+        text = self._audit.changes.message()
+        if text and self._engine.rank == next(rank for rank, each in enumerate(opinions) if each):
+            warn_user(text)
+        return kept
 
     def _moved(self, accepted: Accepted) -> bool:
         """Whether the live parameters have left the point at which the drift was evaluated."""
