@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from picardopt.audit import Audit
 from picardopt.audit.auditor import Auditor
+from picardopt.bases import JoinedOptimizer
 from picardopt.carry import Carry
 from picardopt.engines import Engine
 from picardopt.evaluation import Evaluator
@@ -51,7 +52,10 @@ def make_speculator(
     window = Window(layout)
     evaluator = Evaluator(layout, carry, base, id(owner), engine, options, tolerance, audit, stats)
     rollout = Rollout(stepper, layout, carry, options.predictor, window)
-    auditor = Auditor(layout, window, evaluator, engine, audit, options, stats, tolerance.exact)
+    own = [owner, base, *base.optimizers] if isinstance(base, JoinedOptimizer) else [owner, base]
+    auditor = Auditor(
+        layout, window, evaluator, engine, audit, options, stats, tolerance.exact, own
+    )
     return Speculator(
         layout, window, engine, evaluator, rollout, auditor, tolerance, options, stats
     )

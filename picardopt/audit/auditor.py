@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from picardopt.audit import Audit
 from picardopt.audit.recheck import bits_float, differs, float_bits, impure, is_noise
 from picardopt.audit.surroundings import Drop, Keep, Recheck, Surroundings
+from picardopt.audit.wrappers import advice
 from picardopt.closure import StepClosure
 from picardopt.drift import Accepted, Drift, Outcome
 from picardopt.engines import Engine
@@ -18,7 +20,8 @@ from picardopt.sweep import accepts, same_bits, squared_distance
 from picardopt.warn import warn_user
 from picardopt.window import Window
 
-_VERDICTS = (Keep, Recheck, Drop)  # from the mildest on
+_KEEP, _RECHECK, _DROP = range(3)  # a rank's opinion on a queued drift
+_OPINIONS = {Keep: _KEEP, Recheck: _RECHECK, Drop: _DROP}
 
 
 class Auditor:
@@ -33,6 +36,7 @@ class Auditor:
         options: The optimizer's options.
         stats: Counts the checks.
         exact: Whether the tolerance is 0.
+        own: The wrapper, then its bases: a closure may see them change.
     """
 
     def __init__(
@@ -45,59 +49,61 @@ class Auditor:
         options: Options,
         stats: Stats,
         exact: bool,
+        own: Sequence[object],
     ) -> None:
         self._layout, self._window, self._evaluator = layout, window, evaluator
         self._engine, self._audit, self._stats = engine, audit, stats
         self._exact, self._seed, self._stride = exact, options.seed, 0
         self._speculates = options.window > 1 or engine.size > 1
+        self._owner = id(own[0])
+        # At tolerance 0 it is no matter of taste: the run is the sequential one.
+        self._watches = self._speculates and (exact or audit.mode != "never")
+        self._surroundings = Surroundings([*layout.tensors, *own])
         self._live, self._scratch = layout.row(), layout.scratch()
-        self._surroundings = Surroundings(layout.tensors)
-        self._outer, self._message = audit.outer, ""
-        self._looks = self._speculates and (exact or audit.mode != "never")
 
     def end_sweep(self, closure: StepClosure, stride: int) -> None:
-        """Notes a new queue, and what its closure can see."""
+        """Notes a new queue, and what its closure could see."""
         self._stride = stride
-        if self._looks:
+        if self._watches and stride > 1:
             self._surroundings.add_modules(self._audit.ran)
             self._note(closure)
-        if self._message:
-            text, self._message = self._message, ""
-            warn_user(text)
 
     def _note(self, closure: StepClosure) -> None:
-        """Takes what the closure sees now as it is: what it changed itself, `check` finds out."""
+        """Takes what the closure sees as it is now: what an evaluation changed is not the loop's doing."""
         self._surroundings.changed(closure.source)
 
     def stands(self, closure: StepClosure, accepted: Accepted) -> bool:
-        """Whether the next queued drift is still that of the present parameters and closure."""
-        if self._moved(accepted):
-            return False
-        return not self._looks or self._sees_the_same(closure, accepted)
+        """Whether the next queued drift is still that of the present parameters, and of what the closure sees now.
 
-    def _sees_the_same(self, closure: StepClosure, accepted: Accepted) -> bool:
-        """Whether the closure sees what it saw when the queue was evaluated, or what changed does no harm.
-
-        Ranks decide together: on rank 0 alone there may be a progress bar.
+        The ranks decide together: a progress bar, say, may change on one of them only.
         """
-        names = self._surroundings.changed(closure.source)
-        verdict = self._outer.look(names, exact=self._exact, queued=True)
-        codes = [code for (code,) in self._engine.share_numbers([_VERDICTS.index(type(verdict))])]
-        if max(codes) == _VERDICTS.index(Keep):
-            return True
-        if max(codes) == _VERDICTS.index(Recheck):
-            suspects = verdict.names if isinstance(verdict, Recheck) else ()
-            # A remapped drift cannot be evaluated again.
-            if not accepted.remapped and not any(self._evaluate_again(closure, accepted.drift)[0]):
-                self._outer.harmless(suspects)
-                return True
-            if suspects:
-                self._outer.harmful(suspects)
-        self._stats.outer_changes += 1
-        message = self._outer.message()
-        if message and self._engine.rank == codes.index(max(codes)):
-            self._message = message
-        return False
+        if not self._watches:
+            return not self._moved(accepted)
+        verdict = self._audit.changes.look(
+            self._surroundings.changed(closure.source), exact=self._exact, queued=True
+        )
+        opinion, moved = _OPINIONS[type(verdict)], self._moved(accepted)
+        if moved or (opinion and accepted.remapped):
+            opinion = _DROP
+        opinions = [each for (each,) in self._engine.share_numbers([opinion])]
+        stands = max(opinions) == _KEEP
+        if max(opinions) == _RECHECK:
+            differences, _ = self._evaluate_again(closure, accepted.drift)
+            stands = not any(differences)
+            if isinstance(verdict, Recheck):
+                changes = self._audit.changes
+                (changes.harmless if stands else changes.harmful)(verdict.names)
+        if not stands and not moved:
+            self._stats.outer_changes += 1
+        self._warn(opinions)
+        return stands
+
+    def _warn(self, opinions: Sequence[int]) -> None:
+        """Says what changed, on the first rank that saw it."""
+        text = self._audit.changes.message()
+        first = next((rank for rank, opinion in enumerate(opinions) if opinion), None)
+        if text and self._engine.rank == first:
+            warn_user(text + advice(self._owner))
 
     def _moved(self, accepted: Accepted) -> bool:
         """Whether the live parameters have left the point at which the drift was evaluated."""
@@ -146,7 +152,7 @@ class Auditor:
                     if is_noise(difference, noise, self._layout.device, parts):
                         difference = 0.0
             self._window.release(rows)
-            if self._looks:
+            if self._watches:
                 self._note(closure)
             interrupted = last.outcome is Outcome.INTERRUPTED
             error = last.error if interrupted else None

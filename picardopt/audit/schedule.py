@@ -27,7 +27,8 @@ class Audit:
     Attributes:
         mode: As given.
         clearing: Which gradients a closure does not clear.
-        outer: What is known of changes that the loop makes between two steps.
+        changes: Which changes of what a closure sees did harm.
+        modules: Modules that ran in closures so far.
 
     Args:
         mode: "auto" (in the first sweeps, then ever more rarely), "always" (every step) or "never".
@@ -45,18 +46,18 @@ class Audit:
         self._done = {False: 0, True: 0}
         self._next = {False: 0, True: 0}
         self.clearing = GradientClearing()
-        self.outer = OuterChanges()
+        self.changes = OuterChanges()
         self._searched = False
-        self._modules: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        self.modules: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
         # Modules are held by weak references: they cannot be pickled, and are found again.
-        lost = ("_modules", "clearing")
+        lost = ("modules", "clearing")
         kept = {key: value for key, value in vars(self).items() if key not in lost}
         return {**kept, "_searched": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _modules=weakref.WeakSet(), clearing=GradientClearing())
+        self.__dict__.update(state, modules=weakref.WeakSet(), clearing=GradientClearing())
 
     def due(self, sweep: int, *, ahead: bool) -> bool:
         """Whether a drift of this sweep is to be evaluated again: the head's, or one beyond it."""
@@ -84,13 +85,13 @@ class Audit:
 
     @property
     def ran(self) -> list[torch.nn.Module]:
-        """The modules that were seen to run; none where all modules of the process are watched instead."""
-        return [] if self._searched else list(self._modules)
+        """The modules that were seen to run; none where `modules` are all of the process."""
+        return [] if self._searched else list(self.modules)
 
     def guard(self, layout: ParameterLayout, rewritten: Sequence[Tensor]) -> BufferGuard:
         """Watches what one call of the closure leaves behind; `rewritten` may change."""
         compiles = uses_compile()
         if compiles and not self._searched:
-            self._modules.update(live_modules())
+            self.modules.update(live_modules())
             self._searched = True
-        return BufferGuard(self._modules, layout, rewritten, find=not compiles)
+        return BufferGuard(self.modules, layout, rewritten, find=not compiles)
