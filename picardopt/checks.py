@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 
@@ -11,8 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from picardopt.closure import captured_by
 from picardopt.errors import UnsupportedOptimizerError
-from picardopt.predictor import PREDICTORS
 
 # Optimizers that evaluate the closure inside their step, though its signature may say it is optional.
 _NEED_CLOSURE = {
@@ -55,7 +54,7 @@ def check_base(base: object) -> None:
         )
     for group in base.param_groups:
         for p in group["params"]:
-            if any(item is base for hook in _backward_hooks(p) for item in _made_with(hook)):
+            if any(item is base for hook in _backward_hooks(p) for item in captured_by(hook)):
                 raise UnsupportedOptimizerError(
                     f"base={type(base).__name__}: it steps inside backward, from hooks on its parameters, so there is "
                     "no gradient to run ahead with; use it without them (no gradient release, not LOMO)"
@@ -80,7 +79,6 @@ def check_base(base: object) -> None:
 
 def check_arguments(
     window: object,
-    predictor: object,
     total_steps: object,
     seed: object,
     nonfinite: object,
@@ -97,8 +95,6 @@ def check_arguments(
     )
     _integer("total_steps", total_steps, 1, "steps of the whole run, or None", optional=True)
     _integer("seed", seed, None, "any integer")
-    if predictor not in PREDICTORS:
-        raise ValueError(f"predictor={predictor!r}: give one of {', '.join(map(repr, PREDICTORS))}")
     if nonfinite not in ("raise", "skip"):
         raise ValueError(f"nonfinite={nonfinite!r}: give 'raise' or 'skip'")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
@@ -129,6 +125,18 @@ def check_lr_scheduler(lr_scheduler: object) -> None:
         )
 
 
+def check_step_index(value: object) -> None:
+    """Refuses what is no number of committed steps.
+
+    Raises:
+        ValueError: If it is no integer, or negative.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(
+            f"step_index={value!r}: give the number of committed steps, an integer >= 0"
+        )
+
+
 def _integer(
     name: str, value: object, least: int | None, meaning: str, *, optional: bool = False
 ) -> None:
@@ -153,14 +161,3 @@ def _backward_hooks(parameter: Tensor) -> list[object]:
     names = ("_backward_hooks", "_post_accumulate_grad_hooks")
     registries = (getattr(parameter, name, None) for name in names)
     return [hook for registry in registries for hook in (registry or {}).values()]
-
-
-def _made_with(hook: object) -> list[object]:
-    """What a function has at hand: its own object, its arguments given beforehand, its closure."""
-    if isinstance(hook, functools.partial):
-        return [*hook.args, *hook.keywords.values(), *_made_with(hook.func)]
-    if inspect.ismethod(hook):
-        return [hook.__self__]
-    if not inspect.isfunction(hook):
-        return []
-    return list(inspect.getclosurevars(inspect.unwrap(hook)).nonlocals.values())
