@@ -1,6 +1,9 @@
-"""The code of README.md and docs/guide.md runs as it stands."""
+"""The code of README.md, docs/guide.md and docs/closures.md runs as it stands."""
 
+import functools
+import importlib
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -9,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import picardopt
+
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/guide.md")
+PAGES = ("README.md", "docs/guide.md", "docs/closures.md")
 LAUNCHED = re.compile(r"# torchrun --nproc-per-node (\d+) train\.py.*\n")
 
 
@@ -76,3 +81,36 @@ def test_the_files_that_it_names_are_there(page):
 def test_the_examples_that_it_names_are_there():
     names = re.findall(r"^\| `(\w+\.py)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
     assert {p.name for p in (ROOT / "examples").glob("*.py")} == set(names)
+
+
+def resolve(name: str) -> object:
+    """What a dotted name of paper-to-code.md means: an attribute of a module, or of a class of picardopt."""
+    for package in ("picardopt", "picardopt_3d"):
+        for split in range(name.count(".") + 1, 0, -1):
+            parts = name.split(".")
+            try:
+                found = importlib.import_module(".".join([package, *parts[:split]]))
+            except ImportError:
+                continue
+            return functools.reduce(getattr, parts[split:], found)
+    classes = {}
+    for module in pkgutil.walk_packages(picardopt.__path__, "picardopt."):
+        classes |= vars(importlib.import_module(module.name))
+    first, *rest = name.split(".")
+    return functools.reduce(getattr, rest, classes[first])
+
+
+def test_the_names_in_paper_to_code_exist():
+    text = (ROOT / "docs" / "paper-to-code.md").read_text()
+    cells = [line.split("|")[2] for line in text.splitlines() if line.startswith("| ")]
+    prose = [line for line in text.splitlines() if not line.startswith("|")]
+    named = re.findall(r"`((?:\w+\.)*\w+\.\w+|[A-Z]\w+)(?:\(.*?\))?`", "\n".join([*cells, *prose]))
+    names = [name for name in named if not name.endswith((".py", ".csv", ".md"))]
+    assert len(names) > 20
+    missing = []
+    for name in names:
+        try:
+            resolve(name)
+        except (AttributeError, KeyError):
+            missing.append(name)
+    assert missing == []
