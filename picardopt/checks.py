@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -52,29 +53,54 @@ def check_base(base: object) -> None:
         raise ValueError(
             f"base={type(base).__name__}: it has no parameters; add them before wrapping it"
         )
+    if not any(is_lazy(p) or p.numel() for group in base.param_groups for p in group["params"]):
+        raise ValueError(
+            f"base={type(base).__name__}: all of its parameters are empty (no elements), so there is nothing to train"
+        )
     for group in base.param_groups:
         for p in group["params"]:
-            if any(item is base for hook in _backward_hooks(p) for item in captured_by(hook)):
-                raise UnsupportedOptimizerError(
-                    f"base={type(base).__name__}: it steps inside backward, from hooks on its parameters, so there is "
-                    "no gradient to run ahead with; use it without them (no gradient release, not LOMO)"
-                )
-            if getattr(p, "grad_dtype", p.dtype) not in (None, p.dtype):
-                raise UnsupportedOptimizerError(
-                    f"base has a {p.dtype} parameter with grad_dtype={p.grad_dtype}: gradients are kept in the "
-                    "parameter's own dtype here; unset grad_dtype"
-                )
-            if {cls.__name__ for cls in type(p).__mro__} & _SHARDED:
-                raise UnsupportedOptimizerError(
-                    f"base has a {type(p).__name__} parameter: a rank holds only a shard of it (fully_shard, FSDP, "
-                    "tensor parallelism), but guesses, residuals and the exchange need the whole iterate on every "
-                    "rank, and ranks that evaluate different steps need different iterates; keep parameters whole, and "
-                    'split the batch with mesh= (a "data" dim), with or without DistributedDataParallel'
-                )
-            if p.layout is not torch.strided:
-                raise UnsupportedOptimizerError(
-                    f"base has a parameter of layout {p.layout}: only dense ones work"
-                )
+            _check_parameter(base, p)
+
+
+def _check_parameter(base: Optimizer, p: Tensor) -> None:
+    """Refuses a parameter that cannot be copied, compared and summed as it is."""
+    name = type(base).__name__
+    if any(item is base for hook in _backward_hooks(p) for item in captured_by(hook)):
+        raise UnsupportedOptimizerError(
+            f"base={name}: it steps inside backward, from hooks on its parameters, so there is "
+            "no gradient to run ahead with; use it without them (no gradient release, not LOMO)"
+        )
+    if getattr(p, "grad_dtype", p.dtype) not in (None, p.dtype):
+        raise UnsupportedOptimizerError(
+            f"base has a {p.dtype} parameter with grad_dtype={p.grad_dtype}: gradients are kept in the "
+            "parameter's own dtype here; unset grad_dtype"
+        )
+    if {cls.__name__ for cls in type(p).__mro__} & _SHARDED:
+        raise UnsupportedOptimizerError(
+            f"base has a {type(p).__name__} parameter: a rank holds only a shard of it (fully_shard, FSDP, "
+            "tensor parallelism), but guesses, residuals and the exchange need the whole iterate on every "
+            "rank, and ranks that evaluate different steps need different iterates; keep parameters whole, and "
+            'split the batch with mesh= (a "data" dim), with or without DistributedDataParallel'
+        )
+    if is_lazy(p):
+        raise UnsupportedOptimizerError(
+            f"base has an uninitialized parameter ({type(p).__name__}): run the model once before wrapping its "
+            "optimizer"
+        )
+    if p.is_meta:
+        raise UnsupportedOptimizerError(
+            f"base has a parameter of shape {tuple(p.shape)} on the meta device, which has no values: put the model on "
+            "a real device (module.to_empty(device=...), then initialize it) before wrapping its optimizer"
+        )
+    if p.dtype.itemsize == 1 and p.dtype.is_floating_point:
+        raise UnsupportedOptimizerError(
+            f"base has a {p.dtype} parameter: torch cannot add or compare numbers of that type; keep the optimizer's "
+            "parameters in bfloat16 or float32 and convert them in the closure"
+        )
+    if p.layout is not torch.strided:
+        raise UnsupportedOptimizerError(
+            f"base has a parameter of layout {p.layout}: only dense ones work"
+        )
 
 
 def check_arguments(

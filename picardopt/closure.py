@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +83,11 @@ def as_step_closure(closure: Closure | None) -> StepClosure | Plain:
 
 def _by_step(closure: Closure) -> Callable[[int], Any]:
     """Returns a function of the step that hands it over if the closure has a parameter called `step`."""
+    names = _plain_parameters(closure)
+    if names == ():
+        return lambda step: closure()
+    if names == ("step",):
+        return closure
     try:
         parameters = inspect.signature(closure).parameters
     except (TypeError, ValueError):  # builtins without a signature
@@ -99,6 +105,18 @@ def _by_step(closure: Closure) -> Callable[[int], Any]:
     if step_parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
         return closure
     return lambda step: closure(step=step)
+
+
+def _plain_parameters(closure: Closure) -> tuple[str, ...] | None:
+    """Returns the parameters' names of a plain function or method, without the cost of a signature."""
+    function = getattr(closure, "__func__", closure)
+    if type(function) is not types.FunctionType or vars(function):  # __wrapped__, __signature__
+        return None
+    code = function.__code__
+    variadic = code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+    if variadic or code.co_kwonlyargcount:
+        return None
+    return code.co_varnames[function is not closure : code.co_argcount]
 
 
 def _is_bound(closure: Closure) -> bool:

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from picardopt.assembly import make_speculator
 from picardopt.audit import Audit
+from picardopt.audit.wrappers import register
 from picardopt.bases import JoinedOptimizer, unmeasured_bases
 from picardopt.carry import Carry, as_carry
 from picardopt.checks import check_arguments, check_base
@@ -129,6 +130,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
             nonfinite=nonfinite,
             restructure=restructure,
         )
+        register(self)
         self._step_index = 0
         self._warned_plain = False
         self._speculator: Speculator | None = None
@@ -294,6 +296,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         self._engine = make_engine(None, parameters_of(self.base)[0].device, 0, self.stats)
         self._stepper = BaseStepper(self.base)
         self._speculator = None
+        register(self)
         self.lr_scheduler = lr_scheduler
         if had_ranks:
             warn_user(

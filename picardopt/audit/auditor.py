@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from picardopt.audit import Audit
 from picardopt.audit.recheck import bits_float, differs, float_bits, impure, is_noise
+from picardopt.audit.wrappers import advice
 from picardopt.closure import StepClosure
 from picardopt.drift import Accepted, Drift, Outcome
 from picardopt.engines import Engine
@@ -19,7 +20,8 @@ from picardopt.sweep import accepts, same_bits, squared_distance
 from picardopt.warn import warn_user
 from picardopt.window import Window
 
-_KEEP, _RECHECK, _DROP = range(3)  # opinions of a rank on a queued drift
+_KEEP, _RECHECK, _DROP = range(3)  # a rank's opinion on a queued drift
+_OPINIONS = {Keep: _KEEP, Recheck: _RECHECK, Drop: _DROP}
 
 
 class Auditor:
@@ -34,7 +36,7 @@ class Auditor:
         options: The optimizer's options.
         stats: Counts the checks.
         exact: Whether the tolerance is 0.
-        own: Objects of the optimizer's own that a closure may see change (the wrapper, the base).
+        own: The wrapper, then its bases: a closure may see them change.
     """
 
     def __init__(
@@ -47,12 +49,13 @@ class Auditor:
         options: Options,
         stats: Stats,
         exact: bool,
-        own: Sequence[object] = (),
+        own: Sequence[object],
     ) -> None:
         self._layout, self._window, self._evaluator = layout, window, evaluator
         self._engine, self._audit, self._stats = engine, audit, stats
         self._exact, self._seed, self._stride = exact, options.seed, 0
         self._speculates = options.window > 1 or engine.size > 1
+        self._owner = id(own[0])
         self._watches = self._speculates and audit.mode != "never"
         self._surroundings = Surroundings([*layout.tensors, *own])
         self._live, self._scratch = layout.row(), layout.scratch()
@@ -71,25 +74,31 @@ class Auditor:
         """
         if not self._watches:
             return not self._moved(accepted)
-        names = self._surroundings.changed(closure.source)
-        verdict = self._audit.changes.look(names, exact=self._exact, queued=True)
-        own = _DROP if self._moved(accepted) or isinstance(verdict, Drop) else _KEEP
-        if own == _KEEP and isinstance(verdict, Recheck):
-            own = _DROP if accepted.remapped else _RECHECK
-        opinions = [opinion for (opinion,) in self._engine.share_numbers([own])]
-        kept = max(opinions) == _KEEP
+        verdict = self._audit.changes.look(
+            self._surroundings.changed(closure.source), exact=self._exact, queued=True
+        )
+        opinion = _OPINIONS[type(verdict)]
+        if self._moved(accepted) or (opinion and accepted.remapped):
+            opinion = _DROP
+        opinions = [each for (each,) in self._engine.share_numbers([opinion])]
+        stands = max(opinions) == _KEEP
         if max(opinions) == _RECHECK:
             differences, _ = self._evaluate_again(closure, accepted.drift)
-            kept = not any(differences)
+            stands = not any(differences)
             if isinstance(verdict, Recheck):
-                judge = self._audit.changes.harmless if kept else self._audit.changes.harmful
-                judge(verdict.names)
-        if not kept and not isinstance(verdict, Keep):
+                changes = self._audit.changes
+                (changes.harmless if stands else changes.harmful)(verdict.names)
+        if not stands and not isinstance(verdict, Keep):
             self._stats.outer_changes += 1
+        self._warn(opinions)
+        return stands
+
+    def _warn(self, opinions: Sequence[int]) -> None:
+        """Says what changed, on the first rank that saw it."""
         text = self._audit.changes.message()
-        if text and self._engine.rank == next(rank for rank, each in enumerate(opinions) if each):
-            warn_user(text)
-        return kept
+        first = next((rank for rank, opinion in enumerate(opinions) if opinion), None)
+        if text and self._engine.rank == first:
+            warn_user(text + advice(self._owner))
 
     def _moved(self, accepted: Accepted) -> bool:
         """Whether the live parameters have left the point at which the drift was evaluated."""
