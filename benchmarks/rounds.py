@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept import Kept
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.domain import parse_prompt
 from picardopt_3d.export.files import replacing
@@ -40,6 +39,7 @@ from picardopt_3d.methods.dreamfusion import SMALL
 from picardopt_3d.report import held_out_cameras, psnr_against_truth
 from picardopt_3d.scenes import Scene, load_scene, save_scene
 from picardopt_3d.worker import picard_closure, sequential_step
+from result_store import ResultStore
 from tables import markdown, number
 
 from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, StepRelativeTolerance
@@ -132,7 +132,7 @@ def scene_file(folder: Path, run: Run) -> Path:
     return folder / f"{run.guidance}-{run.setting}-{run.seed}.safetensors"
 
 
-def optimise(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
+def optimize(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
     """Carry out one run in this process; a reference keeps its scene, a trial is compared with it."""
     torch.set_num_threads(1)
     batch, rate = SETTINGS[run.setting]
@@ -197,7 +197,7 @@ def spread(folder: Path, guidance: str, setting: str, seeds: int) -> dict[str, f
 
 def carry_out(task: tuple[Run, str, int, Path]) -> tuple[str, dict[str, Any]]:
     run, *rest = task
-    return run.name, optimise(run, *rest)
+    return run.name, optimize(run, *rest)
 
 
 def percent(value: float) -> str:
@@ -281,7 +281,7 @@ def main() -> None:
     title = "Steps per sweep, deviation from the sequential run, quality"
     if options.render:
         setup = json.loads(options.out.read_text())["setup"]
-        Kept(options.out, "", setup, title, body).write()
+        ResultStore(options.out, "", setup, title, body).write()
         return
     if options.seeds < 2:
         parser.error(
@@ -298,7 +298,7 @@ def main() -> None:
     def said(found: dict[str, Any]) -> str:
         return f"{found.get('steps_per_sweep', 1):.2f} steps a sweep, {found['seconds']:.0f} s"
 
-    kept = Kept(options.out, command, setup, title, body)
+    kept = ResultStore(options.out, command, setup, title, body)
     options.scenes.mkdir(parents=True, exist_ok=True)
 
     def carry_out_all(wanted: list[Run]) -> None:

@@ -1,18 +1,18 @@
 """Law 8: an impure closure is found out, and a pure one never is."""
 
 import itertools
+import types
 import warnings
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from runs import Case, assert_parallel, parallel, quiet
 from torch import Tensor, nn
 
 from picardopt import ImpureClosureError, ParallelPicardOptimizer, step_rng
+from tests.helpers.runs import Case, assert_parallel, parallel, quiet
 
 STEPS = 60
 """Longer than the first sweeps of every window here: "by default" is soon enough to be of use."""
@@ -53,17 +53,23 @@ def late_bound_variable(setup: Setup) -> Iterator[Callable[..., Tensor]]:
         yield closure
 
 
-def late_bound_deep(setup: Setup) -> Iterator[Callable[..., Tensor]]:
-    """Deeper than the closure's surroundings are compared."""
-    inner = SimpleNamespace(batch=setup.data[0])
-    holder = SimpleNamespace(state=SimpleNamespace(inner=inner))
+def deep_batch(setup: Setup) -> Iterator[Callable[..., Tensor]]:
+    """The same, deeper inside an object than what is compared at every step."""
+    holder = types.SimpleNamespace(trainer=Hidden(Hidden(None)))
 
     def closure() -> Tensor:
-        return setup.loss(holder.state.inner.batch)
+        return setup.loss(holder.trainer.inside.inside)
 
     for batch in setup.data:
-        inner.batch = batch
+        holder.trainer.inside.inside = batch
         yield closure
+
+
+class Hidden:
+    """An object with something inside."""
+
+    def __init__(self, inside: Any) -> None:
+        self.inside = inside
 
 
 def iterator(setup: Setup) -> Iterator[Callable[..., Tensor]]:
@@ -105,9 +111,9 @@ def global_counter(setup: Setup) -> Iterator[Callable[..., Tensor]]:
 
 
 SEEN = [late_bound_batch, late_bound_variable]
-"""Right, since the queue is dropped; only nothing runs ahead."""
+"""Legal: the loop changes what the closure sees. Right at any tolerance; only nothing runs ahead."""
 MISUSES = [
-    late_bound_deep,
+    deep_batch,
     iterator,
     loader,
     torch_generator,
@@ -126,7 +132,7 @@ def train(setup: Setup, closures: Iterator[Callable[..., Tensor]], steps: int = 
 @pytest.mark.parametrize("misuse", MISUSES, ids=lambda misuse: misuse.__name__)
 def test_misuse_is_found_by_default(misuse: Any, tolerance: Any, window: int) -> None:
     setup = Setup(window=window, tolerance=tolerance)
-    if tolerance == 0 and misuse is late_bound_deep:
+    if tolerance == 0 and misuse is deep_batch:
         # Smooth drifts: nothing is ever accepted ahead, so the run is sequential and right.
         train(setup, misuse(setup))
         assert max(setup.optimizer.stats.strides) == 1
@@ -145,35 +151,33 @@ def test_misuse_is_found_by_default(misuse: Any, tolerance: Any, window: int) ->
     assert setup.optimizer.step_index == before + 10
 
 
-@pytest.mark.parametrize("window", [2, 8])
+@pytest.mark.parametrize("window", [2, 4, 8])
 @pytest.mark.parametrize("tolerance", [None, 0, float("inf")])
-@pytest.mark.parametrize("taken", SEEN, ids=lambda taken: taken.__name__)
-def test_a_batch_that_the_loop_takes_is_right_and_said(
-    taken: Any, tolerance: Any, window: int
-) -> None:
-    setup, plain = Setup(window=window, tolerance=tolerance), Setup(window=1)
+@pytest.mark.parametrize("change", SEEN, ids=lambda change: change.__name__)
+def test_a_batch_that_the_loop_hands_over_is_seen(change: Any, tolerance: Any, window: int) -> None:
+    """Every step sees its own batch, as in the plain loop; the first drop names what changed."""
+    setup = Setup(window=window, tolerance=tolerance)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        train(setup, taken(setup))
-    for step, closure in enumerate(itertools.islice(taken(plain), STEPS)):
+        train(setup, change(setup))
+    stats = setup.optimizer.stats
+    plain = Setup()
+    for step, closure in enumerate(itertools.islice(change(plain), STEPS)):
         with step_rng(1, step):
             closure()
             plain.optimizer.base.step()
-    pairs = zip(setup.model.parameters(), plain.model.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
-    if tolerance == float("inf"):
-        said = [str(each.message) for each in caught]
-        assert len(said) == 2
-        assert all("batch" in text for text in said)
-        assert "closure(step)" in said[1]  # the remedy
-    elif tolerance == 0:  # smooth drifts: nothing was ahead that could be dropped
-        assert not caught
+    for a, b in zip(setup.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert stats.steps == STEPS
+    if tolerance != 0:
+        assert stats.outer_changes >= STEPS // 2
+        assert any("batch" in str(warning.message) for warning in caught)
 
 
 def test_short_strides_do_not_use_up_the_checks() -> None:
     """While nothing is accepted ahead, a batch from outside does no harm; once something is, it is found."""
     setup = Setup(tolerance=0)
-    closures = late_bound_deep(setup)
+    closures = deep_batch(setup)
     for _ in range(8):
         setup.optimizer.step(next(closures))
     assert max(setup.optimizer.stats.strides) == 1
@@ -184,7 +188,7 @@ def test_short_strides_do_not_use_up_the_checks() -> None:
             setup.optimizer.step(next(closures))
 
 
-@pytest.mark.parametrize("misuse", MISUSES + SEEN, ids=lambda misuse: misuse.__name__)
+@pytest.mark.parametrize("misuse", MISUSES, ids=lambda misuse: misuse.__name__)
 def test_never_means_never(misuse: Any) -> None:
     setup = Setup(audit="never", tolerance=float("inf"))
     train(setup, misuse(setup), 20)

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from picardopt.transport import PairwiseTransport
+from torch import Tensor
+
+from picardopt import PicardError, RankLostError
 from picardopt.ranks import make_grid
-from pool import fresh_pool
-from runs import (
+from picardopt.transport import PairwiseTransport
+from tests.helpers.pool import fresh_pool
+from tests.helpers.runs import (
     SECONDS,
     Case,
     Trace,
@@ -25,9 +28,6 @@ from runs import (
     sequential,
     wrap,
 )
-from torch import Tensor
-
-from picardopt import PicardError, RankLostError
 
 CASE = Case("network", "Adam", steps=14)
 
