@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from pool import Pools
-from problems import quantise
 from torch import Tensor, nn
 
 from picardopt import ParallelPicardOptimizer, PicardWarning, step_rng
+from tests.helpers.pool import Pools
+from tests.helpers.problems import quantise
 
 STEPS = 300
 EVERY = 50

@@ -12,9 +12,10 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from pool import Pools
-from runs import assert_same_bits
-from task import (
+from torch import Tensor
+
+from picardopt import ParallelPicardOptimizer, StepIndexedLoader, step_rng
+from tests.frameworks.task import (
     BATCHES,
     Network,
     assert_told_once,
@@ -26,9 +27,8 @@ from task import (
     weights,
     wrap,
 )
-from torch import Tensor
-
-from picardopt import ParallelPicardOptimizer, StepIndexedLoader, step_rng
+from tests.helpers.pool import Pools
+from tests.helpers.runs import assert_same_bits
 
 STEPS = 2 * BATCHES
 

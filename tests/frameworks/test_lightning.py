@@ -8,9 +8,9 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from pool import Pools
-from runs import assert_same_bits
-from task import (
+
+from picardopt import Carry, ParallelPicardOptimizer, StepIndexedLoader
+from tests.frameworks.task import (
     BATCHES,
     Network,
     assert_told_once,
@@ -22,8 +22,8 @@ from task import (
     weights,
     wrap,
 )
-
-from picardopt import Carry, ParallelPicardOptimizer, StepIndexedLoader
+from tests.helpers.pool import Pools
+from tests.helpers.runs import assert_same_bits
 
 pytestmark = [
     # Of Lightning's own code: it asks torch for what torch renamed.
