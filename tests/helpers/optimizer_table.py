@@ -185,7 +185,8 @@ def told(error: BaseException) -> str:
 
 HEAD = """# Published optimizers
 
-Made by `python -m tests.helpers.optimizer_table`, which runs each of them. A test fails if a run disagrees with this table.
+Made by `python -m tests.helpers.optimizer_table`, which runs each of them. A test fails if a run disagrees with
+this table.
 
 - *exact*: {steps} steps at `tolerance=0` and `window={window}` left the same bits as the sequential loop in losses,
   parameters, state, groups and attributes, over strides longer than 1, on parameters of one, two and four dimensions
@@ -214,10 +215,10 @@ process, which never runs ahead and is exact for everything.
 
 ## Schedule-free optimizers
 
-They keep two points and swap the parameters between them. Call `train()` and `eval()` on the optimizer that you wrapped,
-where you would without picardopt: before training, and around validation and checkpoints. If swapping there and back
-does not restore the parameters' bits (rounding), what was evaluated ahead is dropped. The run stays exact at tolerance 0
-and loses one short stride per validation. A step in eval mode raises their own error.
+They keep two points and swap the parameters between them. Call `train()` and `eval()` on the optimizer that you
+wrapped, where you would without picardopt: before training, and around validation and checkpoints. If swapping there
+and back does not restore the parameters' bits (rounding), what was evaluated ahead is dropped. The run stays exact at
+tolerance 0 and loses one short stride per validation. A step in eval mode raises their own error.
 """
 
 
