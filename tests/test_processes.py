@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 import picardopt.drift
-import picardopt.rehearsal
-import picardopt.rollout
+import picardopt.replay_check
+import picardopt.snapshot
 from tests.helpers.pool import Pool, Pools
 from tests.helpers.runs import (
     Case,
@@ -162,8 +162,8 @@ def _seed_by_rank() -> Any:
 def _state_not_restored() -> Iterator[None]:
     """The rollout's steps stay in the base's state, and rolling out twice does not tell."""
     with (
-        mock.patch.object(picardopt.rollout.Snapshot, "restore", return_value=None),
-        mock.patch.object(picardopt.rehearsal, "repeats", return_value=True),
+        mock.patch.object(picardopt.snapshot.Snapshot, "restore", return_value=None),
+        mock.patch.object(picardopt.replay_check, "repeats", return_value=True),
     ):
         yield
 

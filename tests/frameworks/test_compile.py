@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.parallel import DistributedDataParallel
 
 from picardopt import ImpureClosureError, StepIndexedLoader, step_rng
-from picardopt.modules import uses_compile
+from picardopt.audit.modules import uses_compile
 from tests.frameworks.task import (
     BATCHES,
     Network,

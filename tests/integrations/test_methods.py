@@ -15,13 +15,13 @@ from picardopt_3d.domain import Subject
 from picardopt_3d.guidance import ScoreDistillation
 from picardopt_3d.guidance.choose import GuidanceConfig, load_score
 from picardopt_3d.guidance.loading import ModelOptions
-from picardopt_3d.images import true_reference
 from picardopt_3d.methods import METHODS, Context, RecipeConfig, Stage, losses
 from picardopt_3d.methods.dreamfusion import DreamFusionConfig, DreamFusionWeights
 from picardopt_3d.methods.lighting import ShadingConfig
 from picardopt_3d.methods.textmesh import TextMeshConfig, TextMeshWeights
 from picardopt_3d.methods.zero123 import Zero123Config, Zero123Weights
 from picardopt_3d.scenes import HashConfig, NerfConfig, OccupancyConfig, SdfConfig
+from picardopt_3d.world.pictures import true_reference
 from torch import Tensor
 
 from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, step_rng
