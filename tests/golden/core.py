@@ -86,7 +86,7 @@ def _carry_by_increments(**options: Any) -> Callable[[], Setting]:
 
         def closure(step: int) -> Tensor:
             base.zero_grad()
-            loss = (model(torch.randn(6, 3)) - torch.randn(6, 2)).square().mean()
+            loss: Tensor = (model(torch.randn(6, 3)) - torch.randn(6, 2)).square().mean()
             loss.backward()
             return loss
 
