@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from picardopt import replay_check
-from picardopt.audit.auditor import Auditor
+from picardopt.auditor import Auditor
 from picardopt.closure import StepClosure
 from picardopt.drift import Accepted, Drift, Outcome
 from picardopt.engines import Engine
@@ -157,4 +157,6 @@ class Speculator:
         return numbers
 
     def _slots(self, step: int) -> int:
+        if self._auditor.futile:
+            return 1
         return self._options.slots(step, exact=self._tolerance.exact)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from analytic import Balls, voxels
 from picardopt_3d.cameras import orbit_cameras, turntable_cameras
 from picardopt_3d.domain import COLOURS, SHAPES, Subject, all_subjects
 from picardopt_3d.evaluate.clip import ClipJudge
@@ -31,6 +30,8 @@ from picardopt_3d.evaluate.runs import open_scene, pick_device, read_run, scene_
 from picardopt_3d.evaluate.table import text_table, write_csv
 from picardopt_3d.scenes import save_scene
 from torchmetrics.functional.image import structural_similarity_index_measure
+
+from tests.integrations.helpers.analytic import Balls, voxels
 
 CAPTIONS = [subject.caption for subject in all_subjects()]
 REPORT = {

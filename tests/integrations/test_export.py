@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from films import read_film
 from picardopt_3d.cameras import turntable_cameras
 from picardopt_3d.export.files import replacing, write_json
 from picardopt_3d.export.pictures import (
@@ -22,6 +21,8 @@ from picardopt_3d.export.plots import save_strides_plot
 from picardopt_3d.export.turntable import frames_of, save_film
 from picardopt_3d.scenes import FieldConfig, RadianceField
 from PIL import Image
+
+from tests.integrations.helpers.films import read_film
 
 FIELD = RadianceField(FieldConfig(resolutions=(5,), samples=4))
 

@@ -22,10 +22,14 @@ from picardopt_3d.methods.textmesh import TextMeshConfig, TextMeshWeights
 from picardopt_3d.methods.zero123 import Zero123Config, Zero123Weights
 from picardopt_3d.scenes import HashConfig, NerfConfig, OccupancyConfig, SdfConfig
 from picardopt_3d.world.pictures import true_reference
-from tiny_pipelines import save_deepfloyd, save_stable_diffusion, save_zero123
 from torch import Tensor
 
 from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, step_rng
+from tests.integrations.helpers.tiny_pipelines import (
+    save_deepfloyd,
+    save_stable_diffusion,
+    save_zero123,
+)
 
 CPU = torch.device("cpu")
 CHAIR = Subject("chair", "red")

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from films import read_film
 from picardopt_3d.command import image_to_3d
 from picardopt_3d.command import text_to_3d as main
 from picardopt_3d.config import TextTo3DConfig, load_config
@@ -22,7 +21,9 @@ from picardopt_3d.report import held_out_cameras, psnr_against_truth
 from picardopt_3d.scenes import FieldConfig, RadianceField, load_scene
 from picardopt_3d.worker import SCENE_FILE, _agreed, train, train_launched
 from PIL import Image
-from pool import Pools
+
+from tests.helpers.pool import Pools
+from tests.integrations.helpers.films import read_film
 
 TINY = replace(
     SMALL,
