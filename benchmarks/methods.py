@@ -22,7 +22,6 @@ import torch
 from kept import Figures, Kept
 from picardopt_3d.cameras import orbit_cameras, turntable_cameras
 from picardopt_3d.config import ImageTo3DConfig, RunConfig, TextTo3DConfig
-from picardopt_3d.domain import Subject, all_subjects
 from picardopt_3d.evaluate.clip import ClipJudge
 from picardopt_3d.evaluate.pictures import render_views
 from picardopt_3d.images import save_reference, true_reference
@@ -30,6 +29,7 @@ from picardopt_3d.methods import METHODS
 from picardopt_3d.report import psnr_against_truth
 from picardopt_3d.scenes import load_scene
 from picardopt_3d.worker import INPUT_FILE, SCENE_FILE, train
+from picardopt_3d.world import Subject, all_subjects
 from safetensors.torch import load_file
 from tables import markdown
 

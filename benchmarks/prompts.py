@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from kept import Kept
 from picardopt_3d.cameras import turntable_cameras
-from picardopt_3d.domain import COLOURS, SHAPES, all_subjects, held_out_subjects, parse_prompt
 from picardopt_3d.evaluate.clip import ClipJudge
 from picardopt_3d.export.files import replacing
 from picardopt_3d.methods import Context
@@ -32,6 +31,7 @@ from picardopt_3d.methods.dreamfusion import SMALL
 from picardopt_3d.report import psnr_against_truth
 from picardopt_3d.scenes import Scene, load_scene, save_scene
 from picardopt_3d.worker import picard_closure, sequential_step
+from picardopt_3d.world import COLOURS, SHAPES, all_subjects, held_out_subjects, parse_prompt
 from rounds import distances, guidance_of
 from safetensors.torch import load_file, save_file
 from tables import markdown

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from kept import Kept
 from picardopt_3d.cameras import Cameras
-from picardopt_3d.domain import parse_prompt
 from picardopt_3d.export.files import replacing
 from picardopt_3d.guidance import ExactScore, ScoreDistillation, SdsConfig
 from picardopt_3d.guidance.choose import load_score
@@ -35,6 +34,7 @@ from picardopt_3d.methods.dreamfusion import SMALL
 from picardopt_3d.report import held_out_cameras, psnr_against_truth
 from picardopt_3d.scenes import Scene, load_scene, save_scene
 from picardopt_3d.worker import picard_closure, sequential_step
+from picardopt_3d.world import parse_prompt
 from tables import markdown, number
 
 from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, StepRelativeTolerance

@@ -11,7 +11,6 @@ import pytest
 import torch
 from analytic import Balls, voxels
 from picardopt_3d.cameras import orbit_cameras, turntable_cameras
-from picardopt_3d.domain import COLOURS, SHAPES, Subject, all_subjects
 from picardopt_3d.evaluate.clip import ClipJudge
 from picardopt_3d.evaluate.evaluation import (
     Figures,
@@ -30,6 +29,7 @@ from picardopt_3d.evaluate.reference import domain_statistics
 from picardopt_3d.evaluate.runs import open_scene, pick_device, read_run, scene_file
 from picardopt_3d.evaluate.table import text_table, write_csv
 from picardopt_3d.scenes import save_scene
+from picardopt_3d.world import COLOURS, SHAPES, Subject, all_subjects
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 CAPTIONS = [subject.caption for subject in all_subjects()]

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from picardopt_3d.cameras import turntable_cameras
-from picardopt_3d.domain import COLOURS, Subject, all_subjects
 from picardopt_3d.evaluate.clip import SHIPPED_CLIP, ClipJudge
 from picardopt_3d.evaluate.evaluation import (
     r_precision,
@@ -25,6 +24,7 @@ from picardopt_3d.evaluate.frechet import (
 from picardopt_3d.evaluate.pictures import true_views
 from picardopt_3d.evaluate.reference import domain_statistics, find_reference, folder_statistics
 from picardopt_3d.training.evaluation import true_views as views_of
+from picardopt_3d.world import COLOURS, Subject, all_subjects
 from PIL import Image
 from torch import Tensor
 from torchmetrics.image.fid import _compute_fid

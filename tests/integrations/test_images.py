@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from picardopt_3d.cameras import orbit_cameras
-from picardopt_3d.domain import render
 from picardopt_3d.images import (
     EXAMPLES,
     ReferenceImage,
@@ -18,6 +17,7 @@ from picardopt_3d.images import (
     true_reference,
     write_examples,
 )
+from picardopt_3d.world import render
 from PIL import Image
 
 VIEW = {"elevation": 20.0, "azimuth": 30.0, "distance": 1.65, "fov": 42.5}

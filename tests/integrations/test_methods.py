@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from picardopt_3d.cameras import orbit_cameras, random_cameras
-from picardopt_3d.domain import Subject
 from picardopt_3d.guidance import ScoreDistillation
 from picardopt_3d.guidance.choose import GuidanceConfig, load_score
 from picardopt_3d.guidance.loading import ModelOptions
@@ -22,6 +21,7 @@ from picardopt_3d.methods.lighting import ShadingConfig
 from picardopt_3d.methods.textmesh import TextMeshConfig, TextMeshWeights
 from picardopt_3d.methods.zero123 import Zero123Config, Zero123Weights
 from picardopt_3d.scenes import HashConfig, NerfConfig, OccupancyConfig, SdfConfig
+from picardopt_3d.world import Subject
 from tiny_pipelines import save_deepfloyd, save_stable_diffusion, save_zero123
 from torch import Tensor
 

@@ -12,7 +12,6 @@ from films import read_film
 from picardopt_3d.command import image_to_3d
 from picardopt_3d.command import text_to_3d as main
 from picardopt_3d.config import TextTo3DConfig, load_config
-from picardopt_3d.domain import BACKGROUND, parse_prompt
 from picardopt_3d.guidance.choose import GuidanceConfig
 from picardopt_3d.methods.base import Rates
 from picardopt_3d.methods.dreamfusion import SMALL, DreamFusion
@@ -21,6 +20,7 @@ from picardopt_3d.record import Trained
 from picardopt_3d.report import held_out_cameras, psnr_against_truth
 from picardopt_3d.scenes import FieldConfig, RadianceField, load_scene
 from picardopt_3d.worker import SCENE_FILE, _agreed, train, train_launched
+from picardopt_3d.world import BACKGROUND, parse_prompt
 from PIL import Image
 from pool import Pools
 

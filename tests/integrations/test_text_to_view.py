@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from picardopt_3d.cameras import random_cameras, turntable_cameras
-from picardopt_3d.domain import all_subjects, held_out_subjects
 from picardopt_3d.guidance import ExactScore, RenderedSubjects, ScoreDistillation, ScoreModel
 from picardopt_3d.guidance.pixel_diffusion import PixelDiffusion
 from picardopt_3d.guidance.text_to_view import TextToViewPipeline
@@ -22,6 +21,7 @@ from picardopt_3d.training.text_to_view import (
     build_pipeline,
     save_half_precision,
 )
+from picardopt_3d.world import all_subjects, held_out_subjects
 from transformers import CLIPTextModel, CLIPTokenizer
 
 TINY = TextToViewConfig(

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from picardopt_3d.cameras import orbit_cameras
-from picardopt_3d.domain import CAPTIONS, COLOURS, SHAPES, Subject, held_out_subjects, render
 from picardopt_3d.guidance.zero123_pipeline import relative_pose
 from picardopt_3d.prompts import ViewWords
 from picardopt_3d.training.data import Draw, Views, caption_table, trained_subjects
 from picardopt_3d.training.models import build_tokenizer, known_texts
+from picardopt_3d.world import CAPTIONS, COLOURS, SHAPES, Subject, held_out_subjects, render
 
 
 @pytest.fixture(scope="module")

@@ -1,31 +1,5 @@
-"""Files that are whole or absent: written beside their place, then moved into it."""
+"""The old name of `io`."""
 
-from __future__ import annotations
+from picardopt_3d.io import replacing, write_json
 
-import contextlib
-import json
-import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path of the same suffix; move it to `path` if the block succeeds.
-
-    A reader never sees half a file, and an interrupted writer leaves the old one in place.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` as strict JSON (no NaN or infinity), indented."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+__all__ = ["replacing", "write_json"]

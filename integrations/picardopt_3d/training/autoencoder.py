@@ -15,10 +15,10 @@ import tyro
 from torch import Tensor
 from torch.nn import functional
 
-from picardopt_3d.domain import COLOURS, SHAPES, Subject, all_subjects, render
 from picardopt_3d.training.loop import LoopConfig, Trainer, load_views, run
 from picardopt_3d.training.models import build_autoencoder, half
 from picardopt_3d.training.pictures import save_sheet, sheet_cameras
+from picardopt_3d.world import COLOURS, SHAPES, Subject, all_subjects, render
 
 
 @dataclass(frozen=True, kw_only=True)

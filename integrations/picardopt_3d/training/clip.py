@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from picardopt_3d.domain import CAPTIONS, COLOURS, SHAPES, all_subjects
 from picardopt_3d.training.data import caption_table
 from picardopt_3d.training.loop import LoopConfig, Trainer, load_views, run
 from picardopt_3d.training.models import (
@@ -32,6 +31,7 @@ from picardopt_3d.training.models import (
     vision_config,
 )
 from picardopt_3d.training.pictures import save_sheet
+from picardopt_3d.world import CAPTIONS, COLOURS, SHAPES, all_subjects
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from picardopt_3d.cameras import CameraConfig, Cameras, orbit_cameras, random_cameras
-from picardopt_3d.domain import (
+from picardopt_3d.io import replacing
+from picardopt_3d.world import (
     BACKGROUND,
     CAPTIONS,
     COLOURS,
@@ -98,9 +98,8 @@ class Views:
         if saved["key"] != key:
             shaded, poses = _render(count, size, seed, cameras, device)
             saved = {"key": key, "shaded": shaded.cpu(), "poses": poses.cpu()}
-            temporary = path.with_suffix(f".{os.getpid()}")  # several runs may share the file
-            torch.save(saved, temporary)
-            os.replace(temporary, path)
+            with replacing(path) as temporary:  # several runs may share the file
+                torch.save(saved, temporary)
         chosen = trained_subjects() if subjects is None else subjects
         return cls(saved["shaded"].to(device), saved["poses"].to(device), chosen)
 

@@ -6,10 +6,10 @@ import torch
 from torch.nn import functional
 
 from picardopt_3d.cameras import random_cameras
-from picardopt_3d.domain import all_subjects
 from picardopt_3d.evaluate.clip import ClipJudge
 from picardopt_3d.training.data import WIDE_CAMERAS
 from picardopt_3d.training.evaluation import EvaluationConfig, print_table, true_views
+from picardopt_3d.world import all_subjects
 
 
 def print_clip_table(config: EvaluationConfig) -> None:

@@ -10,12 +10,12 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from picardopt_3d.cameras import Cameras, random_cameras
-from picardopt_3d.domain import Subject, all_subjects
 from picardopt_3d.guidance.zero123_pipeline import Zero123Pipeline, embed_image, relative_pose
 from picardopt_3d.prompts import ViewWords
 from picardopt_3d.training.data import WIDE_CAMERAS, tokenize
 from picardopt_3d.training.evaluation import EvaluationConfig, groups, print_table, true_views
 from picardopt_3d.training.zero123 import CAMERAS
+from picardopt_3d.world import Subject, all_subjects
 
 
 def psnr(views: Tensor, truth: Tensor) -> float:

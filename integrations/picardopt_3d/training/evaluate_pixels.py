@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from picardopt_3d.cameras import random_cameras
-from picardopt_3d.domain import Subject, all_subjects
 from picardopt_3d.guidance.pixel_diffusion import PixelDiffusion
 from picardopt_3d.guidance.protocol import ScoreModel
 from picardopt_3d.training.data import WIDE_CAMERAS
 from picardopt_3d.training.evaluation import EvaluationConfig, groups, print_table, true_views
+from picardopt_3d.world import Subject, all_subjects
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from picardopt_3d.cameras import Cameras
-from picardopt_3d.domain import COLOURS, Subject, colourize, held_out_subjects, render_shading
 from picardopt_3d.guidance.pixel_diffusion import SHIPPED
 from picardopt_3d.training.data import trained_subjects
+from picardopt_3d.world import COLOURS, Subject, colourize, held_out_subjects, render_shading
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor
 
 from picardopt_3d.cameras import orbit_cameras
-from picardopt_3d.domain import COLOURS, SHAPES, Subject
 from picardopt_3d.prompts import ViewWords
 from picardopt_3d.training.data import caption_table, tokenize
 from picardopt_3d.training.diffusion import velocity_loss
@@ -31,6 +30,7 @@ from picardopt_3d.training.models import (
     latent_scheduler,
 )
 from picardopt_3d.training.pictures import save_sheet
+from picardopt_3d.world import COLOURS, SHAPES, Subject
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from picardopt_3d.cameras import CameraConfig
-from picardopt_3d.domain import Subject
+from picardopt_3d.io import replacing
 from picardopt_3d.training.data import WIDE_CAMERAS, Views
 from picardopt_3d.training.pictures import save_loss_curve
+from picardopt_3d.world import Subject
 
 _HOW = {
     "out",
@@ -184,7 +184,7 @@ class Trainer(ABC):
         self._fresh.append(loss.detach().float())
 
     def save(self) -> None:
-        """Write the checkpoint, atomically."""
+        """Writes the checkpoint, whole or not at all."""
         state = {
             "config": _fingerprint(self.config),
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
@@ -194,9 +194,8 @@ class Trainer(ABC):
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "seconds": self.seconds,
         }
-        temporary = self.config.out / "checkpoint.partial"
-        torch.save(state, temporary)
-        os.replace(temporary, self.config.out / "checkpoint.pt")
+        with replacing(self.config.out / "checkpoint.pt") as temporary:
+            torch.save(state, temporary)
 
     def resume(self) -> bool:
         """Take up the checkpoint, if there is one.

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from picardopt_3d.cameras import CONDITION_SIZE
-from picardopt_3d.domain import all_subjects
 from picardopt_3d.prompts import ViewWords
+from picardopt_3d.world import all_subjects
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _GROUPS = 8

@@ -17,7 +17,6 @@ import tyro
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from picardopt_3d.domain import COLOURS, SHAPES, Subject
 from picardopt_3d.guidance.text_to_view import TextToViewPipeline
 from picardopt_3d.training.data import caption_table, tokenize
 from picardopt_3d.training.diffusion import velocity_loss
@@ -30,6 +29,7 @@ from picardopt_3d.training.models import (
     half,
 )
 from picardopt_3d.training.pictures import save_sheet, sheet_cameras
+from picardopt_3d.world import COLOURS, SHAPES, Subject
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 from picardopt_3d.cameras import CameraConfig, orbit_cameras
-from picardopt_3d.domain import COLOURS, SHAPES, Subject, all_subjects, render
 from picardopt_3d.guidance.zero123_pipeline import (
     CLIPCameraProjection,
     Zero123Pipeline,
@@ -37,6 +36,7 @@ from picardopt_3d.training.models import (
     vision_config,
 )
 from picardopt_3d.training.pictures import save_sheet, sheet_cameras
+from picardopt_3d.world import COLOURS, SHAPES, Subject, all_subjects, render
 
 CAMERAS = CameraConfig(elevation=(-10.0, 80.0), distance=(1.5, 1.8), fov=(42.5, 42.5))
 """Its cameras: one field of view, which a relative pose does not tell."""

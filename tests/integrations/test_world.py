@@ -5,18 +5,18 @@ import math
 import pytest
 import torch
 from picardopt_3d.cameras import orbit_cameras, turntable_cameras
-from picardopt_3d.domain import (
+from picardopt_3d.world import (
     BACKGROUND,
     COLOURS,
     SHAPES,
     Subject,
-    _trace,
     all_subjects,
     held_out_subjects,
     parse_prompt,
     render,
     render_shading,
 )
+from picardopt_3d.world.views import _trace
 
 
 @pytest.mark.parametrize("shape", SHAPES)
