@@ -16,11 +16,11 @@ from tyro.conf import Positional
 
 from .domain import parse_prompt
 from .export.files import replacing
-from .methods import METHODS, Method, RecipeConfig
+from .methods import METHODS, Method, StageConfig
 
 CONFIG_FILE = "config.yaml"
 
-R = TypeVar("R", bound=RecipeConfig)
+R = TypeVar("R", bound=StageConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +252,7 @@ def find_method(name: Any, command: str) -> Method:
     return known[name]
 
 
-def find_preset(name: Any, method: Method) -> RecipeConfig:
+def find_preset(name: Any, method: Method) -> StageConfig:
     """A method's preset.
 
     Raises:

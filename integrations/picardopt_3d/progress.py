@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
+from .problem import Losses
 from .record import Recorder
 from .scenes import Scene
 
@@ -55,7 +55,7 @@ class Progress:
         if self.writer is not None:
             self.writer.close()
 
-    def step(self, step: int, values: Mapping[str, Tensor], scene: Scene) -> None:
+    def step(self, step: int, values: Losses, scene: Scene) -> None:
         """Show a step that has become final."""
         recent = self.recorder.trained.losses[-_RECENT:]
         shown = {"loss": f"{sum(recent) / len(recent):.3g}"}
@@ -71,10 +71,9 @@ class Progress:
         if self.writer is not None:
             self._log(step, values, path)
 
-    def _log(self, step: int, values: Mapping[str, Tensor], picture: Path | None) -> None:
-        for name, value in values.items():
-            if value.numel() == 1:
-                self.writer.add_scalar(f"loss/{name}", float(value), step)
+    def _log(self, step: int, values: Losses, picture: Path | None) -> None:
+        for name, value in ({"loss": values.total} | values.terms).items():
+            self.writer.add_scalar(f"loss/{name}", float(value), step)
         stats = self.recorder.stats
         if stats is not None and stats.strides:
             self.writer.add_scalar("picard/stride", stats.strides[-1], step)

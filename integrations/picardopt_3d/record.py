@@ -6,19 +6,17 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from picardopt import CheckpointError, ParallelPicardOptimizer, load_checkpoint, save_checkpoint
 from picardopt.stats import Stats
 
 from .config import RunConfig
-from .scenes import Scene
+from .problem import Losses, Problem
 
 
 @dataclass
@@ -118,10 +116,10 @@ class Recorder:
         """What the optimizer has counted since the run began or went on; None in a sequential run."""
         return None if self.optimizer is None else self.optimizer.stats
 
-    def took(self, step: int, values: Mapping[str, Tensor]) -> None:
+    def took(self, step: int, values: Losses) -> None:
         """A step is final."""
         self.trained.step = step + 1
-        self.trained.losses.append(float(values["loss"]))
+        self.trained.losses.append(float(values.total))
 
     def count(self) -> None:
         """Take over what was counted since."""
@@ -147,13 +145,12 @@ class Recorder:
 def save_run(
     path: Path,
     recorder: Recorder,
-    scene: Scene,
+    problem: Problem,
     optimizer: ParallelPicardOptimizer | torch.optim.Optimizer,
 ) -> None:
-    """Keep the last committed step: the scene with its carry, the optimizer, the record."""
+    """Keep the last committed step: the scene with its carry, the guidance, the optimizer, the record."""
     recorder.count()
-    state = {
-        "scene": scene.state_dict(),
+    state = problem.state_dict() | {
         "optimizer": optimizer.state_dict(),
         "trained": recorder.trained.kept(),
     }
@@ -164,7 +161,7 @@ def save_run(
 def load_run(
     path: Path,
     trained: Trained,
-    scene: Scene,
+    problem: Problem,
     optimizer: ParallelPicardOptimizer | torch.optim.Optimizer,
 ) -> None:
     """Go on from what `save_run` kept.
@@ -175,7 +172,7 @@ def load_run(
     state = load_checkpoint(path)
     kept = Trained(**state["trained"])
     try:
-        scene.load_state_dict(state["scene"])
+        problem.load_state_dict(state)
         optimizer_state = dict(state["optimizer"])
         if not isinstance(optimizer, ParallelPicardOptimizer):
             optimizer_state.pop("picard", None)

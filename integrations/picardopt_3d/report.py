@@ -108,10 +108,9 @@ def psnr_against_truth(scene: Scene, subject: Subject, size: int) -> float:
 
 def render_in_parts(scene: Scene, cameras: Cameras, size: int, part: int = 4) -> list[Render]:
     """Render many views with normals, a few at a time, for memory's sake."""
-    device = next(scene.parameters()).device
     with torch.no_grad():
         return [
-            scene.render(*cameras[i : i + part].to(device).rays(size, size), normals=True)
+            scene.render(cameras[i : i + part].to(scene.device), size, normals=True)
             for i in range(0, len(cameras), part)
         ]
 

@@ -6,20 +6,24 @@ from typing import Any
 
 import torch
 
-from picardopt import AdaptiveTolerance, Carry, ParallelPicardOptimizer, StepRelativeTolerance
+from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, StepRelativeTolerance
 
 from .config import RunConfig
+from .problem import Problem
 
 
 def wrap(
-    base: torch.optim.Optimizer, carry: Carry | None, config: RunConfig[Any]
+    base: torch.optim.Optimizer, problem: Problem, config: RunConfig[Any]
 ) -> ParallelPicardOptimizer:
-    """Wrap a recipe's optimizer; what the command does not say, the recipe does."""
+    """Wrap a problem's optimizers; what the command does not say, the recipe does."""
     picard = config.recipe.picard
     options: dict[str, Any] = {
         "total_steps": config.recipe.steps,
         "seed": config.seed,
-        "carry": carry,
+        "carry": problem.carry(),
+        "restructure": problem.restructure(),
+        "measured": problem.measured(),
+        "lr_scheduler": problem.lr_scheduler(),
         "predictor": config.predictor or picard.predictor,
     }
     window = picard.window if config.window is None else config.window
@@ -36,4 +40,5 @@ def wrap(
         options["tolerance"] = StepRelativeTolerance()
     elif rule is not None:
         options["tolerance"] = rule
-    return ParallelPicardOptimizer(base, **options)
+    optimizers = problem.optimizers()
+    return ParallelPicardOptimizer(base if len(optimizers) == 1 else optimizers, **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from picardopt import Carry, ParallelPicardOptimizer, step_rng
+from picardopt.bases import JoinedOptimizer
+from picardopt.drift import map_tensors
 from picardopt.interrupts import interrupts_allowed, interrupts_deferred
 
 from .cameras import turntable_cameras
@@ -23,10 +25,10 @@ from .config import CONFIG_FILE, ImageTo3DConfig, RunConfig, save_config
 from .evaluate.runs import pick_device
 from .export.files import replacing
 from .export.pictures import rows_of, save_png, tile
-from .guidance import ScoreDistillation
-from .guidance.choose import load_score
+from .guidance.choose import load_guidance
 from .images import ReferenceImage, load_reference
 from .methods import Context, Stage
+from .problem import Losses
 from .progress import Progress
 from .prompts import ImagePrompt, TextPrompt
 from .record import Recorder, Trained, load_run, save_run
@@ -90,11 +92,12 @@ def _prepare(config: RunConfig[Any], resume: bool) -> Ready:
             device = torch.device("cuda", torch.cuda.current_device())
         stage = build_stage(config, device)
     with _agreed():
-        (base,) = stage.bases()
-        optimizer = None if config.sequential else wrap(base, stage.carry(), config)
+        optimizers = stage.optimizers()
+        base = optimizers[0] if len(optimizers) == 1 else JoinedOptimizer(optimizers)
+        optimizer = None if config.sequential else wrap(base, stage, config)
         trained = Trained.of(config, dist.get_world_size() if dist.is_initialized() else 1, device)
         if resume:
-            load_run(config.out / CHECKPOINT_FILE, trained, stage.scene, optimizer or base)
+            load_run(config.out / CHECKPOINT_FILE, trained, stage, optimizer or base)
     return Ready(stage, base, optimizer, trained)
 
 
@@ -117,6 +120,7 @@ def _agreed() -> Iterator[None]:
 def _optimise(config: RunConfig[Any], ready: Ready, started: float) -> Trained:
     """The training loop."""
     stage, base, optimizer, trained = ready.stage, ready.base, ready.optimizer, ready.trained
+    scheduler = stage.lr_scheduler()
     rank = dist.get_rank() if dist.is_initialized() else 0
     checkpoint = config.out / CHECKPOINT_FILE
     if rank == 0:
@@ -132,16 +136,18 @@ def _optimise(config: RunConfig[Any], ready: Ready, started: float) -> Trained:
                 else:
                     values = optimizer.step(picard_closure(base, stage.loss))
                     recorder.took(step, values)
+                if scheduler is not None:
+                    scheduler.step()
                 if rank == 0:
                     progress.step(step, values, stage.scene)
                     every = config.checkpoint_every
                     if every and (step + 1) % every == 0:
-                        save_run(checkpoint, recorder, stage.scene, optimizer or base)
+                        save_run(checkpoint, recorder, stage, optimizer or base)
         finally:
             recorder.count()
             if rank == 0 and trained.step:
                 with interrupts_deferred():
-                    save_run(checkpoint, recorder, stage.scene, optimizer or base)
+                    save_run(checkpoint, recorder, stage, optimizer or base)
                     with replacing(config.out / SCENE_FILE) as temporary:
                         save_scene(stage.scene, temporary)
     return trained
@@ -154,8 +160,9 @@ def build_stage(config: RunConfig[Any], device: torch.device) -> Stage:
     if isinstance(config, ImageTo3DConfig):
         image = reference_of(config)
         prompt = image.prompt()
-    score = load_score(recipe.guidance, prompt, recipe.final_pixels, device)
-    guidance = ScoreDistillation(score, recipe.sds)
+    guidance = load_guidance(
+        recipe.guidance, prompt, recipe.final_pixels, device, sds=recipe.sds, vsd=recipe.vsd
+    )
     # The seed of the whole run: a scene's first weights are drawn before step 0.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -184,11 +191,11 @@ def middle_view(config: RunConfig[Any]) -> tuple[float, float]:
 
 def sequential_step(
     base: torch.optim.Optimizer,
-    loss_of: Callable[[int], Mapping[str, Tensor]],
+    loss_of: Callable[[int], Losses],
     seed: int,
     step: int,
     carry: Carry | None = None,
-) -> dict[str, Tensor]:
+) -> Losses:
     """One step of the sequential run, which a Picard run at tolerance 0 equals bitwise."""
     with step_rng(seed, step), interrupts_deferred():
         with interrupts_allowed():
@@ -196,19 +203,19 @@ def sequential_step(
         base.step()
         if carry is not None and carry.update is not None:
             carry.update(values)
-    return {name: value.detach() for name, value in values.items()}
+    return map_tensors(Tensor.detach, values)  # type: ignore[no-any-return]
 
 
 def picard_closure(
-    base: torch.optim.Optimizer, loss_of: Callable[[int], Mapping[str, Tensor]]
-) -> Callable[[int], Mapping[str, Tensor]]:
+    base: torch.optim.Optimizer, loss_of: Callable[[int], Losses]
+) -> Callable[[int], Losses]:
     """The drift of a step: gradients of its loss."""
 
-    def closure(step: int) -> Mapping[str, Tensor]:
+    def closure(step: int) -> Losses:
         base.zero_grad(set_to_none=True)
         try:
             values = loss_of(step)
-            values["loss"].backward()
+            values.total.backward()
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(
                 f"{error}\nA step does not fit into the device's memory: lower recipe.batch, recipe.pixels or "
@@ -224,7 +231,7 @@ def save_progress_picture(scene: Scene, path: Path, step: int, view: tuple[float
     device = next(scene.parameters()).device
     cameras = turntable_cameras(4, distance=view[0], fov=view[1]).to(device)
     with torch.no_grad():
-        render = scene.render(*cameras.rays(64, 64), normals=True, step=step)
+        render = scene.render(cameras, 64, normals=True, step=step)
     save_png(tile(rows_of(render), scale=2), path)
 
 

@@ -12,8 +12,11 @@ from ..domain import Subject
 from ..domain import render as render_truth
 from ..scenes import Scene
 
-RAYS_AT_ONCE = 1 << 14
-"""Rays that are rendered in one call, for memory's sake."""
+VIEWS_AT_ONCE = 16
+"""Views that are rendered between two reports of progress."""
+
+PIXELS_AT_ONCE = 1 << 16
+"""Pixels of true views that are rendered in one call, to bound memory."""
 
 SMALLEST_SSIM = 11
 """Pixels of the window that SSIM compares: smaller pictures have none."""
@@ -24,37 +27,28 @@ def render_views(
     scene: Scene,
     cameras: Cameras,
     size: int,
-    backdrop: tuple[float, float, float] | None = None,
+    background: tuple[float, float, float] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """Views of a scene, some rays at a time.
+    """Views of a scene, some at a time.
 
     Args:
         scene: What to render.
         cameras: Where from.
         size: Pixels along each edge.
-        backdrop: Colour behind the object; None: the scene's own background.
+        background: Colour behind the object; None: the scene's own background.
         progress: Told how many views were rendered.
 
     Returns:
         RGB in [0, 1], on the CPU. [views, 3, size, size]
     """
-    device = next(scene.parameters()).device
-    together, rows = max(1, RAYS_AT_ONCE // size**2), max(1, RAYS_AT_ONCE // size)
     views = []
-    for start in range(0, len(cameras), together):
-        part = cameras[start : start + together].to(device)
+    for start in range(0, len(cameras), VIEWS_AT_ONCE):
+        part = cameras[start : start + VIEWS_AT_ONCE].to(scene.device)
         behind = None
-        if backdrop is not None:
-            behind = torch.tensor([backdrop] * len(part), device=device)
-        origins, directions = part.rays(size, size)
-        strips = [
-            scene.render(
-                origins[:, top : top + rows], directions[:, top : top + rows], backdrop=behind
-            )
-            for top in range(0, size, rows)
-        ]
-        views.append(torch.cat([strip.rgb for strip in strips], dim=2).clamp(0, 1).cpu())
+        if background is not None:
+            behind = torch.tensor([background] * len(part), device=scene.device)
+        views.append(scene.render(part, size, background=behind).rgb.clamp(0, 1).cpu())
         if progress is not None:
             progress(len(part))
     return torch.cat(views)
@@ -63,7 +57,7 @@ def render_views(
 @torch.no_grad()
 def true_views(subject: Subject, cameras: Cameras, size: int) -> Tensor:
     """True views of a subject of the built-in world, some at a time. [views, 3, size, size]."""
-    together = max(1, RAYS_AT_ONCE * 4 // size**2)
+    together = max(1, PIXELS_AT_ONCE // size**2)
     parts = [cameras[start : start + together] for start in range(0, len(cameras), together)]
     return torch.cat([render_truth(subject, part, size, size)[0] for part in parts]).clamp(0, 1)
 

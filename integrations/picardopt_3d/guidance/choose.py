@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
+from weakref import WeakValueDictionary
 
 import torch
 
 from picardopt_3d.domain import COLOURS, Subject, parse_prompt
 from picardopt_3d.guidance.exact_score import ExactScore, RenderedSubjects
 from picardopt_3d.guidance.loading import ModelOptions
-from picardopt_3d.guidance.protocol import ScoreModel, as_text_prompt
+from picardopt_3d.guidance.loss_config import SdsConfig, VsdConfig
+from picardopt_3d.guidance.protocol import Guidance, ScoreModel, as_text_prompt
+from picardopt_3d.guidance.sds import ScoreDistillation
 from picardopt_3d.prompts import ImagePrompt, PerpNeg, TextPrompt, ViewWords
 
 Model = Literal["pixel-diffusion", "stable-diffusion", "deepfloyd", "zero123", "exact"]
+
+Loss = Literal["sds", "vsd"]
 
 _SHIPPED = ("pixel-diffusion", "zero123")
 
@@ -31,6 +36,8 @@ class GuidanceConfig:
         negative: What a text is pushed away from.
         views: What a model that is not told the camera hears of it; None: the same text for every view.
         perp_neg: Push away from neighbouring views; needs `views`.
+        loss: What its scores are used in: "sds" (score distillation) or "vsd" (variational score distillation, which
+            trains a LoRA of the model beside the scene; models that take a text only).
     """
 
     model: Model = "pixel-diffusion"
@@ -39,6 +46,7 @@ class GuidanceConfig:
     negative: str = ""
     views: ViewWords | None = None
     perp_neg: PerpNeg | None = None
+    loss: Loss = "sds"
 
     def __post_init__(self) -> None:
         """Check that there is a model to load.
@@ -53,11 +61,67 @@ class GuidanceConfig:
                 f"model={self.model!r} without a source: none of its kind ships; give a folder in diffusers' layout or "
                 "a hub id"
             )
+        if self.loss not in get_args(Loss):
+            raise ValueError(f"loss={self.loss!r}: give one of {', '.join(get_args(Loss))}")
+        if self.loss == "vsd" and self.model in ("exact", "zero123"):
+            raise ValueError(
+                f"loss='vsd' with model={self.model!r}: its LoRA needs a network that takes a text; give "
+                "pixel-diffusion, stable-diffusion or deepfloyd"
+            )
         self.text_prompt("checked")
 
     def text_prompt(self, text: str) -> TextPrompt:
         """A text with all that is told of it."""
         return TextPrompt(text, self.negative, self.views, self.perp_neg)
+
+
+_SHARED: WeakValueDictionary[tuple[object, ...], Any] = WeakValueDictionary()
+"""Score models that are in use, by what they were loaded from."""
+
+
+def load_guidance(
+    config: GuidanceConfig,
+    prompt: str | TextPrompt | ImagePrompt,
+    size: int,
+    device: torch.device | str,
+    *,
+    sds: SdsConfig | None = None,
+    vsd: VsdConfig | None = None,
+) -> Guidance:
+    """Loads the guidance that the options name.
+
+    As long as one guidance is in use, others of the same model share it, so that a recipe's stages hold one network.
+    VSD changes the network that carries its LoRA, and has one of its own.
+
+    Args:
+        config: The score model, and which loss.
+        prompt: As of `load_score`.
+        size: As of `load_score`.
+        device: As of `load_score`.
+        sds: Numbers of score distillation.
+        vsd: Numbers of variational score distillation.
+
+    Raises:
+        FileNotFoundError, PermissionError, ValueError: As of `load_score`; or VSD's LoRA is to be trained outside of
+            the optimizer, which no run can do.
+    """
+    if config.loss == "vsd":
+        # Here, not above: what needs it is rare.
+        from picardopt_3d.guidance.vsd import VSD
+
+        if vsd is not None and vsd.lora != "inside":
+            raise ValueError(
+                f'vsd.lora={vsd.lora!r}: a run trains the LoRA with the scene; give "inside"'
+            )
+        score: Any = load_score(config, prompt, size, device)
+        return VSD(score, vsd)
+    key: tuple[object, ...] = (config.model, config.source, config.options, str(device))
+    if config.model == "exact":
+        key += (str(prompt), size)
+    shared: ScoreModel | None = _SHARED.get(key)
+    if shared is None:
+        shared = _SHARED[key] = load_score(config, prompt, size, device)
+    return ScoreDistillation(shared, sds)
 
 
 def load_score(

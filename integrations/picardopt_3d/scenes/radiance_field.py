@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .scene import Look, Scene
-from .volume import cut_out
+from picardopt_3d.scenes.field import Field, FieldSample
+from picardopt_3d.scenes.networks import Background
+from picardopt_3d.scenes.volume import cut_out
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class FieldConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give a positive number")
 
 
-class RadianceField(Scene):
+class RadianceField(Field):
     """Density and colour on voxel grids inside a sphere, rendered by alpha compositing.
 
     Args:
@@ -76,11 +77,13 @@ class RadianceField(Scene):
         # The density bias of DreamFusion: scale * (1 - r / radius). # [z, y, x]
         blob = self.config.blob_scale * (1.0 - distance / self.config.blob_radius)
         self.register_buffer("blob", blob, persistent=False)
+        self.background = Background("solid", self.config.background)
 
     @property
     def voxel(self) -> float:
         """Edge of a voxel of the finest grid, in world units."""
-        return 2.0 * self.config.radius / (self.config.resolutions[-1] - 1)
+        config: FieldConfig = self.config
+        return 2.0 * config.radius / (config.resolutions[-1] - 1)
 
     def raw_grid(self) -> Tensor:
         """All levels summed on the finest grid, with the density bias.
@@ -100,8 +103,8 @@ class RadianceField(Scene):
         """The grids; there is nothing else."""
         return {"encoding": list(self.levels), "networks": [], "background": []}
 
-    def look(self, points: Tensor, step: int | None, normals: bool) -> Look:
-        """What is at some points; nothing comes in progressively; see `Scene.look`.
+    def query(self, points: Tensor, step: int | None, normals: bool) -> FieldSample:
+        """Evaluates the field; nothing comes in progressively; see `Field.query`.
 
         Normals are interpolated: a little shorter than 1 where the surface bends.
         """
@@ -110,14 +113,10 @@ class RadianceField(Scene):
             grid = torch.cat([grid, self._normals(grid[0])])
         values = self._look_up(grid, points)  # [4 or 7, count]
         normal = values[4:] if normals else None
-        return Look(F.softplus(values[0]), torch.sigmoid(values[1:4]), normal)
+        return FieldSample(F.softplus(values[0]), torch.sigmoid(values[1:4]), normal)
 
-    def backdrop(self, directions: Tensor) -> Tensor:
-        """The background; see `Scene.backdrop`."""
-        return directions.new_tensor(self.config.background)
-
-    def inside(self, points: Tensor) -> Tensor:
-        """Positive inside of the surface; see `Scene.inside`."""
+    def level_set(self, points: Tensor) -> Tensor:
+        """Returns values that are positive inside of the surface; see `Field.level_set`."""
         raw = self._look_up(self.raw_grid()[:1], points)[0]
         return cut_out(raw, self.config.surface_density, self.radius - points.norm(dim=1))
 
