@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from picardopt_3d.complaints import options_of
+from picardopt_3d.cli_errors import options_of
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the models that ship with the package."""

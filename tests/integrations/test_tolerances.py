@@ -75,7 +75,7 @@ def test_a_number_is_enough_in_python_and_yaml(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_named(given: object, said: str) -> None:
-    with pytest.raises(ValueError) as found:  # noqa: PT011
+    with pytest.raises(ValueError) as found:
         parse_tolerance(given)
     assert said in str(found.value)
 

@@ -15,8 +15,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from .files import replacing
-from .mesh import Mesh
+from picardopt_3d.export.mesh import Mesh
+from picardopt_3d.io import replacing
 
 Format = Literal["glb", "obj", "ply"]
 Up = Literal["z", "y"]

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..scenes import Render
-from .files import replacing
+from picardopt_3d.io import replacing
+from picardopt_3d.scenes import Render
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -9,9 +9,9 @@ import imageio.v2 as imageio
 import numpy as np
 from torch import Tensor
 
-from ..scenes import Render
-from .files import replacing
-from .pictures import enlarge, normal_colours, to_pixels
+from picardopt_3d.export.pictures import enlarge, normal_colours, to_pixels
+from picardopt_3d.io import replacing
+from picardopt_3d.scenes import Render
 
 
 def frames_of(render: Render, scale: int = 1) -> list[np.ndarray]:

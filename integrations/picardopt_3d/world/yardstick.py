@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,11 +42,24 @@ class Yardstick:
         """Renders the true views. [views, 3, size, size]."""
         return true_views(self.subject, cameras, size)
 
+    def compare(self, views: Tensor, cameras: Cameras) -> tuple[float, float | None]:
+        """Compares views with the true ones.
+
+        Args:
+            views: RGB in [0, 1]. [views, 3, size, size]
+            cameras: Where they were taken from.
+
+        Returns:
+            PSNR in dB, and SSIM (None of pictures that are too small for it).
+        """
+        truth = self.views(cameras, views.shape[-1])
+        return psnr(views, truth), ssim(views, truth)
+
     def psnr(self, scene: Scene, size: int) -> float:
         """Returns a scene's mean PSNR over the held-out views, in dB."""
         return psnr_against_truth(scene, self.subject, size)
 
-    def figures(self, scene: Scene, size: int) -> dict[str, object]:
+    def figures(self, scene: Scene, size: int) -> dict[str, Any]:
         """Returns what a run's report says of the comparison."""
         return {
             "subject": self.caption,

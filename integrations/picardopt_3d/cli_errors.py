@@ -1,4 +1,4 @@
-"""What every command does with arguments, with what is wrong, and with Ctrl-C."""
+"""How every command reads its arguments, reports user errors, and ends at Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def _nothing() -> str:
 
 
 @contextlib.contextmanager
-def complaints(command: str, stopped: Callable[[], str] = _nothing) -> Iterator[None]:
-    """Tell in one line what other arguments can mend, and leave with 2; with 130 at Ctrl-C.
+def cli_errors(command: str, stopped: Callable[[], str] = _nothing) -> Iterator[None]:
+    """Prints user errors as one line and exits with 2; exits with 130 on Ctrl-C.
 
     Args:
-        command: its name.
-        stopped: tells what is left after Ctrl-C.
+        command: The command's name.
+        stopped: Returns what to print after Ctrl-C.
 
     Raises:
-        SystemExit: as said, in place of a ValueError, an OSError or a KeyboardInterrupt.
+        SystemExit: In place of a ValueError or an OSError, which are user errors, or a KeyboardInterrupt.
     """
     try:
         yield
@@ -38,13 +38,13 @@ def complaints(command: str, stopped: Callable[[], str] = _nothing) -> Iterator[
 
 
 def options_of(kind: type[T], command: str, argv: Sequence[str] | None, description: str) -> T:
-    """Read a command's options.
+    """Reads a command's options.
 
     Args:
-        kind: their dataclass.
-        command: the command's name.
-        argv: the arguments after it; None: those of the process.
-        description: for `--help`.
+        kind: Their dataclass.
+        command: The command's name.
+        argv: The arguments after it; None: those of the process.
+        description: For `--help`.
     """
     return tyro.cli(
         kind,

@@ -1,4 +1,4 @@
-"""The folder of a finished run: its report and its scene."""
+"""A finished run, as evaluation and export read it: its report and its scene."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..domain import Subject, parse_prompt
-from ..scenes import Scene, load_scene
-
-SCENE_FILE = "scene.safetensors"
-REPORT_FILE = "report.json"
+from picardopt_3d.devices import pick_device
+from picardopt_3d.run.folder import RunFolder
+from picardopt_3d.scenes import Scene, load_scene
+from picardopt_3d.task import yardstick_of
+from picardopt_3d.world.yardstick import Yardstick
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a finished run says of itself.
+class FinishedRun:
+    """What a finished run reports.
 
     Attributes:
         folder: Where it is.
+        scene: Its scene file.
         report: The content of `report.json`.
         prompt: What its pictures are to be recognised as; None if nothing is known.
-        subject: What its pictures show, if that is something of the built-in world.
+        yardstick: The true views of what they show, if the built-in world has them.
     """
 
     folder: Path
+    scene: Path
     report: dict[str, Any]
     prompt: str | None
-    subject: Subject | None
+    yardstick: Yardstick | None
 
     @property
     def view(self) -> tuple[float, float] | None:
-        """Distance and vertical field of view (degrees) that the run was made for, if its report says."""
+        """Distance and vertical field of view (degrees) that the run was made for, if its report has them."""
         match self.report.get("view"):
             case [int() | float() as distance, int() | float() as fov]:
                 return float(distance), float(fov)
@@ -52,8 +52,8 @@ class Run:
         return None if alone is None or startup is None else alone + startup
 
 
-def read_run(folder: Path) -> Run:
-    """Read the report of a run.
+def read_run(folder: Path) -> FinishedRun:
+    """Reads the report of a run.
 
     Args:
         folder: The run's.
@@ -62,11 +62,10 @@ def read_run(folder: Path) -> Run:
         FileNotFoundError: It is no folder, or not that of a finished run.
         ValueError: Its report cannot be read.
     """
-    scene_file(folder)
-    path = folder / REPORT_FILE
+    scene, path = scene_file(folder), RunFolder(folder).report
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder} has no {REPORT_FILE}: the run has not finished; go on with it by `picardopt resume {folder}`"
+            f"{folder} has no {path.name}: the run has not finished; go on with it by `picardopt resume {folder}`"
         )
     try:
         report = json.loads(path.read_text())
@@ -76,11 +75,12 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{path} is no report: it holds no names and values")
     # Of a run from a picture the report has a prompt only if that is a caption of the built-in world.
     prompt = report.get("prompt") or None
-    return Run(folder, report, prompt, parse_prompt(report.get("subject") or prompt or ""))
+    yardstick = yardstick_of(report.get("subject") or prompt or "")
+    return FinishedRun(folder, scene, report, prompt, yardstick)
 
 
 def scene_file(run: Path) -> Path:
-    """The scene of a run.
+    """Returns the scene file of a run.
 
     Args:
         run: The run's folder, or the scene file itself.
@@ -92,42 +92,25 @@ def scene_file(run: Path) -> Path:
         return run
     if not run.is_dir():
         raise FileNotFoundError(f"{run}: there is no such folder; give the folder of a run")
-    if not (run / SCENE_FILE).is_file():
-        raise FileNotFoundError(
-            f"{run} is no finished run: it has no {SCENE_FILE}; give the folder that --out named"
-        )
-    return run / SCENE_FILE
+    return RunFolder(run).scene
 
 
 def open_scene(path: Path, device: str = "auto") -> Scene:
-    """Load a scene to look at it: without gradients, on a device.
+    """Loads a scene to look at it: without gradients, on a device.
 
     Args:
         path: Of the scene file.
-        device: "auto" (an accelerator if there is one) or a device of torch's.
+        device: As `pick_device` takes it.
 
     Raises:
         ValueError: The file holds no scene, or there is no such device.
     """
-    place = torch.device(pick_device(device))
+    chosen = pick_device(device)
     try:
         scene = load_scene(path)
     except (RuntimeError, KeyError, TypeError) as error:  # tensors or entries that do not fit
         raise ValueError(f"{path} holds no scene that can be loaded: {error}") from error
-    return scene.to(place).eval().requires_grad_(False)
-
-
-def pick_device(name: str) -> str:
-    """The device that a name stands for.
-
-    Raises:
-        ValueError: torch does not see it.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={name}: torch sees no CUDA device here; use --device auto or cpu")
-    return name
+    return scene.to(chosen).eval().requires_grad_(False)
 
 
 def _number(value: object) -> float | None:
