@@ -98,15 +98,15 @@ def optimise(run: Run, steps: int, folder: Path) -> dict[str, Any]:
     asked = SMALL.guidance.text_prompt(run.prompt)
     recipe = replace(SMALL, steps=steps)
     stage = recipe.build(Context(guidance, asked, torch.device("cpu")))
-    (base,) = stage.bases()
+    (base,) = stage.optimizers()
     figures: dict[str, Any] = {}
     if run.kind == "sequential":
-        losses = [sequential_step(base, stage.loss, run.seed, t)["loss"] for t in range(steps)]
+        losses = [sequential_step(base, stage.loss, run.seed, t).total for t in range(steps)]
     else:
         options = KINDS[run.kind] | {"total_steps": steps, "seed": run.seed, "audit": "never"}
         optimizer = ParallelPicardOptimizer(base, **options)
         closure = picard_closure(base, stage.loss)
-        losses = [optimizer.step(closure)["loss"] for _ in range(steps)]
+        losses = [optimizer.step(closure).total for _ in range(steps)]
         stats = optimizer.stats
         figures["steps_per_sweep"] = steps / stats.sweeps
         figures["accepted"] = steps / stats.drift_evaluations
@@ -151,8 +151,7 @@ def quality(prompt: str, scene: Scene) -> dict[str, Any]:
     if subject is None:
         raise ValueError(f"prompt={prompt!r}: name a built-in shape and colour")
     with torch.no_grad():
-        rays = turntable_cameras(VIEWS).rays(VIEW_SIZE, VIEW_SIZE)
-        views = scene.render(*rays).rgb.clamp(0, 1)
+        views = scene.render(turntable_cameras(VIEWS), VIEW_SIZE).rgb.clamp(0, 1)
     found = judge().similarity(views)
     captions = [subject.caption for subject in all_subjects()]
     right = captions.index(subject.caption)

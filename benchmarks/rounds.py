@@ -29,8 +29,8 @@ from picardopt_3d.guidance import ExactScore, ScoreDistillation, SdsConfig
 from picardopt_3d.guidance.choose import load_score
 from picardopt_3d.guidance.exact_score import Candidates, ViewSet
 from picardopt_3d.methods import Context
-from picardopt_3d.methods.base import Rates
 from picardopt_3d.methods.dreamfusion import SMALL
+from picardopt_3d.methods.optim import field_rates
 from picardopt_3d.report import held_out_cameras, psnr_against_truth
 from picardopt_3d.scenes import Scene, load_scene, save_scene
 from picardopt_3d.worker import picard_closure, sequential_step
@@ -130,11 +130,11 @@ def optimise(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
     """Carry out one run in this process; a reference keeps its scene, a trial is compared with it."""
     torch.set_num_threads(1)
     batch, rate = SETTINGS[run.setting]
-    recipe = replace(SMALL, steps=steps, batch=batch, rates=Rates(encoding=rate))
+    recipe = replace(SMALL, steps=steps, batch=batch, rates=field_rates(encoding=rate))
     guidance = guidance_of(run.guidance, prompt)
     asked = recipe.guidance.text_prompt(prompt)
     stage = recipe.build(Context(guidance, asked, torch.device("cpu")))
-    (base,) = stage.bases()
+    (base,) = stage.optimizers()
     begin = time.perf_counter()
     figures: dict[str, Any] = {}
     if run.rule is None:
@@ -175,9 +175,9 @@ def distances(one: Scene, other: Scene, size: int) -> dict[str, float]:
     """Root mean square difference of the parameters and of the held-out views."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     squared = sum(float((a - b).detach().double().square().sum()) for a, b in pairs)
-    rays = held_out_cameras().rays(size, size)
+    cameras = held_out_cameras()
     with torch.no_grad():
-        apart = (one.render(*rays).rgb - other.render(*rays).rgb).square().mean()
+        apart = (one.render(cameras, size).rgb - other.render(cameras, size).rgb).square().mean()
     numel = sum(p.numel() for p in one.parameters())
     return {"parameters": math.sqrt(squared / numel), "pictures": float(apart.sqrt())}
 

@@ -81,13 +81,12 @@ def test_views_are_those_of_the_closed_form_however_they_are_cut_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scene, cameras = Balls(), orbit_cameras(12.0, torch.tensor([0.0, 90.0, 200.0]))
-    whole = scene.render(*cameras.rays(16, 16), backdrop=torch.ones(3, 3)).rgb
+    whole = scene.render(cameras, 16, background=torch.ones(3, 3)).rgb
     told: list[int] = []
     assert torch.equal(render_views(scene, cameras, 16, (1.0,) * 3, told.append), whole)
     assert sum(told) == 3
-    for rays in (5 * 16, 2 * 256):  # strips of five rows; two views together
-        monkeypatch.setattr("picardopt_3d.evaluate.pictures.RAYS_AT_ONCE", rays)
-        assert torch.equal(render_views(scene, cameras, 16, (1.0,) * 3), whole)
+    monkeypatch.setattr("picardopt_3d.evaluate.pictures.VIEWS_AT_ONCE", 2)
+    assert torch.equal(render_views(scene, cameras, 16, (1.0,) * 3), whole)
     own = render_views(scene, cameras, 16)
     assert own[:, :, 0, 0].max() == 0  # the scene's own background
     assert torch.equal(own[:, :, 8, 8], whole[:, :, 8, 8])
@@ -112,7 +111,7 @@ def test_psnr_and_ssim_have_their_known_values() -> None:
 def test_true_views_are_whole_whatever_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     cameras = turntable_cameras(5, 12.0)
     whole = true_views(Subject("mug", "red"), cameras, 16)
-    monkeypatch.setattr("picardopt_3d.evaluate.pictures.RAYS_AT_ONCE", 128)
+    monkeypatch.setattr("picardopt_3d.evaluate.pictures.PIXELS_AT_ONCE", 512)
     assert torch.equal(true_views(Subject("mug", "red"), cameras, 16), whole)
 
 

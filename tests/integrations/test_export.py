@@ -28,7 +28,7 @@ FIELD = RadianceField(FieldConfig(resolutions=(5,), samples=4))
 
 def some_render(views: int = 2, size: int = 16):
     with torch.no_grad():
-        return FIELD.render(*turntable_cameras(views).rays(size, size), normals=True)
+        return FIELD.render(turntable_cameras(views), size, normals=True)
 
 
 def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_normals_have_colours_only_where_something_is_seen() -> None:
     assert empty.any()
     assert (colours[empty] == 1.0).all()
     with torch.no_grad():
-        bare = FIELD.render(*turntable_cameras(1).rays(4, 4))
+        bare = FIELD.render(turntable_cameras(1), 4)
     with pytest.raises(ValueError, match="normals=True"):
         normal_colours(bare)
 

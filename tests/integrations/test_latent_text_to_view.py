@@ -164,7 +164,7 @@ class Fit:
     def closure(self, step: int) -> Tensor:
         self.base.zero_grad()
         cameras = random_cameras(2)
-        views = self.scene.render(*cameras.rays(self.size, self.size), jitter=True).rgb
+        views = self.scene.render(cameras, self.size, jitter=True).rgb
         loss = self.guidance(views, self.told, cameras)
         loss.backward()
         return loss
@@ -186,7 +186,7 @@ def optimised(score: StableDiffusion, judge: ClipJudge, prompt: str, steps: int)
 
     def measure() -> None:
         with torch.no_grad():
-            views = fit.scene.render(*AROUND.rays(64, 64)).rgb.clamp(0, 1)
+            views = fit.scene.render(AROUND, 64).rgb.clamp(0, 1)
         figures.extend([psnr_against_truth(fit.scene, subject, 32), *rank_of(judge, views, prompt)])
 
     measure()

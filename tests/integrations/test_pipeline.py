@@ -13,8 +13,8 @@ from picardopt_3d.command import image_to_3d
 from picardopt_3d.command import text_to_3d as main
 from picardopt_3d.config import TextTo3DConfig, load_config
 from picardopt_3d.guidance.choose import GuidanceConfig
-from picardopt_3d.methods.base import Rates
 from picardopt_3d.methods.dreamfusion import SMALL, DreamFusion
+from picardopt_3d.methods.optim import field_rates
 from picardopt_3d.pipeline import OWN_FILES, run
 from picardopt_3d.record import Trained
 from picardopt_3d.report import held_out_cameras, psnr_against_truth
@@ -129,7 +129,7 @@ def test_the_seed_makes_the_run(tmp_path: Path, sequential: tuple[Path, Trained]
 
 def test_the_run_learns_the_object(tmp_path: Path) -> None:
     # Real learning: several decibels over the blob that it starts from, in the right colour.
-    recipe = replace(TINY, steps=80, rates=Rates(encoding=0.1))
+    recipe = replace(TINY, steps=80, rates=field_rates(encoding=0.1))
     report = run(options(tmp_path, window=4, recipe=recipe))
     subject = parse_prompt("a red cube")
     assert subject is not None
@@ -138,7 +138,7 @@ def test_the_run_learns_the_object(tmp_path: Path) -> None:
     assert report["mean_stride"] > 1
     scene = load_scene(tmp_path / SCENE_FILE)
     with torch.no_grad():
-        red, green, blue = scene.render(*held_out_cameras(4).rays(16, 16)).rgb[:, :, 8, 8].mean(0)
+        red, green, blue = scene.render(held_out_cameras(4), 16).rgb[:, :, 8, 8].mean(0)
     assert red > 2 * green
     assert red > 2 * blue
 
