@@ -13,7 +13,7 @@ import yaml
 from picardopt_3d.config import COMMANDS, RunConfig
 from picardopt_3d.io import replacing
 from picardopt_3d.methods import METHODS, Method, RecipeConfig
-from picardopt_3d.tolerances import AdaptiveTol, TolConfig, parse_tolerance
+from picardopt_3d.tolerances import AdaptiveTol, FixedTol, TolConfig, parse_tolerance
 
 
 def save_config(config: RunConfig[Any], path: Path) -> None:
@@ -135,8 +135,10 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """Returns a configuration as YAML can hold it."""
+    if isinstance(value, FixedTol):
+        return value.value
     if isinstance(value, TolConfig):
-        return value.value if value.kind == "fixed" else str(value)
+        return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -159,15 +159,16 @@ def _given(config: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(config).items() if value is not None}
 
 
-def _with_numbers(kind: type[Any], texts: list[str]) -> Any:
+def _with_numbers(kind: type[Any], texts: list[str]) -> StepRelativeTol | AdaptiveTol:
     """Fills a kind's numbers in their order; an empty text leaves one out."""
     names = [item.name for item in dataclasses.fields(kind)]
     if len(texts) > len(names):
         raise ValueError(f"at most {len(names)} numbers: {', '.join(names)}")
     given = {name: text.strip() for name, text in zip(names, texts, strict=False) if text.strip()}
-    return kind(
+    filled: StepRelativeTol | AdaptiveTol = kind(
         **{name: text if name == "statistic" else float(text) for name, text in given.items()}
     )
+    return filled
 
 
 def _text_of(config: Any) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from picardopt_3d.command import parse
-from picardopt_3d.config import TextTo3DConfig, load_config, save_config
+from picardopt_3d.config import TextTo3DConfig
+from picardopt_3d.config_files import load_config, save_config
 from picardopt_3d.methods import METHODS
 from picardopt_3d.picard import PicardConfig, PicardOptions
 from picardopt_3d.tolerances import (

@@ -51,7 +51,7 @@ def text_table(lines: Sequence[Figures]) -> str:
 
 
 def write_csv(lines: Sequence[Figures], path: Path) -> None:
-    """Writes all figures, in full precision, with the names of `Figures` as heads; an empty cell where there is none."""
+    """Writes all figures in full precision, with the names of `Figures` as heads; empty cells where there is none."""
     heads = [entry.name for entry in dataclasses.fields(Figures)]
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, heads, lineterminator="\n")
