@@ -8,8 +8,10 @@ import pytest
 import torch
 from picardopt_3d.cameras import random_cameras, turntable_cameras
 from picardopt_3d.scenes import (
+    Field,
     FieldConfig,
     HashConfig,
+    Light,
     NerfConfig,
     NerfField,
     RadianceField,
@@ -203,3 +205,43 @@ def test_many_points_are_looked_at_in_parts_that_are_computed_again(
     torch.testing.assert_close(parts, whole)
     torch.testing.assert_close(again, gradients)
     assert less < memory / 3
+
+
+@pytest.mark.parametrize("kind", ["voxels", "sdf"])
+def test_pictures_are_rendered_some_rays_at_a_time_with_the_same_result(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    scene: Field = random_field()
+    if kind == "sdf":
+        encoding = HashConfig(levels=2, log2_size=8, base=4)
+        scene = SdfField(SdfConfig(encoding, 8, radius=0.55, samples=8, surface_radius=0.4))
+        scene.prepare()
+    cameras = turntable_cameras(3)
+    options = {
+        "normals": True,
+        "background": torch.rand(3, 3),
+        "light": Light(torch.randn(3, 3), ambient=0.4),
+    }
+    whole = scene.render(cameras, (10, 12), **options)
+    monkeypatch.setattr("picardopt_3d.scenes.field._RAYS_AT_ONCE", 3 * 12)  # strips of 3 rows
+    asked: list[int] = []
+    query = scene.query
+    monkeypatch.setattr(
+        scene, "query", lambda points, *a: asked.append(len(points)) or query(points, *a)
+    )
+    with torch.no_grad():
+        strips = scene.render(cameras, (10, 12), **options)
+    assert len(asked) == 3 * 4
+    monkeypatch.setattr("picardopt_3d.scenes.field._RAYS_AT_ONCE", 2 * 120)  # two views, then one
+    with torch.no_grad():
+        pairs = scene.render(cameras, (10, 12), **options)
+    assert len(asked) == 3 * 4 + 2
+    for found in (strips, pairs):
+        for name, value in vars(whole).items():
+            torch.testing.assert_close(getattr(found, name), value, msg=name)
+    with torch.no_grad():  # what is drawn at random is drawn at once
+        torch.manual_seed(1)
+        drawn = scene.render(cameras, 12, jitter=True).rgb
+    torch.manual_seed(1)
+    torch.testing.assert_close(scene.render(cameras, 12, jitter=True).rgb, drawn)

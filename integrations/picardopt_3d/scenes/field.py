@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from picardopt import Carry
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.problem import Losses
+from picardopt_3d.scenes.fitting import fit
 from picardopt_3d.scenes.occupancy import OccupancyGrid
 from picardopt_3d.scenes.rays import Rays
 from picardopt_3d.scenes.sampling import sample
@@ -69,8 +70,9 @@ class Field(Scene):
     background: nn.Module
     occupancy: OccupancyGrid | None
 
-    def __init__(self) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
+        self.config, self.radius, self.samples = config, config.radius, config.samples
         # On the object: an attribute of the class would hide the module that a field puts in its place.
         self.occupancy = None
 
@@ -106,6 +108,26 @@ class Field(Scene):
     def surface(self) -> Surface:
         """Returns the level set with its colours."""
         return Surface(self.radius, self.level_set, self.colour, self.device)
+
+    @classmethod
+    def from_scene(cls, config: Any, other: Scene) -> Self:
+        """Makes a field that looks like another field: a copy where the shapes are the same, else fitted to it.
+
+        Args:
+            config: The new field's shape.
+            other: The other field; its device is the new one's too.
+
+        Raises:
+            TypeError: The other scene is no field.
+        """
+        if not isinstance(other, Field):
+            return super().from_scene(config, other)
+        field = cls(config).to(other.device)
+        if config == other.config:
+            field.load_state_dict(other.state_dict())
+        else:
+            fit(field, other)
+        return field
 
     # -- the occupancy grid -----------------------------------------------------------------------------
 

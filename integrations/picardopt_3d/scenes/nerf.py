@@ -73,9 +73,8 @@ class NerfField(Field):
     """
 
     def __init__(self, config: NerfConfig | None = None) -> None:
-        super().__init__()
-        self.config = config = config or NerfConfig()
-        self.radius, self.samples = config.radius, config.samples
+        config = config or NerfConfig()
+        super().__init__(config)
         self.encoding = HashGrid(config.encoding, config.radius)
         self.network = Mlp(self.encoding.width, config.width, config.depth, 4)
         self.background = Background(config.background, config.background_colour)

@@ -89,9 +89,8 @@ class SdfField(Field):
     """
 
     def __init__(self, config: SdfConfig | None = None) -> None:
-        super().__init__()
-        self.config = config = config or SdfConfig()
-        self.radius, self.samples = config.radius, config.samples
+        config = config or SdfConfig()
+        super().__init__(config)
         self.encoding = HashGrid(config.encoding, config.radius)
         self.network = Mlp(self.encoding.width, config.width, config.depth, 1, fresh=0.0)
         self.colours = Mlp(self.encoding.width, config.width, config.depth, 3)

@@ -104,6 +104,11 @@ def cut_out(raw: Tensor, density: float, depth: Tensor) -> Tensor:
     return torch.minimum(raw - surface, 1e3 * depth)
 
 
+def inverse_softplus(density: Tensor) -> Tensor:
+    """Returns what has the density as its softplus."""
+    return density + torch.log(-torch.expm1(-density))
+
+
 def mean(values: Tensor) -> Tensor:
     """Returns the mean of what was measured at samples; 0 where there are none, because all is empty."""
     return values.sum() / max(1, values.numel())
