@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +15,21 @@ from picardopt_3d.command import text_to_3d as main
 from picardopt_3d.config import TextTo3DConfig
 from picardopt_3d.config_files import load_config
 from picardopt_3d.guidance.choose import GuidanceConfig
+from picardopt_3d.methods import METHODS
 from picardopt_3d.methods.dreamfusion import SMALL, DreamFusion
 from picardopt_3d.methods.optim import field_rates
 from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.pipeline import run
 from picardopt_3d.run.record import RunRecord
-from picardopt_3d.run.worker import _agreed, train, train_launched
+from picardopt_3d.run.worker import _agreed, build_problem, train, train_launched
 from picardopt_3d.scenes import FieldConfig, RadianceField, load_scene
 from picardopt_3d.world import BACKGROUND, parse_prompt
 from picardopt_3d.world.yardstick import held_out_cameras, psnr_against_truth
 from PIL import Image
 from pool import Pools
+from safetensors.torch import load_file
+
+from picardopt import step_rng
 
 TINY = replace(
     SMALL,
@@ -99,6 +104,44 @@ def assert_same_bits(first: Path, second: Path) -> None:
 def sequential(tmp_path: Path) -> tuple[Path, RunRecord]:
     out = tmp_path / "sequential"
     return out, train(options(out, sequential=True), time.time())
+
+
+def plain_loop(config: TextTo3DConfig) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The oracle: what sequential means, without picardopt's optimizer. Losses, and the scene's tensors."""
+    device = torch.device("cpu")
+    stage = build_problem(config.recipe, config.task, Path("none"), device, config.seed)
+    (base,), carry, losses = stage.optimizers(), stage.carry(), []
+    for step in range(config.recipe.steps):
+        with step_rng(config.seed, step):
+            base.zero_grad()
+            found = stage.loss(step)
+            found.total.backward()
+            base.step()
+            if carry is not None and carry.update is not None:
+                carry.update(found)
+        losses.append(float(found.total.detach()))
+    return losses, dict(stage.scene.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["voxels", "textmesh"])  # with an occupancy grid, too
+@pytest.mark.parametrize("mode", [{"sequential": True}, {"window": 4, "tolerance": 0.0}])
+def test_a_run_is_the_plain_loop_bitwise(tmp_path: Path, kind: str, mode: dict[str, Any]) -> None:
+    recipe = TINY
+    if kind == "textmesh":
+        small = METHODS["textmesh"].presets["small"]
+        grid = replace(small.scene.occupancy, resolution=8, every=3)
+        small = replace(small, scene=replace(small.scene, occupancy=grid))
+        recipe = replace(small, steps=8, batch=1, pixels=8, guidance=GuidanceConfig("exact"))
+    config = options(tmp_path, recipe=recipe, **mode)
+    record = train(config, time.time())
+    losses, scene = plain_loop(config)
+    assert record.losses == losses
+    found = load_file(RunFolder(tmp_path).scene)
+    assert found.keys() == scene.keys()
+    assert all(torch.equal(found[name], scene[name]) for name in scene)
+    if "sequential" in mode:
+        assert (record.figures["window"], record.figures["tolerance"]) == (1, None)
+        assert record.sweeps == record.drift_evaluations == len(losses)
 
 
 def test_tolerance_zero_is_the_sequential_run_bitwise(
