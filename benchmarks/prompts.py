@@ -22,16 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept import Kept
 from picardopt_3d.cameras import turntable_cameras
 from picardopt_3d.evaluate.clip import ClipJudge
-from picardopt_3d.export.files import replacing
+from picardopt_3d.io import replacing
 from picardopt_3d.methods import Context
 from picardopt_3d.methods.dreamfusion import SMALL
-from picardopt_3d.report import psnr_against_truth
+from picardopt_3d.run.loop import closure_of
 from picardopt_3d.scenes import Scene, load_scene, save_scene
-from picardopt_3d.worker import picard_closure, sequential_step
 from picardopt_3d.world import COLOURS, SHAPES, all_subjects, held_out_subjects, parse_prompt
+from picardopt_3d.world.yardstick import psnr_against_truth
+from plain_loop import sequential_step
+from result_store import ResultStore
 from rounds import distances, guidance_of
 from safetensors.torch import load_file, save_file
 from tables import markdown
@@ -101,11 +102,11 @@ def optimise(run: Run, steps: int, folder: Path) -> dict[str, Any]:
     (base,) = stage.optimizers()
     figures: dict[str, Any] = {}
     if run.kind == "sequential":
-        losses = [sequential_step(base, stage.loss, run.seed, t).total for t in range(steps)]
+        losses = [sequential_step(stage, run.seed, t) for t in range(steps)]
     else:
         options = KINDS[run.kind] | {"total_steps": steps, "seed": run.seed, "audit": "never"}
         optimizer = ParallelPicardOptimizer(base, **options)
-        closure = picard_closure(base, stage.loss)
+        closure = closure_of(stage)
         losses = [optimizer.step(closure).total for _ in range(steps)]
         stats = optimizer.stats
         figures["steps_per_sweep"] = steps / stats.sweeps
@@ -325,7 +326,7 @@ def main() -> None:
     command = "python benchmarks/prompts.py" + "".join(
         f" --{name} {getattr(options, name)}" for name in ("steps", "seeds", "processes")
     )
-    kept = Kept(options.out, command, setup, "Text-to-3D over prompts and seeds", body)
+    kept = ResultStore(options.out, command, setup, "Text-to-3D over prompts and seeds", body)
     options.scenes.mkdir(parents=True, exist_ok=True)
     pairs = list(itertools.product(range(options.seeds), PROMPTS))  # whole seeds first
     others = [s.caption for s in all_subjects() if s.caption not in PROMPTS]

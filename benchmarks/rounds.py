@@ -22,19 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept import Kept
 from picardopt_3d.cameras import Cameras
-from picardopt_3d.export.files import replacing
 from picardopt_3d.guidance import ExactScore, ScoreDistillation, SdsConfig
 from picardopt_3d.guidance.choose import load_score
 from picardopt_3d.guidance.exact_score import Candidates, ViewSet
+from picardopt_3d.io import replacing
 from picardopt_3d.methods import Context
 from picardopt_3d.methods.dreamfusion import SMALL
 from picardopt_3d.methods.optim import field_rates
-from picardopt_3d.report import held_out_cameras, psnr_against_truth
+from picardopt_3d.run.loop import closure_of
 from picardopt_3d.scenes import Scene, load_scene, save_scene
-from picardopt_3d.worker import picard_closure, sequential_step
 from picardopt_3d.world import parse_prompt
+from picardopt_3d.world.yardstick import held_out_cameras, psnr_against_truth
+from plain_loop import sequential_step
+from result_store import ResultStore
 from tables import markdown, number
 
 from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, StepRelativeTolerance
@@ -139,7 +140,7 @@ def optimise(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     if run.rule is None:
         for step in range(steps):
-            sequential_step(base, stage.loss, run.seed, step)
+            sequential_step(stage, run.seed, step)
         with replacing(scene_file(folder, run)) as temporary:
             save_scene(stage.scene, temporary)
     else:
@@ -152,7 +153,7 @@ def optimise(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
             seed=run.seed,
             audit="never",
         )
-        closure = picard_closure(base, stage.loss)
+        closure = closure_of(stage)
         for _ in range(steps):
             optimizer.step(closure)
         stats = optimizer.stats
@@ -262,7 +263,7 @@ def main() -> None:
     def said(found: dict[str, Any]) -> str:
         return f"{found.get('steps_per_sweep', 1):.2f} steps a sweep, {found['seconds']:.0f} s"
 
-    kept = Kept(options.out, command, setup, title, body)
+    kept = ResultStore(options.out, command, setup, title, body)
     options.scenes.mkdir(parents=True, exist_ok=True)
 
     def carry_out_all(wanted: list[Run]) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from picardopt_3d.export.files import write_json
+from picardopt_3d.io import write_json
 from tables import document, machine
 
 Figures = dict[str, Any]
 
 
-class Kept:
-    """The runs of a benchmark, in a JSON, and the document that is made of them.
+class ResultStore:
+    """The results of a benchmark's runs, in a JSON, and the document that is made of them.
 
     Args:
         out: The JSON; the document lies beside it, with the suffix .md.
