@@ -22,13 +22,14 @@ import torch
 from picardopt_3d.cameras import orbit_cameras, turntable_cameras
 from picardopt_3d.config import ImageTo3DConfig, RunConfig, TextTo3DConfig
 from picardopt_3d.evaluate.clip import ClipJudge
-from picardopt_3d.images import save_reference, true_reference
+from picardopt_3d.images import save_reference
 from picardopt_3d.methods import METHODS
 from picardopt_3d.rendering import render_rgb
 from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.worker import train
 from picardopt_3d.scenes import load_scene
 from picardopt_3d.world import Subject, all_subjects
+from picardopt_3d.world.pictures import true_reference
 from picardopt_3d.world.yardstick import psnr_against_truth
 from result_store import Figures, ResultStore
 from safetensors.torch import load_file

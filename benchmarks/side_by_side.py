@@ -13,11 +13,12 @@ from methods import PICTURES, Run, configuration, subject
 from picardopt_3d.cameras import orbit_cameras
 from picardopt_3d.config import ImageTo3DConfig
 from picardopt_3d.export.pictures import save_contact_sheet
-from picardopt_3d.images import EXAMPLES, load_reference
+from picardopt_3d.images import load_reference
 from picardopt_3d.rendering import render_rgb
 from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.scenes import load_scene
 from picardopt_3d.world import render
+from picardopt_3d.world.pictures import EXAMPLES
 
 SIZE = 96
 TURNS = (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)

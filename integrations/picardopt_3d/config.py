@@ -135,10 +135,12 @@ class ImageTo3DConfig(RunConfig[R], Generic[R]):
     """The options of a run from a picture to a 3D object.
 
     Attributes:
-        image: A picture of the object: RGBA, or RGB where rembg is installed to cut it out.
+        image: A picture of the object: RGBA with a transparent background, or another one that `cut_background` or
+            rembg, if it is installed, cuts out.
         elevation: Of the camera that took it, degrees above the horizon.
         azimuth: Of that camera, degrees about the vertical axis; 0 calls its side the front.
         framed: Leave the picture as it is; otherwise the object is centred and scaled to fill most of it.
+        cut_background: Cut a plain background, white or of another single colour, without rembg.
         subject: What it shows, where that is one of the built-in world's ("a red chair"): for comparison with the true
             views alone, the run does not see it.
     """
@@ -147,12 +149,20 @@ class ImageTo3DConfig(RunConfig[R], Generic[R]):
     elevation: float = 0.0
     azimuth: float = 0.0
     framed: bool = False
+    cut_background: bool = False
     subject: str | None = None
 
     @property
     def task(self) -> ImageTask:
         """The picture, with the camera that took it."""
-        return ImageTask(self.image, self.elevation, self.azimuth, self.framed, self.subject)
+        return ImageTask(
+            self.image,
+            self.elevation,
+            self.azimuth,
+            framed=self.framed,
+            cut_background=self.cut_background,
+            subject=self.subject,
+        )
 
     def with_absolute_paths(self) -> Self:
         """Returns the options with the picture as an absolute path."""

@@ -54,8 +54,9 @@ class TextTask:
         if not self.text.strip():
             raise ValueError('prompt is empty: describe an object, e.g. "a red cube"')
 
-    def prepare(self, target: Path) -> None:
+    def prepare(self, target: Path) -> str | None:
         """Prepares nothing: a text needs no file."""
+        return None
 
     def reference(self, source: Path, distance: float, fov: float) -> ReferenceImage | None:
         """Returns None: there is no picture."""
@@ -86,6 +87,7 @@ class ImageTask:
         elevation: Of the camera that took it, degrees above the horizon.
         azimuth: Of that camera, degrees about the vertical axis.
         framed: Whether the picture is left as it is, not centred.
+        cut_background: Whether a background of one colour is cut without rembg.
         subject: What it shows, if that is an object of the built-in world.
     """
 
@@ -93,6 +95,7 @@ class ImageTask:
     elevation: float = 0.0
     azimuth: float = 0.0
     framed: bool = False
+    cut_background: bool = False
     subject: str | None = None
 
     @property
@@ -129,9 +132,15 @@ class ImageTask:
                 '"a red chair", or leave it out'
             )
 
-    def prepare(self, target: Path) -> None:
-        """Cuts the object out and writes the copy that every worker, and a resumed run, reads."""
-        prepare_reference(self.picture, target, framed=self.framed)
+    def prepare(self, target: Path) -> str | None:
+        """Cuts the object out and writes the copy that every worker, and a resumed run, reads.
+
+        Returns:
+            A note for the user on what was cut; None if nothing was.
+        """
+        return prepare_reference(
+            self.picture, target, framed=self.framed, cut_background=self.cut_background
+        )
 
     def reference(self, source: Path, distance: float, fov: float) -> ReferenceImage | None:
         """Returns the prepared picture with the camera that took it.
@@ -147,7 +156,7 @@ class ImageTask:
             azimuth=self.azimuth,
             distance=distance,
             fov=fov,
-            framed=True,
+            prepared=True,
         )
 
     def prompt(

@@ -9,9 +9,9 @@ import torch
 from picardopt_3d.cameras import orbit_cameras
 from picardopt_3d.guidance import ScoreDistillation
 from picardopt_3d.guidance.choose import load_score
-from picardopt_3d.images import true_reference
 from picardopt_3d.methods import METHODS, Context
 from picardopt_3d.world import Subject
+from picardopt_3d.world.pictures import true_reference
 from picardopt_3d.world.yardstick import psnr_against_truth
 
 from picardopt import step_rng

@@ -24,13 +24,13 @@ from picardopt_3d.command import text_to_3d as main
 from picardopt_3d.config import ImageTo3DConfig
 from picardopt_3d.config_files import load_config, save_config
 from picardopt_3d.guidance.choose import GuidanceConfig
-from picardopt_3d.images import write_examples
 from picardopt_3d.methods import METHODS
 from picardopt_3d.methods.dreamfusion import DreamFusion
 from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.pipeline import resume, run
 from picardopt_3d.run.record import RunRecord
 from picardopt_3d.run.worker import train
+from picardopt_3d.world.pictures import write_examples
 from PIL import Image
 from pool import Pools
 from safetensors.torch import load_file

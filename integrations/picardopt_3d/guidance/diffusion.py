@@ -50,8 +50,12 @@ class TextDiffusion:
         self._release = place(self.unet, self.device, self.options)
 
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> EncodedText:
-        """Encode a prompt; only texts that were never encoded need the text encoder."""
-        asked = as_text_prompt(prompt)
+        """Encodes a prompt; only texts that were never encoded need the text encoder.
+
+        Returns:
+            Its embeddings, and the prompt itself: shortened, with a warning, if it is longer than the encoder reads.
+        """
+        asked = self._texts.context.shorten(as_text_prompt(prompt))
         with memory_explained(self.options):
             embeddings = self._texts([*asked.texts(), asked.negative])
         return EncodedText(asked, embeddings[:-1], embeddings[-1:])

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from picardopt_3d.export.files import replacing
+from picardopt_3d.guidance.text_context import TextContext
 
 Encode = Callable[[Sequence[str]], Tensor]
 """Texts to embeddings, [texts, tokens, channels]."""
@@ -32,12 +33,18 @@ class TextEmbeddings:
         folder: Where embeddings are kept; None keeps them in memory alone, and so does, with a warning, one that cannot
             be written.
         device: Where embeddings are put.
+        context: How much of a text the encoder reads.
     """
 
     def __init__(
-        self, load: Callable[[], Encode], key: str, folder: Path | None, device: torch.device
+        self,
+        load: Callable[[], Encode],
+        key: str,
+        folder: Path | None,
+        device: torch.device,
+        context: TextContext,
     ) -> None:
-        self._load, self._key, self._device = load, key, device
+        self._load, self._key, self._device, self.context = load, key, device, context
         self._folder = None if folder is None else folder.expanduser()
         self._known: dict[str, Tensor] = {}
         self._writable = True

@@ -91,7 +91,9 @@ def _room_for(folder: RunFolder, task: Task) -> Iterator[None]:
             old.path.mkdir()
             new.path.mkdir()
             # Once, to a file that every worker reads, and that a resumed run reads again.
-            task.prepare(new.input)
+            note = task.prepare(new.input)
+            if note is not None:
+                print(f"note: {note}", file=sys.stderr)
             try:
                 with interrupts_deferred():
                     _move(folder, old)

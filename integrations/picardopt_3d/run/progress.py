@@ -73,7 +73,7 @@ class Progress:
         recent, stats = self.recorder.record.losses[-_RECENT:], self.recorder.stats
         shown = {"loss": f"{sum(recent) / len(recent):.3g}"}
         if stats.sweeps:
-            shown["stride"] = str(stats.strides[-1])
+            shown["stride"] = str(stats.records[-1].stride)
             shown["steps/sweep"] = f"{stats.mean_stride:.2f}"
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
@@ -89,7 +89,7 @@ class Progress:
             self.writer.add_scalar(f"loss/{name}", float(value), step)
         stats = self.recorder.stats
         if stats.sweeps:
-            self.writer.add_scalar("picard/stride", stats.strides[-1], step)
+            self.writer.add_scalar("picard/stride", stats.records[-1].stride, step)
             self.writer.add_scalar("picard/steps_per_sweep", stats.mean_stride, step)
         if picture is not None:
             pixels = np.asarray(Image.open(picture).convert("RGB"))
