@@ -20,7 +20,7 @@ from picardopt_3d.evaluate.frechet import (
 )
 from picardopt_3d.evaluate.judging import r_precision
 from picardopt_3d.evaluate.reference import find_reference, folder_statistics
-from picardopt_3d.training.evaluation import true_views as views_of
+from picardopt_3d.training.tables import true_views as views_of
 from picardopt_3d.world import COLOURS, Subject, all_subjects, true_views
 from picardopt_3d.world.statistics import world_statistics
 from PIL import Image

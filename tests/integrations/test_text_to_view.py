@@ -14,8 +14,8 @@ from picardopt_3d.guidance.pixel_diffusion import PixelDiffusion
 from picardopt_3d.guidance.text_to_view import TextToViewPipeline
 from picardopt_3d.prompts import TextPrompt
 from picardopt_3d.training.evaluate_pixels import denoising
-from picardopt_3d.training.evaluation import EvaluationConfig
 from picardopt_3d.training.models import TextSizes, UNetSizes
+from picardopt_3d.training.tables import EvaluationConfig
 from picardopt_3d.training.text_to_view import (
     TextToViewConfig,
     build_pipeline,

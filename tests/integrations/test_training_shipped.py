@@ -13,7 +13,7 @@ from picardopt_3d.training.evaluate_latent import (
     zero123_denoising,
     zero123_sampling,
 )
-from picardopt_3d.training.evaluation import EvaluationConfig
+from picardopt_3d.training.tables import EvaluationConfig
 from picardopt_3d.world import all_subjects, held_out_subjects
 from safetensors import safe_open
 

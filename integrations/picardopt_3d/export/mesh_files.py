@@ -27,7 +27,7 @@ _VERTICES, _INDICES = 34962, 34963  # and of what a buffer view is for
 
 
 def save_mesh(mesh: Mesh, path: Path, format: Format | None = None, up: Up | None = None) -> None:
-    """Write a mesh with its colours and smooth normals, whole or not at all.
+    """Writes a mesh with its colours and smooth normals, whole or not at all.
 
     Args:
         mesh: What to write.

@@ -17,7 +17,7 @@ import tyro
 from picardopt_3d.training.evaluate_clip import print_clip_table
 from picardopt_3d.training.evaluate_latent import print_latent_tables, print_zero123_tables
 from picardopt_3d.training.evaluate_pixels import print_pixel_tables
-from picardopt_3d.training.evaluation import EvaluationConfig
+from picardopt_3d.training.tables import EvaluationConfig
 
 EVALUATIONS: dict[str, Callable[[EvaluationConfig], None]] = {
     "TextToViewPipeline": print_pixel_tables,
@@ -28,7 +28,7 @@ EVALUATIONS: dict[str, Callable[[EvaluationConfig], None]] = {
 
 
 def kind_of(folder: Path) -> str:
-    """The class that a folder's own index names.
+    """Returns the class that a folder's own index names.
 
     Raises:
         ValueError: The folder holds no model that is known here.
@@ -46,7 +46,7 @@ def kind_of(folder: Path) -> str:
 
 
 def main(config: EvaluationConfig) -> None:
-    """Print the tables of the model that the folder holds."""
+    """Prints the tables of the model that the folder holds."""
     with torch.no_grad():
         EVALUATIONS[kind_of(config.folder)](config)
 

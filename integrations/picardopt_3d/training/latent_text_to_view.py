@@ -29,7 +29,7 @@ from picardopt_3d.training.models import (
     half,
     latent_scheduler,
 )
-from picardopt_3d.training.pictures import save_sheet
+from picardopt_3d.training.sheets import save_sheet
 from picardopt_3d.world import COLOURS, SHAPES, Subject
 
 
@@ -80,7 +80,7 @@ class LatentTextToViewTrainer(Trainer):
         self.no_caption = tokenize(self.tokenizer, [""]).to(config.device)
 
     def loss(self) -> Tensor:
-        """Squared error of the predicted velocity of latents."""
+        """Returns the squared error of the predicted velocity of latents."""
         config, draw = self.config, self.views.draw(self.config.batch, self.generator)
         chances = torch.rand(3, config.batch, generator=self.generator, device=config.device)
         phrase = (chances[2] * self.captions.shape[2]).long()
@@ -104,7 +104,7 @@ class LatentTextToViewTrainer(Trainer):
         )
 
     def save_model(self, folder: Path) -> None:
-        """Write the pipeline folder."""
+        """Writes the pipeline folder."""
         parts = {"vae": half(self.vae), "unet": half(self.unet)}
         self._pipeline(text_encoder=half(self.text_encoder), **parts).save_pretrained(folder)
 
@@ -119,7 +119,7 @@ class LatentTextToViewTrainer(Trainer):
         )
 
     def sample_sheet(self, path: Path) -> None:
-        """Each shape in one colour, in general and from the four views that there are words for."""
+        """Draws each shape in one colour, in general and from the four views that there are words for."""
         pipeline = self._pipeline(vae=self.vae, unet=self.unet, text_encoder=self.text_encoder)
         pipeline.set_progress_bar_config(disable=True)
         rows = []

@@ -41,7 +41,7 @@ class EvaluationConfig:
 
 
 def true_views(subjects: Sequence[Subject], cameras: Cameras, size: int) -> Tensor:
-    """What is to be seen, RGB in [0, 1]; each shape is rendered once. [subjects, cameras, 3, size, size]."""
+    """Renders true views, RGB in [0, 1]; each shape is rendered once. [subjects, cameras, 3, size, size]."""
     shaded = {
         shape: render_shading(shape, cameras, size, size)
         for shape in dict.fromkeys(subject.shape for subject in subjects)
@@ -55,14 +55,14 @@ def true_views(subjects: Sequence[Subject], cameras: Cameras, size: int) -> Tens
 
 
 def groups(config: EvaluationConfig) -> dict[str, Sequence[Subject]]:
-    """What the text models are evaluated on: subjects that they were trained on, and the others."""
+    """Returns what the text models are evaluated on: subjects that they were trained on, and the others."""
     return {"trained": trained_subjects()[:: config.every], "held out": held_out_subjects()}
 
 
 def print_table(
     heads: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]], unit: str = "dB"
 ) -> None:
-    """Print figures as a Markdown table."""
+    """Prints figures as a Markdown table."""
     print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
     for name, values in rows:
         print("| " + " | ".join([name, *(f"{value:.1f} {unit}" for value in values)]) + " |")

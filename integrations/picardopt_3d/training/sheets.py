@@ -17,14 +17,14 @@ from picardopt_3d.cameras import Cameras, orbit_cameras
 
 
 def sheet_cameras() -> Cameras:
-    """The six cameras of a sample sheet's columns."""
+    """Returns the six cameras of a sample sheet's columns."""
     return orbit_cameras(
         torch.tensor([15.0, 15.0, 15.0, 40.0, 40.0, 0.0]), torch.arange(6) * 60.0, 1.65, 42.5
     )
 
 
 def save_sheet(rows: Sequence[Tensor], path: Path) -> None:
-    """Write rows of views as one picture.
+    """Writes rows of views as one picture.
 
     Args:
         rows: Each a batch of RGB views in [0, 1]. [columns, 3, height, width]
@@ -40,7 +40,7 @@ def save_sheet(rows: Sequence[Tensor], path: Path) -> None:
 
 
 def save_loss_curve(losses: Sequence[float], batch: int, path: Path) -> None:
-    """The loss, averaged over up to 200 stretches of steps, against images seen."""
+    """Plots the loss, averaged over up to 200 stretches of steps, against images seen."""
     window = max(1, len(losses) // 200)
     starts = range(0, len(losses), window)
     means = [sum(part) / len(part) for part in (losses[i : i + window] for i in starts)]
