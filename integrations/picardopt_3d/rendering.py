@@ -38,13 +38,13 @@ def render_in_parts(
     at_once = at_once or max(1, PIXELS_AT_ONCE // size**2)
     for start in range(0, len(cameras), at_once):
         part = cameras[start : start + at_once].to(scene.device)
-        behind = None if background is None else torch.tensor([background] * len(part))
+        plain = None if background is None else torch.tensor([background] * len(part))
         with torch.no_grad():
             yield scene.render(
                 part,
                 size,
                 normals=normals,
-                background=None if behind is None else behind.to(scene.device),
+                background=None if plain is None else plain.to(scene.device),
                 step=step,
             )
 

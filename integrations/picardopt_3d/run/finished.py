@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from picardopt_3d.devices import pick_device
 from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.scenes import Scene, load_scene
 from picardopt_3d.task import yardstick_of
-from picardopt_3d.world.yardstick import Yardstick
+
+if TYPE_CHECKING:
+    from picardopt_3d.world.yardstick import Yardstick
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class AutoencoderTrainer(Trainer):
         config, draw = self.config, self.views.draw(self.config.batch, self.generator)
         rough = torch.rand(config.batch, 1, 1, 1, generator=self.generator, device=config.device)
         views = torch.where(
-            rough < config.rough, self.views.rough(draw, self.generator), self.views.look(draw)
+            rough < config.rough, self.views.rough(draw, self.generator), self.views.clean(draw)
         )
         latents = self.vae.encode(views.contiguous(memory_format=torch.channels_last)).latent_dist
         mean, logvar = latents.mean.float(), latents.logvar.float()
@@ -71,7 +71,7 @@ class AutoencoderTrainer(Trainer):
         generator = torch.Generator(self.config.device).manual_seed(0)
         latents = torch.cat(
             [
-                self.vae.encode(self.views.look(self.views.draw(64, generator))).latent_dist.mean
+                self.vae.encode(self.views.clean(self.views.draw(64, generator))).latent_dist.mean
                 for _ in range(16)
             ]
         )

@@ -79,7 +79,7 @@ class ClipTrainer(Trainer):
         )
 
     def loss(self) -> Tensor:
-        """Returns the loss: each view picks its caption among all subjects', each caption its views among the batch's."""
+        """Returns the loss: views pick their captions among all subjects', captions their views among the batch's."""
         config, draw = self.config, self.views.draw(self.config.batch, self.generator)
         count = len(SHAPES) * len(COLOURS)
         phrase = torch.randint(

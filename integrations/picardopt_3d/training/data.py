@@ -119,7 +119,7 @@ class Views:
         view = self._index(self.shaded.shape[1], len(draw.view), generator)
         return Draw(draw.shape, draw.colour, view)
 
-    def look(self, draw: Draw) -> Tensor:
+    def clean(self, draw: Draw) -> Tensor:
         """Returns the views, RGB in [-1, 1]. [batch, 3, height, width]."""
         shaded = self.shaded[draw.shape, draw.view].float() / 255
         return 2 * colourize(shaded, self._colours[draw.colour], self._background) - 1

@@ -2,7 +2,7 @@
 
     python -m picardopt_3d.training.latent_text_to_view --out training/latent --vae training/autoencoder/pipeline
 
-It is told the view in words behind the caption (", front view", ...), as view-dependent prompts tell a real one. Writes
+Its captions end in words for the view (", front view", ...), as view-dependent prompts do for a real one. Writes
 `pipeline/`, a `StableDiffusionPipeline` folder, with what else `picardopt_3d.training.text_to_view` says.
 """
 
@@ -89,7 +89,7 @@ class LatentTextToViewTrainer(Trainer):
         tokens = self.captions[draw.shape, draw.colour, phrase, words]
         tokens = torch.where(chances[0, :, None] < config.drop_caption, self.no_caption, tokens)
         with torch.no_grad():
-            views = self.views.look(draw).contiguous(memory_format=torch.channels_last)
+            views = self.views.clean(draw).contiguous(memory_format=torch.channels_last)
             posterior = self.vae.encode(views).latent_dist
             noise = torch.randn(
                 posterior.mean.shape, generator=self.generator, device=config.device

@@ -93,7 +93,7 @@ class TextToViewTrainer(Trainer):
         return velocity_loss(
             self.unet,
             self.pipeline.scheduler,
-            self.views.look(draw),
+            self.views.clean(draw),
             self.generator,
             encoder_hidden_states=self.text_encoder(tokens).last_hidden_state,
             class_labels=conditions * (chances[1] >= config.drop_camera),

@@ -97,10 +97,10 @@ class Zero123Trainer(Trainer):
         target = self.views.again(seen, self.generator)
         device = config.device
         keep = torch.rand(config.batch, 1, generator=self.generator, device=device) >= config.drop
-        images = self.views.look(seen).contiguous(memory_format=torch.channels_last)
+        images = self.views.clean(seen).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             beside = self.vae.encode(images).latent_dist.mode().float()
-            views = self.views.look(target).contiguous(memory_format=torch.channels_last)
+            views = self.views.clean(target).contiguous(memory_format=torch.channels_last)
             posterior = self.vae.encode(views).latent_dist
             noise = torch.randn(beside.shape, generator=self.generator, device=device)
             latents = posterior.mean.float() + posterior.std.float() * noise
