@@ -3,7 +3,7 @@
     python benchmarks/methods.py                 # everything, or what is missing of it
 
 Every run is one of `picardopt text-to-3d` or `image-to-3d` without its film, in one process with one thread: the
-window's drifts are evaluated one after the other, so all but the time is that of any number of workers.
+window's drifts are evaluated one after the other, so everything but the time is the same for any number of workers.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class Run:
         return scenes / self.name.replace(" ", "-").replace("'", "")
 
     def sequential(self) -> Run:
-        """The run that it is compared with."""
+        """The sequential run that this one is compared with."""
         return replace(self, mode="sequential")
 
 
 def captions(recipe: str) -> tuple[str, ...]:
-    """What a recipe is asked for."""
+    """The texts, or the pictures' captions, that a recipe is run on."""
     method, _ = RECIPES[recipe]
     return TEXTS if METHODS[method].command == "text-to-3d" else tuple(PICTURES)
 
@@ -126,8 +126,8 @@ def judge() -> ClipJudge:
     return ClipJudge()
 
 
-def optimise(task: tuple[Run, Path]) -> tuple[str, Figures]:
-    """Carry out one run in this process, and judge its scene."""
+def optimize(task: tuple[Run, Path]) -> tuple[str, Figures]:
+    """Carries out one run in this process, and evaluates its scene."""
     run, scenes = task
     config = configuration(run, scenes)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def body(content: Figures) -> tuple[str, str]:
 
 
 def row(runs: dict[str, Figures], recipe: str, mode: str) -> list[str]:
-    """Means over what a recipe is asked for."""
+    """Returns a row of the table: means over a recipe's runs."""
     pairs = [
         (runs[Run(recipe, caption, mode).name], runs.get(Run(recipe, caption, "sequential").name))
         for caption in captions(recipe)
@@ -207,7 +207,7 @@ def row(runs: dict[str, Figures], recipe: str, mode: str) -> list[str]:
 
 
 def cell(found: Figures | None) -> str:
-    """One run in short."""
+    """Returns one run's figures in short."""
     if found is None:
         return ""
     seen = f"{found['psnr']:.1f} dB, {100 * found['r_precision']:.0f} %"
@@ -252,7 +252,7 @@ def main() -> None:
             for recipe in options.recipes
             for run in (Run(recipe, caption, mode) for caption in captions(recipe))
         ]
-        kept.carry_out(optimise, tasks, options.processes, cell)
+        kept.carry_out(optimize, tasks, options.processes, cell)
     sys.stdout.write(options.out.with_suffix(".md").read_text())
 
 

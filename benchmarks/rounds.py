@@ -133,7 +133,7 @@ def scene_file(folder: Path, run: Run) -> Path:
     return folder / f"{run.guidance}-{run.setting}-{run.seed}.safetensors"
 
 
-def optimise(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
+def optimize(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
     """Carry out one run in this process; a reference keeps its scene, a trial is compared with it."""
     torch.set_num_threads(1)
     batch, rate = SETTINGS[run.setting]
@@ -198,7 +198,7 @@ def spread(folder: Path, guidance: str, setting: str, seeds: int) -> dict[str, f
 
 def carry_out(task: tuple[Run, str, int, Path]) -> tuple[str, dict[str, Any]]:
     run, *rest = task
-    return run.name, optimise(run, *rest)
+    return run.name, optimize(run, *rest)
 
 
 def percent(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Pictures, what became of them sequentially and by Picard iteration, and the truth: the paper's Figure 6.
+"""Pictures, the objects made from them sequentially and by Picard iteration, and the truth: the paper's Figure 6.
 
 python benchmarks/methods.py && python benchmarks/side_by_side.py
 """

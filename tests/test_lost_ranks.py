@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from picardopt.transport import PairwiseTransport
-from picardopt.ranks import make_grid
 from pool import fresh_pool
 from runs import (
     SECONDS,
@@ -28,6 +26,8 @@ from runs import (
 from torch import Tensor
 
 from picardopt import PicardError, RankLostError
+from picardopt.ranks import make_grid
+from picardopt.transport import PairwiseTransport
 
 CASE = Case("network", "Adam", steps=14)
 

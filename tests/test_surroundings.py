@@ -2,11 +2,13 @@
 
 import argparse
 import collections
+import copy
 import dataclasses
 import functools
 import gc
 import itertools
 import math
+import pickle
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from picardopt.surroundings import Drop, Keep, OuterChanges, Recheck, Surroundings
+from picardopt.audit.surroundings import Drop, Keep, OuterChanges, Recheck, Surroundings
 
 
 def network() -> nn.Sequential:
@@ -287,7 +289,7 @@ def deeper(step: int, rate: float = 1.0) -> float:
 
 
 def uses_global(step: int) -> float:
-    return [scale for _ in range(3)][0]
+    return sum(scale for _ in range(3))
 
 
 def test_globals(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,9 +380,7 @@ def test_a_new_function_of_the_same_code_is_the_same_closure() -> None:
         closure.note = step // 2  # type: ignore[attr-defined]
         names.append(surroundings.changed(closure))
     assert names == [[], [], ["attributes['note']"], ["weight"]]
-    assert surroundings.changed(lambda batch=torch.ones(2), *, rate=1.0: batch * rate) == [
-        "the closure"
-    ]
+    assert surroundings.changed(lambda batch=batch, *, rate=1.0: batch * rate) == ["the closure"]
 
 
 def test_defaults() -> None:
@@ -396,7 +396,7 @@ def test_defaults() -> None:
 def test_two_closures_taken_in_turn() -> None:
     surroundings = Surroundings()
     weight = 1.0
-    first, second = lambda: weight, lambda: -weight  # noqa: E731
+    first, second = lambda: weight, lambda: -weight
     assert surroundings.changed(first) == []
     assert surroundings.changed(second) == ["the closure"]
     assert surroundings.changed(first) == ["the closure"]
@@ -550,18 +550,17 @@ def test_objects_that_are_no_good_to_enter() -> None:
 
 
 def test_it_keeps_nothing_alive() -> None:
-    model, trainer, batch = network(), Trainer(), torch.zeros(3)
+    def make() -> tuple[Any, ...]:
+        model, trainer, batch = network(), Trainer(), torch.zeros(3)
+        return model, trainer, batch, lambda batch=batch: (model, trainer)
 
-    def closure(batch: Tensor = batch) -> Any:
-        return model, trainer
-
-    surroundings = Surroundings()
-    surroundings.changed(closure)
-    surroundings.add_modules([nn.Sequential(model)])
-    gone = [weakref.ref(obj) for obj in (model, trainer, batch, closure)]
+    surroundings, made = Surroundings(), make()
+    surroundings.changed(made[-1])
+    surroundings.add_modules([nn.Sequential(made[0])])
+    gone = [weakref.ref(obj) for obj in made]
     gc.disable()
     try:
-        del model, trainer, batch, closure
+        del made
         assert [ref() for ref in gone] == [None] * 4
     finally:
         gc.enable()
@@ -569,9 +568,6 @@ def test_it_keeps_nothing_alive() -> None:
 
 
 def test_a_copy_begins_anew() -> None:
-    import copy
-    import pickle
-
     cell = Cell(torch.ones(2))
     for again in (copy.deepcopy(cell.surroundings), pickle.loads(pickle.dumps(cell.surroundings))):
         assert again.changed(cell.closure) == []

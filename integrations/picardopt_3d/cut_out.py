@@ -1,4 +1,4 @@
-"""Cutting an object out of its picture: is it cut out already, and if not, what can do it?"""
+"""Decides whether the object in a picture is cut out, and cuts it out if it is not."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def cut_out(picture: Image.Image, path: Path, *, cut_background: bool) -> tuple[
         RGBA in [0, 1], [height, width, 4]; and a note for the user on what was cut, None if nothing was.
 
     Raises:
-        ValueError: The picture is not cut out, and the background is not of one colour, or nothing is installed that
+        ValueError: If the picture is not cut out, and its background is not of one colour or nothing is installed that
             could cut it.
     """
     rgba = picture.convert("RGBA")
@@ -80,7 +80,7 @@ def why_not_cut_out(alpha: Pixels) -> str | None:
 
 
 def _without_background(picture: Image.Image, path: Path, why: str) -> Pixels:
-    """What rembg makes of a picture."""
+    """Returns a picture whose background rembg has removed."""
     try:
         from rembg import remove  # here: it brings onnxruntime, and few pictures need it
     except ImportError as error:
@@ -93,13 +93,13 @@ def _without_background(picture: Image.Image, path: Path, why: str) -> Pixels:
 
 
 def _without_plain_background(rgb: Pixels, path: Path) -> tuple[Pixels, str]:
-    """A picture without its background of one colour.
+    """Cuts a background of one colour out of a picture.
 
     Only what is connected to the border is background: white parts of an object on white stay, and so does the
     background behind a closed handle.
 
     Raises:
-        ValueError: The background has more than one colour, or all is background, or hardly anything is.
+        ValueError: If the background has more than one colour, or everything is background, or hardly anything is.
     """
     border = _border(rgb)
     colour = np.median(border, axis=0)
@@ -128,7 +128,7 @@ def _without_plain_background(rgb: Pixels, path: Path) -> tuple[Pixels, str]:
 
 
 def _specks(foreground: Mask) -> Mask:
-    """Islands of the foreground that are too small to be parts of the object."""
+    """Returns the islands of the foreground that are too small to be parts of the object."""
     labels, _ = ndimage.label(foreground, structure=np.ones((3, 3)))
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
@@ -139,7 +139,7 @@ def _specks(foreground: Mask) -> Mask:
 
 
 def _with_soft_edge(rgb: Pixels, background: Mask, colour: Pixels) -> Pixels:
-    """RGBA of the foreground; at its edge the background's part of each pixel's colour is taken out.
+    """Returns RGBA of the foreground, without the background's share of the colours at its edge.
 
     An edge pixel is `alpha * object + (1 - alpha) * background`, the object's colour being that of the nearest pixel
     further inside. Where there is none nearby (parts of a few pixels' width), or one of the background's colour, it
@@ -164,10 +164,10 @@ def _with_soft_edge(rgb: Pixels, background: Mask, colour: Pixels) -> Pixels:
 
 
 def _border(values: Pixels) -> Pixels:
-    """The pixels along the four sides. [pixels, ...]."""
+    """Returns the pixels along the four sides. [pixels, ...]."""
     return np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]])
 
 
 def _as_floats(picture: Image.Image) -> Pixels:
-    """A picture of 8 bits in [0, 1]. [height, width, channels]."""
+    """Converts a picture of 8 bits to [0, 1]. [height, width, channels]."""
     return np.asarray(picture, dtype=np.float32) / 255

@@ -1,7 +1,7 @@
-"""Pictures that an object is made from: read, cut out, centred.
+"""Reads the picture that an object is made from, cuts the object out and centres it.
 
-Zero-1-to-3 knows objects that are cut out over white, in the middle of a square picture, and take up three quarters
-of it (its released demo). A picture of the built-in world is left as it is: its camera is exact.
+Zero-1-to-3 expects an object that is cut out over white, in the middle of a square picture, and takes up three quarters
+of it (its released demo). A picture whose camera is exact, such as the examples, is left as it is (`framed`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHARE = 0.75
 """How much of the picture the longer side of the object takes up (Zero-1-to-3's preprocessing)."""
 
 SMALLEST = 16
-"""Pixels that the object must at least be long; there is nothing to be learnt from fewer."""
+"""Smallest length of the object in pixels; fewer show too little to learn from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class ReferenceImage:
 
     Attributes:
         rgb: Over white, in [0, 1]. [3, size, size]
-        alpha: What is object, in [0, 1]. [1, size, size]
+        alpha: The object's share of each pixel, in [0, 1]. [1, size, size]
         camera: Where it was taken from, a batch of one.
     """
 
@@ -41,10 +41,10 @@ class ReferenceImage:
     camera: Cameras
 
     def __post_init__(self) -> None:
-        """Check the shapes.
+        """Checks the shapes.
 
         Raises:
-            ValueError: They do not go together.
+            ValueError: If they do not go together.
         """
         size = self.rgb.shape[-1]
         if self.rgb.shape != (3, size, size) or self.alpha.shape != (1, size, size):
@@ -56,11 +56,11 @@ class ReferenceImage:
             raise ValueError(f"{len(self.camera)} cameras: give the picture's one")
 
     def prompt(self) -> ImagePrompt:
-        """What a score model is told."""
+        """Returns the prompt for a score model."""
         return ImagePrompt(self.rgb, self.camera)
 
     def at(self, size: int) -> tuple[Tensor, Tensor]:
-        """Colour over white and alpha at another size. [3, size, size] and [1, size, size]."""
+        """Returns colour over white and alpha at another size. [3, size, size] and [1, size, size]."""
         colour, alpha = resized(torch.cat([self.rgb, self.alpha])[None], size)[0].split([3, 1])
         return colour, alpha
 
@@ -89,9 +89,9 @@ def prepare_reference(
         A note for the user on what was cut; None if nothing was.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no picture, shows no object or a tiny one, is not square where it has to be, or is not cut
-            out and cannot be.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a picture, shows no object or a tiny one, is not square where it has to be, or is
+            not cut out and cannot be.
     """
     pixels, note = _prepared(source, framed, share, cut_background)
     with replacing(target) as temporary:
@@ -150,7 +150,7 @@ def save_reference(picture: ReferenceImage, path: Path) -> None:
 
 
 def resized(pictures: Tensor, size: int) -> Tensor:
-    """Pictures at another size, smoothed where they shrink. [batch, channels, ...] to [batch, channels, size, size]."""
+    """Resizes pictures, smoothly where they shrink. [batch, channels, ...] to [batch, channels, size, size]."""
     if pictures.shape[-2:] == (size, size):
         return pictures
     return torch.nn.functional.interpolate(
@@ -161,7 +161,7 @@ def resized(pictures: Tensor, size: int) -> Tensor:
 def _prepared(
     path: Path, framed: bool, share: float, cut_background: bool
 ) -> tuple[Tensor, str | None]:
-    """RGBA in [0, 1] of a square picture whose object is cut out, [4, side, side], and what was cut."""
+    """Returns RGBA in [0, 1] of a square picture whose object is cut out, [4, side, side], and a note on the cut."""
     if not 0 < share <= 1:
         raise ValueError(f"share={share}: give a part of the picture, from 0 to 1")
     content, note = cut_out(_read(path), path, cut_background=cut_background)
@@ -183,13 +183,13 @@ def _as_tensor(pixels: Pixels) -> Tensor:
 
 
 def _as_picture(pixels: Tensor) -> Image.Image:
-    """RGBA in [0, 1] as a picture of 8 bits a channel. [4, height, width]."""
+    """Converts RGBA in [0, 1] to a picture of 8 bits per channel. [4, height, width]."""
     content = pixels.clamp(0, 1).mul(255).round().to(torch.uint8)
     return Image.fromarray(content.movedim(0, -1).contiguous().numpy())
 
 
 def _read(path: Path) -> Image.Image:
-    """A picture the right way up, of 8 bits a channel."""
+    """Reads a picture of 8 bits per channel and turns it the right way up."""
     if not path.is_file():
         raise FileNotFoundError(f"image={path}: there is no such file; give a picture")
     try:
@@ -208,10 +208,10 @@ def _read(path: Path) -> Image.Image:
 
 
 def _bounds(alpha: Tensor, path: Path) -> tuple[int, int, int, int]:
-    """First and last row, first and last column of the object; ends are exclusive.
+    """Returns the object's first and last row, first and last column; ends are exclusive.
 
     Raises:
-        ValueError: There is none, or hardly any.
+        ValueError: If there is no object, or hardly any.
     """
     solid = alpha > 0.5
     rows, columns = solid.any(1).nonzero().flatten(), solid.any(0).nonzero().flatten()
@@ -229,7 +229,7 @@ def _bounds(alpha: Tensor, path: Path) -> tuple[int, int, int, int]:
 
 
 def _centred(pixels: Tensor, box: tuple[int, int, int, int], share: float) -> Tensor:
-    """A square cut from a picture (transparent where that has no more), the object in its middle. [4, side, side]."""
+    """Cuts a square from a picture with the object in its middle, transparent beyond the picture. [4, side, side]."""
     top, bottom, left, right = box
     side = max(1, round(max(bottom - top, right - left) / share))
     first_row, first_column = (top + bottom - side) // 2, (left + right - side) // 2

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from picardopt.audit import Audit
 from picardopt.audit.recheck import bits_float, differs, float_bits, impure, is_noise
+from picardopt.audit.surroundings import Drop, Keep, Recheck, Surroundings
 from picardopt.audit.wrappers import advice
 from picardopt.closure import StepClosure
 from picardopt.drift import Accepted, Drift, Outcome
@@ -15,7 +16,6 @@ from picardopt.evaluation import Evaluator
 from picardopt.layout import ParameterLayout, Row
 from picardopt.options import Options
 from picardopt.stats import Stats
-from picardopt.surroundings import Drop, Keep, Recheck, Surroundings
 from picardopt.sweep import accepts, same_bits, squared_distance
 from picardopt.warn import warn_user
 from picardopt.window import Window
@@ -56,7 +56,8 @@ class Auditor:
         self._exact, self._seed, self._stride = exact, options.seed, 0
         self._speculates = options.window > 1 or engine.size > 1
         self._owner = id(own[0])
-        self._watches = self._speculates and audit.mode != "never"
+        # At tolerance 0 it is no matter of taste: the run is the sequential one.
+        self._watches = self._speculates and (exact or audit.mode != "never")
         self._surroundings = Surroundings([*layout.tensors, *own])
         self._live, self._scratch = layout.row(), layout.scratch()
 
@@ -64,8 +65,12 @@ class Auditor:
         """Notes a new queue, and what its closure could see."""
         self._stride = stride
         if self._watches and stride > 1:
-            self._surroundings.add_modules(self._audit.modules)
-            self._surroundings.changed(closure.source)
+            self._surroundings.add_modules(self._audit.ran)
+            self._note(closure)
+
+    def _note(self, closure: StepClosure) -> None:
+        """Takes what the closure sees as it is now: what an evaluation changed is not the loop's doing."""
+        self._surroundings.changed(closure.source)
 
     def stands(self, closure: StepClosure, accepted: Accepted) -> bool:
         """Whether the next queued drift is still that of the present parameters, and of what the closure sees now.
@@ -77,8 +82,8 @@ class Auditor:
         verdict = self._audit.changes.look(
             self._surroundings.changed(closure.source), exact=self._exact, queued=True
         )
-        opinion = _OPINIONS[type(verdict)]
-        if self._moved(accepted) or (opinion and accepted.remapped):
+        opinion, moved = _OPINIONS[type(verdict)], self._moved(accepted)
+        if moved or (opinion and accepted.remapped):
             opinion = _DROP
         opinions = [each for (each,) in self._engine.share_numbers([opinion])]
         stands = max(opinions) == _KEEP
@@ -88,7 +93,7 @@ class Auditor:
             if isinstance(verdict, Recheck):
                 changes = self._audit.changes
                 (changes.harmless if stands else changes.harmful)(verdict.names)
-        if not stands and not isinstance(verdict, Keep):
+        if not stands and not moved:
             self._stats.outer_changes += 1
         self._warn(opinions)
         return stands
@@ -147,6 +152,8 @@ class Auditor:
                     if is_noise(difference, noise, self._layout.device, parts):
                         difference = 0.0
             self._window.release(rows)
+            if self._watches:
+                self._note(closure)
             interrupted = last.outcome is Outcome.INTERRUPTED
             error = last.error if interrupted else None
             table = self._engine.share_numbers([int(interrupted), float_bits(difference)], error)

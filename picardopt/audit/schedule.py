@@ -12,9 +12,9 @@ from torch import Tensor
 from picardopt.audit.buffers import BufferGuard
 from picardopt.audit.gradients import GradientClearing
 from picardopt.audit.modules import live_modules, uses_compile
+from picardopt.audit.surroundings import OuterChanges
 from picardopt.layout import ParameterLayout
 from picardopt.rng import step_seed
-from picardopt.surroundings import OuterChanges
 
 MODES = ("auto", "always", "never")
 _FIRST_SWEEPS = 3
@@ -82,6 +82,11 @@ class Audit:
     def watches(self, sweep: int) -> bool:
         """Whether module buffers are watched while this sweep's closures run."""
         return self.due(sweep, ahead=False) and self.due(sweep, ahead=True)
+
+    @property
+    def ran(self) -> list[torch.nn.Module]:
+        """The modules that were seen to run; none where `modules` are all of the process."""
+        return [] if self._searched else list(self.modules)
 
     def guard(self, layout: ParameterLayout, rewritten: Sequence[Tensor]) -> BufferGuard:
         """Watches what one call of the closure leaves behind; `rewritten` may change."""

@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture
 def rounds(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(BENCHMARKS)
-    for name in ("rounds", "kept", "tables"):
+    for name in ("rounds", "result_store", "tables"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import rounds
 

@@ -123,7 +123,7 @@ class TextDiffusion:
         return as_noise(predicted, noisy, abar, self.prediction_type)
 
     def class_labels(self, cameras: Cameras) -> Tensor | None:
-        """What the UNet takes besides the text, for each view; nothing unless an heir says so. [batch, numbers]."""
+        """Returns what the UNet takes besides the text. None by default; subclasses override it. [batch, numbers]."""
         return None
 
 

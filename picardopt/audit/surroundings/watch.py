@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from picardopt.surroundings import readers
-from picardopt.surroundings.values import (
+from picardopt.audit.surroundings import readers
+from picardopt.audit.surroundings.values import (
     CONTAINERS,
     MISSING,
     MOST_ITEMS,
@@ -144,7 +144,7 @@ class Surroundings:
     def _enter_closure(self, closure: Callable[..., Any]) -> Stamp | Space | None:
         """The closure itself: entered wherever its code lies, and compared by what it holds."""
         kind = type(closure)
-        if kind is types.FunctionType:
+        if isinstance(closure, types.FunctionType):
             return self._function(closure, lambda key: key[1])
         if issubclass(kind, _WRAPPERS) or readers.is_module(closure):
             return self.watch("the closure", closure, 0)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 _SHOWN = 3
 _OFTEN = 8
 _REMEDY = (
-    "What differs at every step stops running ahead: compute it inside the closure from the step (`def closure(step)`; data by "
-    "StepIndexedLoader)"
+    "Compute inside the closure, from the step, what differs at every step: `def closure(step): batch = "
+    "StepIndexedLoader(loader).batch(step)`"
 )
 
 
@@ -112,14 +112,10 @@ class OuterChanges:
 
     @staticmethod
     def _nothing_ahead(names: Sequence[str], exact: bool) -> str:
-        also = (
-            "; keep counters and logs where the closure cannot see them, or give a tolerance above 0"
-            if exact
-            else ""
-        )
+        also = "; keep counters and logs out of it, or give a tolerance above 0" if exact else ""
         return (
-            f"{_listed(names)} changed between each of the last {_OFTEN} steps, so that nothing runs ahead: results are "
-            f"right, but slower than without picardopt. {_REMEDY}{also}"
+            f"{_listed(names)} changed before each of the last {_OFTEN} steps, so that nothing runs ahead: the results "
+            f"are right, but slower than without picardopt. {_REMEDY}{also}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What there is to see in a function, an object, a module, a container: its keys and values, without running anything."""
+"""Reads functions, objects, modules and containers, as keys and values, without running anything of theirs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from picardopt.surroundings.values import CONTAINERS, MISSING, Contents, is_plain
+from picardopt.audit.surroundings.values import CONTAINERS, MISSING, MOST_ITEMS, Contents, is_plain
 
 MOST_BYTES = 4096
 """Size of a NumPy array up to which its content is compared."""
@@ -66,6 +66,7 @@ class FunctionReader:
         return self(function)
 
     def __call__(self, function: types.FunctionType) -> Contents:
+        """Reads a function of the same code."""
         found = function.__globals__
         return self._keys, [
             *[_content(cell) for cell in function.__closure__ or ()],
@@ -102,6 +103,7 @@ class ObjectReader:
         self._methods = _methods(type(value), names)
 
     def __call__(self, value: object) -> Contents:
+        """Reads an object of the same class."""
         fields = _fields(value)
         keys, values = [*fields, *self._slots, *self._methods], [*fields.values()]
         for member in self._slots.values():
@@ -142,6 +144,7 @@ class NamedReader:
         self._keys = tuple(name for name in names if name in found)
 
     def __call__(self, value: type | types.ModuleType) -> Contents:
+        """Reads it."""
         found = vars(value)
         return self._keys, [found.get(name, MISSING) for name in self._keys]
 
@@ -182,6 +185,7 @@ class ModuleReader:
         return (part() for part, _ in self._parts)
 
     def __call__(self, module: nn.Module) -> Contents:
+        """Reads the module again."""
         values: list[Any] = []
         try:
             for part, pick in self._parts:
@@ -253,6 +257,6 @@ def array_stamp(array: np.ndarray[Any, Any]) -> tuple[Any, ...]:
 
 def set_stamp(value: set[Any] | frozenset[Any]) -> object:
     """A small set's content, as far as it is plain; a large one's length."""
-    if len(value) > 64:
+    if len(value) > MOST_ITEMS:
         return len(value)
     return frozenset((type(item), item) if is_plain(item) else id(item) for item in value)

@@ -6,9 +6,9 @@ step sees it. Drifts that were evaluated ahead have not seen it, so their queue 
 Seen, and named when it changes:
 
 - the closure's code, through ``functools.partial``, bound methods, callable objects and decorators;
-- plain values (numbers, strings, bytes, flags, None, tuples of them) in its cells, in the globals that its code names, in
-  its defaults and its own attributes; the same of functions of your own that it names, and of methods that it names of
-  objects that it captures (64 functions at most);
+- plain values (numbers, strings, bytes, flags, None, tuples of them) in its cells, in the globals that its code names,
+  in its defaults and its own attributes; the same of functions of your own that it names, and of methods that it names
+  of objects that it captures (64 functions at most);
 - one level of attributes of objects that it captures (``self.weight``), and of dataclasses and namespaces among them
   (``self.config.weight``); attributes that the code names of imported modules and of your own classes;
 - lists, tuples, dicts, sets and deques of up to 64 items, nested up to four deep; of longer ones which one it is, the
@@ -30,7 +30,7 @@ The optimizer's own business (its parameters, the carry, optimizers, LR schedule
 yours runs for it: no property, ``__getattr__`` or ``__eq__``. It keeps alive no object that can have weak references.
 """
 
-from picardopt.surroundings.policy import Drop, Keep, OuterChanges, Recheck, Verdict
-from picardopt.surroundings.watch import Surroundings
+from picardopt.audit.surroundings.policy import Drop, Keep, OuterChanges, Recheck, Verdict
+from picardopt.audit.surroundings.watch import Surroundings
 
 __all__ = ["Drop", "Keep", "OuterChanges", "Recheck", "Surroundings", "Verdict"]
