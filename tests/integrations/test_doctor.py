@@ -14,7 +14,10 @@ from typing import ClassVar
 
 import picardopt_3d
 import pytest
-from picardopt_3d.doctor import KNOWN, devices, loaded, missing_parts, shipped_models
+from picardopt_3d.doctor import devices, loaded, missing_parts, shipped_models
+from picardopt_3d.models import MODELS
+
+KNOWN = [model.source for kind in MODELS.values() for model in kind.published]
 
 PACKAGE = Path(picardopt_3d.__file__).parent
 
@@ -98,7 +101,7 @@ def test_it_lists_packages_devices_and_models(tmp_path: Path) -> None:
         "cuda:0" in output
     )
     for known in KNOWN:
-        assert "--offline" in line(output, known.source)
+        assert "--offline" in line(output, known)
     assert "the shipped path works" in output
 
 
@@ -117,10 +120,10 @@ def test_it_tells_what_the_hub_says_of_each_model(tmp_path: Path, hub: str) -> N
 def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     code, output = doctor(tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert code == 0
-    assert "cannot be reached" in line(output, KNOWN[0].source)
+    assert "cannot be reached" in line(output, KNOWN[0])
     assert "hf download ID --local-dir" in output
     _, output = doctor(tmp_path, HF_HUB_OFFLINE="1")
-    assert "HF_HUB_OFFLINE is set" in line(output, KNOWN[0].source)
+    assert "HF_HUB_OFFLINE is set" in line(output, KNOWN[0])
 
 
 def cached(home: Path, source: str) -> Path:

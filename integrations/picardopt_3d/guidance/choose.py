@@ -15,13 +15,12 @@ from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.guidance.loss_config import SdsConfig, VsdConfig
 from picardopt_3d.guidance.protocol import Guidance, ScoreModel, as_text_prompt
 from picardopt_3d.guidance.sds import ScoreDistillation
+from picardopt_3d.models import GUIDANCE_MODELS, named
 from picardopt_3d.prompts import ImagePrompt, PerpNeg, TextPrompt, ViewWords
 
 Model = Literal["pixel-diffusion", "stable-diffusion", "deepfloyd", "zero123", "exact"]
 
 Loss = Literal["sds", "vsd"]
-
-_SHIPPED = ("pixel-diffusion", "zero123")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,8 @@ class GuidanceConfig:
         """
         if self.model not in get_args(Model):
             raise ValueError(f"model={self.model!r}: give one of {', '.join(get_args(Model))}")
-        if self.source is None and self.model not in (*_SHIPPED, "exact"):
+        known = GUIDANCE_MODELS.get(self.model)
+        if self.source is None and known is not None and known.shipped is None:
             raise ValueError(
                 f"model={self.model!r} without a source: none of its kind ships; give a folder in diffusers' layout or "
                 "a hub id"
@@ -145,24 +145,11 @@ def load_score(
     """
     if config.model == "exact":
         return _exact(prompt, size)
-    # Here, not above: diffusers takes seconds to import, and the exact score needs none of it.
     given: dict[str, Any] = {} if config.source is None else {"source": _source(config.source)}
-    given |= {"device": device, "options": config.options}
-    if config.model == "pixel-diffusion":
-        from picardopt_3d.guidance.pixel_diffusion import PixelDiffusion
-
-        return PixelDiffusion.from_pretrained(**given)
-    if config.model == "stable-diffusion":
-        from picardopt_3d.guidance.stable_diffusion import StableDiffusion
-
-        return StableDiffusion.from_pretrained(**given)
-    if config.model == "deepfloyd":
-        from picardopt_3d.guidance.deepfloyd import DeepFloyd
-
-        return DeepFloyd.from_pretrained(**given)
-    from picardopt_3d.guidance.zero123 import Zero123
-
-    return Zero123.from_pretrained(**given)
+    # Named, not imported above: diffusers takes seconds to import, and the exact score needs none of it.
+    loader = named(GUIDANCE_MODELS[config.model].loader)
+    score: ScoreModel = loader.from_pretrained(**given, device=device, options=config.options)
+    return score
 
 
 def _source(source: str) -> str:
