@@ -16,7 +16,6 @@ from picardopt_3d.guidance.zero123_pipeline import Zero123Pipeline
 from picardopt_3d.training.autoencoder import AutoencoderConfig, AutoencoderTrainer
 from picardopt_3d.training.clip import ClipConfig, ClipTrainer
 from picardopt_3d.training.evaluate import evaluation_of, main
-from picardopt_3d.training.tables import EvaluationConfig
 from picardopt_3d.training.latent_text_to_view import (
     LatentTextToViewConfig,
     LatentTextToViewTrainer,

@@ -1,3 +1,0 @@
-"""The old name of `world`."""
-
-from picardopt_3d.world import *  # noqa: F403
