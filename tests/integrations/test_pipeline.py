@@ -20,8 +20,9 @@ from picardopt_3d.methods.dreamfusion import SMALL, DreamFusion
 from picardopt_3d.methods.optim import field_rates
 from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.pipeline import run
+from picardopt_3d.run.prepare import agreed, build_problem
 from picardopt_3d.run.record import RunRecord
-from picardopt_3d.run.worker import _agreed, build_problem, train, train_launched
+from picardopt_3d.run.worker import train, train_launched
 from picardopt_3d.scenes import FieldConfig, RadianceField, load_scene
 from picardopt_3d.world import BACKGROUND, parse_prompt
 from picardopt_3d.world.yardstick import held_out_cameras, psnr_against_truth
@@ -373,7 +374,7 @@ def test_overwrite_replaces_all_that_was_the_earlier_runs(
 
 def one_complains(rank: int) -> str:
     try:
-        with _agreed():
+        with agreed():
             if torch.distributed.get_rank() == rank:
                 raise FileNotFoundError("no model here")
     except FileNotFoundError as error:
