@@ -52,7 +52,8 @@ def make_speculator(
     window = Window(layout)
     evaluator = Evaluator(layout, carry, base, id(owner), engine, options, tolerance, audit, stats)
     rollout = Rollout(stepper, layout, carry, options.predictor, window)
-    own = [owner, base, *base.optimizers] if isinstance(base, JoinedOptimizer) else [owner, base]
+    bases = [base, *base.optimizers] if isinstance(base, JoinedOptimizer) else [base]
+    own = [owner, *bases, *base.param_groups]
     auditor = Auditor(
         layout, window, evaluator, engine, audit, options, stats, tolerance.exact, own
     )

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import Case, assert_parallel, parallel, quiet
 from torch import Tensor, nn
 
 from picardopt import ImpureClosureError, ParallelPicardOptimizer, step_rng
+from tests.helpers.runs import Case, assert_parallel, parallel, quiet
 
 STEPS = 60
 """Longer than the first sweeps of every window here: "by default" is soon enough to be of use."""

@@ -10,8 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from pool import Pools
-from runs import (
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from picardopt import ParallelPicardOptimizer, PicardWarning, Restructure, step_rng
+from tests.helpers.pool import Pools
+from tests.helpers.runs import (
     Case,
     Trace,
     assert_parallel,
@@ -24,12 +30,6 @@ from runs import (
     stats_of,
     wrap,
 )
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
-
-from picardopt import ParallelPicardOptimizer, PicardWarning, Restructure, step_rng
 
 CASE = Case("network", "Adam", steps=13)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from runs import assert_same_bits
-from test_launch import environment
 
 from picardopt.launch import _attempts_own, init_process_group
+from tests.helpers.runs import assert_same_bits
+from tests.test_launch import environment
 
 SCRIPT = """
 import os, signal, sys

@@ -5,8 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Problem
-from runs import (
+from torch import Tensor
+
+from picardopt import (
+    AdaptiveTolerance,
+    NonFiniteGradientError,
+    ParallelPicardOptimizer,
+    PicardWarning,
+    step_rng,
+)
+from tests.helpers.problems import Problem
+from tests.helpers.runs import (
     Case,
     Trace,
     as_bytes,
@@ -19,15 +28,6 @@ from runs import (
     sequential,
     stats_of,
     wrap,
-)
-from torch import Tensor
-
-from picardopt import (
-    AdaptiveTolerance,
-    NonFiniteGradientError,
-    ParallelPicardOptimizer,
-    PicardWarning,
-    step_rng,
 )
 
 CASE = Case("network", "Adam", steps=16)

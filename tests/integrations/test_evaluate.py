@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from analytic import Balls, voxels
 from picardopt_3d.cameras import orbit_cameras, turntable_cameras
 from picardopt_3d.devices import pick_device
 from picardopt_3d.evaluate.clip import ClipJudge
@@ -29,6 +28,8 @@ from picardopt_3d.world import COLOURS, SHAPES, Subject, all_subjects, true_view
 from picardopt_3d.world.statistics import world_statistics
 from picardopt_3d.world.yardstick import Yardstick, psnr, ssim
 from torchmetrics.functional.image import structural_similarity_index_measure
+
+from tests.integrations.helpers.analytic import Balls, voxels
 
 CAPTIONS = [subject.caption for subject in all_subjects()]
 REPORT = {

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from picardopt_3d.evaluate.command import main
 from picardopt_3d.world import Subject
-from test_evaluate import save_run
+
+from tests.integrations.test_evaluate import save_run
 
 QUICK = ["--views", "4", "--size", "24", "--device", "cpu"]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from films import read_film
 from picardopt_3d.cameras import turntable_cameras
 from picardopt_3d.export.pictures import (
     normal_colours,
@@ -23,6 +22,8 @@ from picardopt_3d.io import replacing, write_json
 from picardopt_3d.run.record import RunRecord
 from picardopt_3d.scenes import FieldConfig, RadianceField
 from PIL import Image
+
+from tests.integrations.helpers.films import read_film
 
 FIELD = RadianceField(FieldConfig(resolutions=(5,), samples=4))
 

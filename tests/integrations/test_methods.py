@@ -24,10 +24,14 @@ from picardopt_3d.scenes import HashConfig, NerfConfig, OccupancyConfig, SdfConf
 from picardopt_3d.tolerances import build_tolerance
 from picardopt_3d.world import Subject
 from picardopt_3d.world.pictures import true_reference
-from tiny_pipelines import save_deepfloyd, save_stable_diffusion, save_zero123
 from torch.utils import _pytree as pytree
 
 from picardopt import ParallelPicardOptimizer, step_rng
+from tests.integrations.helpers.tiny_pipelines import (
+    save_deepfloyd,
+    save_stable_diffusion,
+    save_zero123,
+)
 
 CPU = torch.device("cpu")
 CHAIR = Subject("chair", "red")

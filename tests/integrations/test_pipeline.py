@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from films import read_film
 from picardopt_3d.command import image_to_3d
 from picardopt_3d.command import text_to_3d as main
 from picardopt_3d.config import TextTo3DConfig
@@ -27,10 +26,11 @@ from picardopt_3d.scenes import FieldConfig, RadianceField, load_scene
 from picardopt_3d.world import BACKGROUND, parse_prompt
 from picardopt_3d.world.yardstick import held_out_cameras, psnr_against_truth
 from PIL import Image
-from pool import Pools
 from safetensors.torch import load_file
 
 from picardopt import step_rng
+from tests.helpers.pool import Pools
+from tests.integrations.helpers.films import read_film
 
 TINY = replace(
     SMALL,

@@ -17,7 +17,6 @@ from typing import Any
 import picardopt_3d.export.pictures
 import pytest
 import torch
-from films import read_film
 from picardopt_3d.command import parse_resume
 from picardopt_3d.command import resume as resume_command
 from picardopt_3d.command import text_to_3d as main
@@ -32,11 +31,19 @@ from picardopt_3d.run.record import RunRecord
 from picardopt_3d.run.worker import train
 from picardopt_3d.world.pictures import write_examples
 from PIL import Image
-from pool import Pools
 from safetensors.torch import load_file
-from test_pipeline import PROMISED, TINY, TINY_OPTIONS, assert_same_bits, names, options
 
 from picardopt import CheckpointError
+from tests.helpers.pool import Pools
+from tests.integrations.helpers.films import read_film
+from tests.integrations.test_pipeline import (
+    PROMISED,
+    TINY,
+    TINY_OPTIONS,
+    assert_same_bits,
+    names,
+    options,
+)
 
 
 class Stop(Exception):

@@ -19,10 +19,11 @@ from picardopt_3d.run.pipeline import run
 from picardopt_3d.run.record import RunRecord
 from picardopt_3d.run.worker import train
 from picardopt_3d.scenes import FieldConfig
-from pool import Pools
 from safetensors.torch import load_file
-from test_pipeline import TINY, names, options
-from test_stages import TwoStages
+
+from tests.helpers.pool import Pools
+from tests.integrations.test_pipeline import TINY, names, options
+from tests.integrations.test_stages import TwoStages
 
 FIELD = FieldConfig(resolutions=(4, 8), samples=8)
 RECIPE = TwoStages(

@@ -12,13 +12,6 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from problems import Problem, quantise
-from runs import (
-    Trace,
-    assert_parallel,
-    assert_same_trace,
-    stats_of,
-)
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
@@ -27,6 +20,13 @@ import picardopt.drift
 import picardopt.engines.average
 from picardopt import ParallelPicardOptimizer, step_rng
 from picardopt.engines.average import mean
+from tests.helpers.problems import Problem, quantise
+from tests.helpers.runs import (
+    Trace,
+    assert_parallel,
+    assert_same_trace,
+    stats_of,
+)
 
 STEPS, BATCH = 12, 12
 BASES: dict[str, Callable[..., torch.optim.Optimizer]] = {

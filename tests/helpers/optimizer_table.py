@@ -1,6 +1,6 @@
 """Runs published optimizers alone and through the wrapper, and writes docs/optimizers.md.
 
-python tests/optimizer_table.py        # some minutes
+python -m tests.helpers.optimizer_table        # some minutes
 """
 
 import contextlib
@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from problems import Problem
-from runs import assert_same_bits, make_closure
-from third_party import PACKAGES, Entry, entries, surroundings
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from picardopt import ParallelPicardOptimizer, UnsupportedOptimizerError, step_rng
+from tests.helpers.problems import Problem
+from tests.helpers.runs import assert_same_bits, make_closure
+from tests.helpers.third_party import PACKAGES, Entry, entries, surroundings
 
-TABLE = Path(__file__).parents[1] / "docs" / "optimizers.md"
+TABLE = Path(__file__).parents[2] / "docs" / "optimizers.md"
 STEPS, WINDOW = 10, 4
 LONG = 16  # steps of the runs at the default tolerance
 
@@ -185,7 +185,7 @@ def told(error: BaseException) -> str:
 
 HEAD = """# Published optimizers
 
-Made by `python tests/optimizer_table.py`, which runs each of them; the tests fail where this table and a run
+Made by `python -m tests.helpers.optimizer_table`, which runs each of them; the tests fail where this table and a run
 disagree.
 
 - *exact*: {steps} steps at `tolerance=0` and `window={window}` left the same bits as the sequential loop in losses,

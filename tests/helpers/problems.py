@@ -46,7 +46,7 @@ class Problem:
         return list(self.groups)
 
 
-def _draw(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+def draw(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
     generator = torch.Generator().manual_seed(seed)
     return nn.Parameter(torch.randn(shape, generator=generator).to(dtype))
 
@@ -59,8 +59,8 @@ def _batch(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def network(dtype: torch.dtype = torch.float32) -> Problem:
     """Two quantised layers, a scalar gain and a bias."""
-    first, bias = _draw((4, 3), 1, dtype), _draw((4,), 2, dtype)
-    second, gain = _draw((2, 4), 3, dtype), nn.Parameter(torch.tensor(1.3, dtype=dtype))
+    first, bias = draw((4, 3), 1, dtype), draw((4,), 2, dtype)
+    second, gain = draw((2, 4), 3, dtype), nn.Parameter(torch.tensor(1.3, dtype=dtype))
 
     def loss(step: int) -> Tensor:
         x, y = _batch(dtype)
@@ -72,7 +72,7 @@ def network(dtype: torch.dtype = torch.float32) -> Problem:
 
 def matrices(dtype: torch.dtype = torch.float32) -> Problem:
     """Only matrices, for optimizers that take nothing else (Muon)."""
-    first, second = _draw((4, 3), 1, dtype), _draw((2, 4), 3, dtype)
+    first, second = draw((4, 3), 1, dtype), draw((2, 4), 3, dtype)
 
     def loss(step: int) -> Tensor:
         x, y = _batch(dtype)
@@ -91,8 +91,8 @@ def float64() -> Problem:
 
 def smooth() -> Problem:
     """The network without quantisation: every guess is wrong by a little."""
-    first, bias = _draw((4, 3), 1), _draw((4,), 2)
-    second, gain = _draw((2, 4), 3), nn.Parameter(torch.tensor(1.3))
+    first, bias = draw((4, 3), 1), draw((4,), 2)
+    second, gain = draw((2, 4), 3), nn.Parameter(torch.tensor(1.3))
 
     def loss(step: int) -> Tensor:
         x, y = _batch(torch.float32)
@@ -103,8 +103,8 @@ def smooth() -> Problem:
 
 def complex64() -> Problem:
     """A complex and a real parameter."""
-    weight = nn.Parameter(torch.view_as_complex(_draw((3, 2), 4).detach().clone()))
-    scale = _draw((3,), 5)
+    weight = nn.Parameter(torch.view_as_complex(draw((3, 2), 4).detach().clone()))
+    scale = draw((3,), 5)
 
     def loss(step: int) -> Tensor:
         x = torch.randn(5, 3)
@@ -130,8 +130,8 @@ def partial() -> Problem:
     """Gradients that are None always, on odd steps, and from step 6 on; one frozen parameter."""
     problem = network()
     first, bias, second, gain = problem.parameters
-    never, odd, early = _draw((3,), 6), _draw((2, 2), 7), _draw((3,), 8)
-    frozen = _draw((4,), 9).requires_grad_(False)
+    never, odd, early = draw((3,), 6), draw((2, 2), 7), draw((3,), 8)
+    frozen = draw((4,), 9).requires_grad_(False)
 
     def loss(step: int) -> Tensor:
         value = problem.loss(step) + (frozen * torch.tanh(quantise(bias))).sum()
@@ -146,7 +146,7 @@ def partial() -> Problem:
 
 def tied() -> Problem:
     """One matrix used as an embedding and, transposed, as the output layer."""
-    table, inner = _draw((5, 4), 10), _draw((4, 4), 11)
+    table, inner = draw((5, 4), 10), draw((4, 4), 11)
 
     def loss(step: int) -> Tensor:
         words = torch.randint(5, (8,))
@@ -167,9 +167,9 @@ def clipping() -> Problem:
 
 def strided() -> Problem:
     """Parameters that are transposed, views of one buffer, empty, and of one element."""
-    buffer = _draw((20,), 12).detach()
+    buffer = draw((20,), 12).detach()
     first, second = (
-        nn.Parameter(_draw((3, 4), 13).detach().t()),
+        nn.Parameter(draw((3, 4), 13).detach().t()),
         nn.Parameter(buffer[2:10].view(2, 4)),
     )
     empty, one = nn.Parameter(torch.empty(0, 3)), nn.Parameter(buffer[10:11])

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from catalog import make_optimizer, make_scheduler, torch_optimizers
-from problems import PROBLEMS, Problem
 from torch import Tensor
 
 from picardopt import ParallelPicardOptimizer, PicardWarning, step_rng
+from tests.helpers.catalog import make_optimizer, make_scheduler, torch_optimizers
+from tests.helpers.problems import PROBLEMS, Problem
 
 STATS = (
     "steps",

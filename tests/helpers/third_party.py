@@ -1,6 +1,6 @@
 """Published optimizers: how the tests make each of them, run it, and write docs/optimizers.md.
 
-python tests/third_party.py        # runs all of them and writes the table anew
+python -m tests.helpers.optimizer_table        # runs all of them and writes the table anew
 """
 
 import contextlib
@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from problems import Problem, _draw, quantise
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
+
+from tests.helpers.problems import Problem, draw, quantise
 
 # Distribution on PyPI -> modules to look in, with the names that count (None: all of the package's own).
 PACKAGES: dict[str, dict[str, re.Pattern[str] | None]] = {
@@ -48,8 +49,8 @@ QUICK = re.compile(r"(?!heavyball\.).*|heavyball\.(AdamW|SOAP|Muon|SFAdamW|PSGDK
 
 def shapes() -> Problem:
     """A convolution and two quantised layers: parameters of four, one and two dimensions."""
-    kernel, bias = _draw((3, 2, 3, 3), 21), _draw((3,), 22)
-    table, mix = _draw((6, 12), 23), _draw((2, 6), 24)
+    kernel, bias = draw((3, 2, 3, 3), 21), draw((3,), 22)
+    table, mix = draw((6, 12), 23), draw((2, 6), 24)
 
     def loss(step: int) -> Tensor:
         x, y = torch.randn(3, 2, 4, 4), torch.randn(3, 2)
@@ -62,7 +63,7 @@ def shapes() -> Problem:
 
 def matrices() -> Problem:
     """The same without what is not a matrix, for optimizers that take nothing else."""
-    table, mix = _draw((6, 12), 23), _draw((2, 6), 24)
+    table, mix = draw((6, 12), 23), draw((2, 6), 24)
 
     def loss(step: int) -> Tensor:
         x, y = torch.randn(3, 12), torch.randn(3, 2)

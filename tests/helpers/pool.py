@@ -24,6 +24,8 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[2]
+"""The repository, from which workers import jobs as `tests. ...`."""
 TIMEOUT = 120.0
 """Seconds that a job may take before its pool is killed."""
 GROUP_TIMEOUT = 60.0
@@ -97,10 +99,10 @@ def _work(rank: int, world_size: int, store: str, connection: Connection) -> Non
 def _forks() -> ForkServerContext:
     """Makes processes that have imported what jobs need; the server begins with the environment of now."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runs", "torch._dynamo"])
+    context.set_forkserver_preload(["tests.helpers.runs", "torch._dynamo"])
     changed = {
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
     }
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
