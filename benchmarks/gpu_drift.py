@@ -1,4 +1,4 @@
-"""What a sweep costs beside one gradient of real size: score distillation through a Stable-Diffusion-2.1-sized UNet.
+"""What a sweep costs besides one gradient of real size: score distillation through a Stable-Diffusion-2.1-sized UNet.
 
     python benchmarks/gpu_drift.py --out benchmarks/results/gpu_drift.md
 
@@ -69,7 +69,7 @@ def build_unet(options: Options) -> UNet2DConditionModel:
 
 
 class Task:
-    """A table that is looked up, decoded and judged: the memory traffic of a hash grid without its library."""
+    """A table of features that is looked up, decoded and scored: a hash grid's memory traffic without its library."""
 
     def __init__(self, options: Options, unet: UNet2DConditionModel, batch: int) -> None:
         self.unet, self.batch, self.device = unet, batch, torch.device(options.device)
@@ -100,7 +100,7 @@ class Task:
 
 
 def measure(options: Options, unet: UNet2DConditionModel, batch: int) -> list[str]:
-    """One row: milliseconds of a drift, of a sweep's sequential part, and their ratio."""
+    """Measures one row: milliseconds of a drift, of a sweep's sequential part, and their ratio."""
     task = Task(options, unet, batch)
     fused = {"fused": True} if options.device != "cpu" else {}
     base = torch.optim.Adam(task.parameters, lr=1e-2, betas=(0.9, 0.99), eps=1e-15, **fused)
@@ -127,7 +127,7 @@ def measure(options: Options, unet: UNet2DConditionModel, batch: int) -> list[st
 
 
 def timed(options: Options, function: Callable[[], object], calls: int) -> float:
-    """Milliseconds a call."""
+    """Returns the milliseconds of a call."""
     wait = torch.cuda.synchronize if options.device != "cpu" else (lambda: None)
     wait()
     start = time.perf_counter()
@@ -138,7 +138,7 @@ def timed(options: Options, function: Callable[[], object], calls: int) -> float
 
 
 def main(options: Options) -> None:
-    """Print the table, and write it."""
+    """Prints the table, and writes it."""
     unet = build_unet(options)
     rows = [measure(options, unet, batch) for batch in options.batches]
     headers = ("views", "plain step", "drift", "rollout", "commits", "sweep", "ceiling")
@@ -154,7 +154,7 @@ NOTES = """
 Milliseconds. Score distillation through a UNet of SD 2.1's architecture (865 M parameters, random, half precision) with
 classifier-free guidance at 64 x 64 latents; a scene of 12.6 M parameters in a table; fused Adam; a window of 8 in one
 process on one device, so its drifts run one after the other. *Plain step*: drift and `base.step()` in an ordinary
-loop. *Drift*: one slot's evaluation in a sweep; *rollout* and *commits*: all that a sweep does beside its drifts.
+loop. *Drift*: one slot's evaluation in a sweep; *rollout* and *commits*: all that a sweep does besides its drifts.
 *Ceiling*: the speed-up on eight devices if every guess were accepted and the exchange of gradients cost nothing,
 eight plain steps over one drift and the rest of the sweep. The exchange was not measured: one device.
 """

@@ -1,4 +1,4 @@
-"""What to check and time where a GPU can be had; the rest of the project is tested without one.
+"""Checks and timings that need a GPU; everything else in the project is tested without one.
 
     python benchmarks/gpu_smoke.py --out benchmarks/results/gpu.md
 
@@ -48,7 +48,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a run leaves: tensors on the host, in a fixed order."""
+    """The result of a run: tensors on the host, in a fixed order."""
 
     tensors: list[torch.Tensor]
     strides: list[int]
@@ -68,7 +68,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def network(device: torch.device) -> tuple[torch.nn.Module, Callable]:
-    """A small network with dropout on data drawn on the device: nearly every step is a surprise."""
+    """A small network with dropout, on data drawn on the device: hardly any guess is right."""
     torch.manual_seed(0)
     layers = [torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Dropout(0.2)]
     model = torch.nn.Sequential(*layers, torch.nn.Linear(64, 8)).to(device)
@@ -81,7 +81,7 @@ def network(device: torch.device) -> tuple[torch.nn.Module, Callable]:
 
 
 def signs(device: torch.device) -> tuple[torch.nn.Module, Callable]:
-    """A gradient that seldom depends on the parameters: guesses are right, so strides are long."""
+    """A problem whose gradient hardly ever depends on the parameters: guesses are right, so strides are long."""
     torch.manual_seed(0)
     model = torch.nn.Linear(256, 4).to(device)
     far = 100.0  # the kink of |w - far * direction| is never reached
@@ -111,7 +111,7 @@ def optimizers(device: torch.device) -> dict[str, dict]:
 
 
 def train(problem: str, options: dict, device: torch.device, window: int | None) -> Outcome:
-    """Trains sequentially (`window` 0) or ahead of itself (None: one slot per rank)."""
+    """Trains sequentially (`window` 0) or by Picard iteration (None: one slot per rank)."""
     model, compute_loss = PROBLEMS[problem](device)
     base = torch.optim.Adam(model.parameters(), lr=1e-2, **options)
 
@@ -166,7 +166,7 @@ def check_exactness(device: torch.device) -> list[Check]:
 
 
 def check_generators(device: torch.device) -> list[Check]:
-    """A step leaves the device's generator, and the host's, where they were."""
+    """Checks that a step leaves the generators of the device and of the host as they were."""
     model, compute_loss = network(device)
     optimizer = ParallelPicardOptimizer(
         torch.optim.Adam(model.parameters()), window=WINDOW, total_steps=STEPS
@@ -248,9 +248,9 @@ def check_command(device: torch.device) -> list[Check]:
             return [Check("text-to-3d", False, done.stderr.strip()[-2000:])]
         report = json.loads(Path(folder, "report.json").read_text())
     names = ("device", "workers", "window", "steps", "sweeps", "mean_stride", "seconds", "psnr")
-    told = ", ".join(f"{name} {report[name]}" for name in names if name in report)
+    figures = ", ".join(f"{name} {report[name]}" for name in names if name in report)
     on_device = str(report.get("device", device.type)).startswith(device.type)
-    return [Check("text-to-3d", on_device, f"{seconds:.0f} s in all; {told}")]
+    return [Check("text-to-3d", on_device, f"{seconds:.0f} s in all; {figures}")]
 
 
 def time_parts(device: torch.device, sizes: Sequence[int]) -> str:

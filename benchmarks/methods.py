@@ -3,7 +3,7 @@
     python benchmarks/methods.py                 # everything, or what is missing of it
 
 Every run is one of `picardopt text-to-3d` or `image-to-3d` without its film, in one process with one thread: the
-window's drifts are evaluated one after the other, so all but the time is that of any number of workers.
+window's drifts are evaluated one after the other, so everything but the time is the same for any number of workers.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept import Figures, Kept
 from picardopt_3d.cameras import orbit_cameras, turntable_cameras
 from picardopt_3d.config import ImageTo3DConfig, RunConfig, TextTo3DConfig
 from picardopt_3d.domain import Subject, all_subjects
 from picardopt_3d.evaluate.clip import ClipJudge
 from picardopt_3d.evaluate.pictures import render_views
-from picardopt_3d.images import save_reference, true_reference
+from picardopt_3d.images import save_reference
 from picardopt_3d.methods import METHODS
 from picardopt_3d.report import psnr_against_truth
 from picardopt_3d.scenes import load_scene
 from picardopt_3d.worker import INPUT_FILE, SCENE_FILE, train
+from picardopt_3d.world.pictures import true_reference
+from result_store import Figures, ResultStore
 from safetensors.torch import load_file
 from tables import markdown
 
@@ -77,12 +78,12 @@ class Run:
         return scenes / self.name.replace(" ", "-").replace("'", "")
 
     def sequential(self) -> Run:
-        """The run that it is compared with."""
+        """The sequential run that this one is compared with."""
         return replace(self, mode="sequential")
 
 
 def captions(recipe: str) -> tuple[str, ...]:
-    """What a recipe is asked for."""
+    """The texts, or the pictures' captions, that a recipe is run on."""
     method, _ = RECIPES[recipe]
     return TEXTS if METHODS[method].command == "text-to-3d" else tuple(PICTURES)
 
@@ -124,8 +125,8 @@ def judge() -> ClipJudge:
     return ClipJudge()
 
 
-def optimise(task: tuple[Run, Path]) -> tuple[str, Figures]:
-    """Carry out one run in this process, and judge its scene."""
+def optimize(task: tuple[Run, Path]) -> tuple[str, Figures]:
+    """Carries out one run in this process, and evaluates its scene."""
     run, scenes = task
     config = configuration(run, scenes)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -180,7 +181,7 @@ def body(content: Figures) -> tuple[str, str]:
 
 
 def row(runs: dict[str, Figures], recipe: str, mode: str) -> list[str]:
-    """Means over what a recipe is asked for."""
+    """Returns a row of the table: means over a recipe's runs."""
     pairs = [
         (runs[Run(recipe, caption, mode).name], runs.get(Run(recipe, caption, "sequential").name))
         for caption in captions(recipe)
@@ -205,7 +206,7 @@ def row(runs: dict[str, Figures], recipe: str, mode: str) -> list[str]:
 
 
 def cell(found: Figures | None) -> str:
-    """One run in short."""
+    """Returns one run's figures in short."""
     if found is None:
         return ""
     seen = f"{found['psnr']:.1f} dB, {100 * found['r_precision']:.0f} %"
@@ -241,7 +242,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, default=Path("build/methods"))
     options = parser.parse_args()
     command = f"python benchmarks/methods.py --processes {options.processes}"
-    kept = Kept(options.out, command, {"views": VIEWS}, "The methods on what ships", body)
+    kept = ResultStore(options.out, command, {"views": VIEWS}, "The methods on what ships", body)
     # What is compared with the sequential runs comes after them; tolerance 0, which costs most, last.
     for wanted in (("sequential", "another seed"), ("default", "the paper's rule", "tolerance 0")):
         tasks = [
@@ -250,7 +251,7 @@ def main() -> None:
             for recipe in options.recipes
             for run in (Run(recipe, caption, mode) for caption in captions(recipe))
         ]
-        kept.carry_out(optimise, tasks, options.processes, cell)
+        kept.carry_out(optimize, tasks, options.processes, cell)
     sys.stdout.write(options.out.with_suffix(".md").read_text())
 
 

@@ -1,8 +1,8 @@
-"""What a sweep costs beside its drifts, over several processes; plain data parallelism beside it.
+"""What a sweep costs besides its drifts, over several processes; and plain data parallelism for comparison.
 
-The closure *waits*, as a host does for its accelerator, then hands over a ready gradient: so few
-cores can stand for many devices, and what is left is the cost of running ahead. Everything is
-accepted (tolerance infinite), so a sweep of n ranks makes n steps; real runs make fewer.
+The closure *waits*, as a host does for its accelerator, and then returns a ready gradient. So a few
+cores can stand in for many devices, and what is left is the cost of running ahead. Everything is
+accepted (infinite tolerance), so a sweep of n ranks makes n steps; real runs make fewer.
 
     python benchmarks/overhead.py --ranks 1 2 4 8 --parameters 10000 1000000
 """
@@ -54,7 +54,7 @@ def make_parameters(numel: int) -> list[torch.Tensor]:
 def waiting_closure(
     parameters: list[torch.Tensor], drift_ms: float, spent: list[float]
 ) -> Callable[[], torch.Tensor]:
-    """A closure that sleeps and hands over a ready gradient; notes its milliseconds in `spent`."""
+    """Returns a closure that sleeps and then sets a ready gradient; it appends its milliseconds to `spent`."""
     gradients = [torch.randn_like(p) for p in parameters]
     loss = torch.zeros(())
 
@@ -146,7 +146,7 @@ HEADERS = (
     *("exchange", "rollout", "commits", "Picard, a step", "data parallel, a step"),
 )
 NOTES = """
-Milliseconds. The closure **waits** (sleep), as a host waits for its accelerator, and hands over a
+Milliseconds. The closure **waits** (sleep), as a host waits for its accelerator, and returns a
 ready gradient: all that computes here is picardopt, gloo and Adam, on far fewer cores than ranks,
 so with many ranks the replicated rollouts stand in line for the cores. *drift*: the slowest rank's
 closure; *sweep*: the slowest rank's wall time for one sweep and all its commits; *overhead*: their
@@ -154,9 +154,10 @@ difference (medians over {repeats} sweeps); *exchange, rollout, commits*: the pa
 `optimizer.stats.seconds` (means; the exchange includes waiting for slower ranks). Window = ranks;
 everything is accepted, so a sweep makes as many steps as there are ranks, and *Picard, a step* is
 sweep / ranks at best: real runs make fewer steps a sweep. *Data parallel*: the same waiting split
-over the ranks, one all_reduce of the gradient, one step; it needs a batch of at least as many
-samples as ranks, and where there is one, it is the better tool. The audit of closures is off.
-A load average above zero at the start is other work on the machine: it lengthens all of this.
+over the ranks, one all_reduce of the gradient, one step. That is its best case: it assumes that a
+part of a batch takes the same part of the time, which a real device does not give (it has a smallest
+useful batch). The audit of closures is off. A load average above zero at the start is other work on
+the machine: it lengthens all of this.
 """
 
 

@@ -1,11 +1,11 @@
-"""Text-to-3D over many prompts and seeds: quality, and what Picard iteration changes of it.
+"""Text-to-3D over many prompts and seeds: quality, and how much Picard iteration changes it.
 
     python benchmarks/prompts.py                 # everything, or what is missing of it
 
 Ten prompts and five seeds are run three times each: sequentially, by Picard iteration at tolerance 0, and at the
 default tolerance. All other prompts of the built-in world are run once, at the defaults. Every run is kept in the
 JSON as it ends, so that the benchmark goes on where it was stopped. The window's drifts are evaluated one after the
-other here (the serial engine): all but the time is that of any number of workers.
+other here (the serial engine): everything but the time is the same for any number of workers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept import Kept
 from picardopt_3d.cameras import turntable_cameras
 from picardopt_3d.domain import COLOURS, SHAPES, all_subjects, held_out_subjects, parse_prompt
 from picardopt_3d.evaluate.clip import ClipJudge
@@ -32,6 +31,7 @@ from picardopt_3d.methods.dreamfusion import SMALL
 from picardopt_3d.report import psnr_against_truth
 from picardopt_3d.scenes import Scene, load_scene, save_scene
 from picardopt_3d.worker import picard_closure, sequential_step
+from result_store import ResultStore
 from rounds import distances, guidance_of
 from safetensors.torch import load_file, save_file
 from tables import markdown
@@ -64,7 +64,7 @@ VIEWS, VIEW_SIZE = 8, 64
 
 @dataclass(frozen=True)
 class Run:
-    """One optimisation."""
+    """One run."""
 
     prompt: str
     seed: int
@@ -90,8 +90,8 @@ def judge() -> ClipJudge:
     return ClipJudge()
 
 
-def optimise(run: Run, steps: int, folder: Path) -> dict[str, Any]:
-    """Carry out one run in this process; a sequential one keeps all that others are compared with."""
+def optimize(run: Run, steps: int, folder: Path) -> dict[str, Any]:
+    """Carries out one run in this process; a sequential one saves what the others are compared with."""
     torch.set_num_threads(1)
     begin = time.process_time()
     guidance = guidance_of("diffusion", PROMPTS[0])  # the same model whatever the prompt
@@ -110,7 +110,7 @@ def optimise(run: Run, steps: int, folder: Path) -> dict[str, Any]:
         stats = optimizer.stats
         figures["steps_per_sweep"] = steps / stats.sweeps
         figures["accepted"] = steps / stats.drift_evaluations
-    figures["optimisation_cpu_seconds"] = time.process_time() - begin
+    figures["optimization_cpu_seconds"] = time.process_time() - begin
     figures |= compared(run, stage.scene, end_of(stage.scene, base, losses), folder)
     return figures | quality(run.prompt, stage.scene)
 
@@ -127,7 +127,7 @@ def end_of(
 
 
 def compared(run: Run, scene: Scene, end: dict[str, torch.Tensor], folder: Path) -> dict[str, Any]:
-    """Keep a sequential run; of another one, say how far from its sequential run it is, if that was made."""
+    """Saves a sequential run, or returns how far another one is from its sequential run, if there is one."""
     if run.kind == "sequential":
         with replacing(run.file(folder, "end.safetensors")) as temporary:
             save_file(end, temporary)
@@ -165,7 +165,7 @@ def quality(prompt: str, scene: Scene) -> dict[str, Any]:
 
 def carry_out(task: tuple[Run, int, Path]) -> tuple[str, dict[str, Any]]:
     run, *rest = task
-    return run.name, optimise(run, *rest)
+    return run.name, optimize(run, *rest)
 
 
 def spread(folder: Path, prompt: str, seeds: int) -> float | None:
@@ -191,7 +191,7 @@ def count(values: Iterable[bool]) -> str:
 
 
 class Results:
-    """The runs that are there, and questions to them.
+    """The runs so far, and the figures made from them.
 
     Args:
         runs: From the JSON, by name.
@@ -248,7 +248,7 @@ class Results:
         return markdown(heads, [*rows, self.row("all", PROMPTS)])
 
     def targets(self) -> str:
-        """What was to be reached, and what was."""
+        """Returns the table of targets and what was reached."""
         everyone = [subject.caption for subject in all_subjects()]
         trained = [prompt for prompt in everyone if prompt not in HELD_OUT]
         own = self.once(trained, "psnr")
@@ -302,15 +302,15 @@ def body(content: dict[str, Any]) -> tuple[str, str]:
     """Notes and tables of the document."""
     setup, runs = content["setup"], content["runs"]
     results = Results(runs, content.get("spreads", {}), setup["seeds"])
-    cpu = sum(run["optimisation_cpu_seconds"] for run in runs.values()) / 60
-    ending = f"{len(runs)} runs, {cpu:.0f} CPU minutes of optimisation."
+    cpu = sum(run["optimization_cpu_seconds"] for run in runs.values()) / 60
+    ending = f"{len(runs)} runs, {cpu:.0f} CPU minutes of optimization."
     text = "\n\n".join([results.table(), results.targets(), results.grid(), ending])
     return NOTES.format(**setup), text
 
 
 def said(found: dict[str, Any]) -> str:
-    """One run in short."""
-    return f"{found['psnr']:.2f} dB, {found['optimisation_cpu_seconds']:.0f} CPU s"
+    """Returns one run's figures in short."""
+    return f"{found['psnr']:.2f} dB, {found['optimization_cpu_seconds']:.0f} CPU s"
 
 
 def main() -> None:
@@ -325,7 +325,7 @@ def main() -> None:
     command = "python benchmarks/prompts.py" + "".join(
         f" --{name} {getattr(options, name)}" for name in ("steps", "seeds", "processes")
     )
-    kept = Kept(options.out, command, setup, "Text-to-3D over prompts and seeds", body)
+    kept = ResultStore(options.out, command, setup, "Text-to-3D over prompts and seeds", body)
     options.scenes.mkdir(parents=True, exist_ok=True)
     pairs = list(itertools.product(range(options.seeds), PROMPTS))  # whole seeds first
     others = [s.caption for s in all_subjects() if s.caption not in PROMPTS]

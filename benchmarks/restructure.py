@@ -2,10 +2,10 @@
 
     python benchmarks/restructure.py --out benchmarks/results/restructure.md
 
-The scene is that of `examples/gaussian_fitting.py`. "ends": the window ends at a densification; "across": the paper's,
-it runs across; "untold": the loop densifies between two calls of step, and what was evaluated beyond is lost; "never":
-no densification at all, the ceiling. Deviation is between the fitted pictures of a run and the sequential run of its
-seed, over that between the sequential runs of two seeds.
+The scene is that of `examples/gaussian_fitting.py`. "ends": the window ends at a densification; "across": it runs
+across, as in the paper; "dropped": the loop densifies between two calls of step, and what was evaluated beyond is
+dropped; "never": no densification at all, the ceiling. Deviation is the difference between the fitted pictures of a run
+and of the sequential run of its seed, divided by that between the sequential runs of two seeds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from picardopt import Restructure, step_rng
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from gaussian_fitting import Config, Fitting
 
-MODES = ("never", "untold", "ends", "across")
+MODES = ("never", "dropped", "ends", "across")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Run:
-    """What came of one run."""
+    """The figures of one run."""
 
     stride: float
     wasted: float
@@ -75,15 +75,15 @@ def sequential(steps: int, every: int, seed: int, densify: bool) -> Fitting:
 
 
 def speculative(config: Config, mode: str) -> tuple[Fitting, float, float]:
-    """The same run ahead of itself: the task, steps per sweep and the share of evaluations thrown away."""
+    """Runs it with Picard iteration; returns the task, steps per sweep and the share of evaluations thrown away."""
     task = Fitting(config)
-    told = mode in ("ends", "across")
+    declared = mode in ("ends", "across")
     optimizer = task.wrap(
-        Restructure(task.densify, task.due, across=mode == "across") if told else None
+        Restructure(task.densify, task.due, across=mode == "across") if declared else None
     )
     for t in range(config.steps):
         optimizer.step(task.closure)
-        if mode == "untold" and task.due(t):
+        if mode == "dropped" and task.due(t):
             with step_rng(config.seed, t):
                 task.densify(t)
     stats = optimizer.stats
@@ -133,7 +133,7 @@ def table(options: Options) -> list[str]:
 
 
 def main(options: Options) -> None:
-    """Print the table, and write it."""
+    """Prints the table, and writes it."""
     torch.set_num_threads(1)
     lines = table(options)
     print("\n".join(lines))

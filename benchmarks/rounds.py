@@ -2,16 +2,19 @@
 
     python benchmarks/rounds.py                  # everything, or what is missing of it
     python benchmarks/rounds.py --guidance exact # the part that needs no diffusion model
+    python benchmarks/rounds.py --render         # write the table of the runs that are there
 
-Every run is kept in the JSON as it ends, so that the benchmark goes on where it was stopped. The window's
-drifts are evaluated one after the other here (the serial engine): strides, deviations and PSNR are those
-of any number of workers, only the time is not.
+Every trial is run for every seed, and compared with the sequential run of the same seed. Each run is kept in the
+JSON as it ends, so that the benchmark goes on where it was stopped; runs with other weights of the guidance model
+need another JSON. A window's drifts are evaluated one after the other here (the serial engine): strides, deviations
+and PSNR are those of any number of workers, only the time is not.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
 import statistics
 import sys
@@ -22,19 +25,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept import Kept
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.domain import parse_prompt
 from picardopt_3d.export.files import replacing
 from picardopt_3d.guidance import ExactScore, ScoreDistillation, SdsConfig
 from picardopt_3d.guidance.choose import load_score
+from picardopt_3d.guidance.embeddings import identity
 from picardopt_3d.guidance.exact_score import Candidates, ViewSet
+from picardopt_3d.guidance.pixel_diffusion import SHIPPED
 from picardopt_3d.methods import Context
 from picardopt_3d.methods.dreamfusion import SMALL
 from picardopt_3d.methods.optim import field_rates
 from picardopt_3d.report import held_out_cameras, psnr_against_truth
 from picardopt_3d.scenes import Scene, load_scene, save_scene
 from picardopt_3d.worker import picard_closure, sequential_step
+from result_store import ResultStore
 from tables import markdown, number
 
 from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, StepRelativeTolerance
@@ -60,7 +65,7 @@ HELD = ("the paper's adaptive rule", "step-relative 20", "accept everything")
 
 @dataclass(frozen=True)
 class Run:
-    """One optimisation; `rule` None is the sequential run."""
+    """One run; `rule` None is the sequential one."""
 
     guidance: str
     setting: str
@@ -73,17 +78,18 @@ class Run:
     def name(self) -> str:
         if self.rule is None:
             return f"{self.guidance}/{self.setting}/sequential/seed {self.seed}"
-        return f"{self.guidance}/{self.setting}/window {self.window}/{self.predictor}, {self.rule}"
+        trial = f"window {self.window}/{self.predictor}, {self.rule}"
+        return f"{self.guidance}/{self.setting}/{trial}/seed {self.seed}"
 
 
 def references(guidance: str, seeds: int) -> list[Run]:
     return [Run(guidance, setting, seed) for setting in SETTINGS for seed in range(seeds)]
 
 
-def trials(guidance: str) -> list[Run]:
+def trials(guidance: str, seeds: int) -> list[Run]:
     """The grid, line by line of the table, long runs first, so that the processes end together."""
-    grid = itertools.product(lines(), reversed(SETTINGS), reversed(WINDOWS))
-    return [Run(guidance, setting, 0, rule, p, w) for (p, rule), setting, w in grid]
+    grid = itertools.product(lines(), reversed(SETTINGS), reversed(WINDOWS), range(seeds))
+    return [Run(guidance, setting, seed, rule, p, w) for (p, rule), setting, w, seed in grid]
 
 
 def lines() -> list[tuple[str, str]]:
@@ -126,7 +132,7 @@ def scene_file(folder: Path, run: Run) -> Path:
     return folder / f"{run.guidance}-{run.setting}-{run.seed}.safetensors"
 
 
-def optimise(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
+def optimize(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
     """Carry out one run in this process; a reference keeps its scene, a trial is compared with it."""
     torch.set_num_threads(1)
     batch, rate = SETTINGS[run.setting]
@@ -191,7 +197,7 @@ def spread(folder: Path, guidance: str, setting: str, seeds: int) -> dict[str, f
 
 def carry_out(task: tuple[Run, str, int, Path]) -> tuple[str, dict[str, Any]]:
     run, *rest = task
-    return run.name, optimise(run, *rest)
+    return run.name, optimize(run, *rest)
 
 
 def percent(value: float) -> str:
@@ -205,15 +211,17 @@ def table(runs: dict[str, Any], guidance: str, seeds: int) -> str:
     for predictor, rule in lines():
         row = [f"{predictor}, {rule}"]
         for setting, window in columns:
-            found = runs.get(Run(guidance, setting, 0, rule, predictor, window).name)
+            found = seeds_of(runs, Run(guidance, setting, 0, rule, predictor, window), seeds)
             between = runs.get(f"{guidance}/{setting}/spread")
             if not found or not between:
                 row.append("")
                 continue
-            apart = [found[key] / between[key] for key in ("parameters", "pictures")]
+            mean = {key: statistics.fmean(each[key] for each in found) for key in MEANS}
+            apart = [mean[key] / between[key] for key in ("parameters", "pictures")]
+            missing = "" if len(found) == seeds else f" [{len(found)}/{seeds}]"
             row.append(
-                f"{found['steps_per_sweep']:.2f} ({100 * found['accepted']:.0f} %) @ "
-                f"{percent(apart[0])} / {percent(apart[1])}; {found['psnr']:.2f} dB"
+                f"{mean['steps_per_sweep']:.2f} ({100 * mean['accepted']:.0f} %) @ "
+                f"{percent(apart[0])} / {percent(apart[1])}; {mean['psnr']:.2f} dB{missing}"
             )
         if any(row[1:]):
             rows.append(row)
@@ -226,14 +234,36 @@ def table(runs: dict[str, Any], guidance: str, seeds: int) -> str:
     return f"## {guidance}\n\n" + markdown(head, [*rows, last])
 
 
+def seeds_of(runs: dict[str, Any], run: Run, seeds: int) -> list[dict[str, Any]]:
+    """What was found of a trial, for each of its seeds that was run."""
+    names = [replace(run, seed=seed).name for seed in range(seeds)]
+    return [runs[name] for name in names if name in runs]
+
+
+MEANS = ("steps_per_sweep", "accepted", "parameters", "pictures", "psnr")
+
 NOTES = """
+{remark}
 Each cell: steps a sweep (share of the evaluated slots that were accepted) @ deviation of the parameters
 / of the pictures from the sequential run of the same seed, in % of the median distance between the
-sequential runs of two seeds; PSNR of the held-out views against the true ones. *Easy* is batch 2 and
-learning rate 0.02, *rough* is batch 4 and 0.05; the number is the window. The whole run is
-{steps} steps of {prompt!r}, {seeds} seeds. *exact* is the closed-form score of the prompt's shape in all
-colours, *diffusion* the model that ships. Deviations are those of the end of the run.
+sequential runs of two seeds; PSNR of the held-out views against the true ones; means over
+{seeds} seeds; [1/{seeds}]: over one of them. *Easy* is batch 2 and learning rate 0.02, *rough* is batch 4 and 0.05;
+the number is the window. The whole run is {steps} steps of {prompt!r}. *exact* is the closed-form score of the
+prompt's shape in all colours, *diffusion* the pixel model that shipped when this was measured. Deviations are those
+of the end of the run.
 """
+
+
+def body(content: dict[str, Any]) -> tuple[str, str]:
+    """Notes and tables, from the content of the JSON alone."""
+    setup = content["setup"]
+    tables = [table(content["runs"], guidance, setup["seeds"]) for guidance in GUIDANCES]
+    return NOTES.format(remark=content.get("remark", ""), **setup), "\n\n".join(tables)
+
+
+def weights() -> str:
+    """A name for the weights of the guidance model, which changes when they do."""
+    return identity(SHIPPED, ("unet", "text_encoder"))[:12]
 
 
 def main() -> None:
@@ -246,23 +276,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rounds.json"))
     parser.add_argument("--scenes", type=Path, default=Path("build/rounds"))
     parser.add_argument("--only", default="", help="run only trials whose name holds this")
+    parser.add_argument("--render", action="store_true", help="run nothing, write the document")
     options = parser.parse_args()
+    title = "Steps per sweep, deviation from the sequential run, quality"
+    if options.render:
+        setup = json.loads(options.out.read_text())["setup"]
+        ResultStore(options.out, "", setup, title, body).write()
+        return
+    if options.seeds < 2:
+        parser.error(
+            f"--seeds {options.seeds}: deviations are measured against the distance of two"
+        )
     if parse_prompt(options.prompt) is None:
         parser.error(f"--prompt {options.prompt!r}: name a built-in shape and colour")
     command = "python benchmarks/rounds.py" + "".join(
         f" --{name} {getattr(options, name)}" for name in ("steps", "seeds", "processes")
     )
     setup = {key: getattr(options, key) for key in ("prompt", "steps", "seeds")}
-    title = "Steps per sweep, deviation from the sequential run, quality"
-
-    def body(content: dict[str, Any]) -> tuple[str, str]:
-        tables = [table(content["runs"], guidance, options.seeds) for guidance in GUIDANCES]
-        return NOTES.format(**setup), "\n\n".join(tables)
+    setup["weights"] = weights()
 
     def said(found: dict[str, Any]) -> str:
         return f"{found.get('steps_per_sweep', 1):.2f} steps a sweep, {found['seconds']:.0f} s"
 
-    kept = Kept(options.out, command, setup, title, body)
+    kept = ResultStore(options.out, command, setup, title, body)
     options.scenes.mkdir(parents=True, exist_ok=True)
 
     def carry_out_all(wanted: list[Run]) -> None:
@@ -278,7 +314,7 @@ def main() -> None:
         for setting in SETTINGS:
             between = spread(options.scenes, guidance, setting, options.seeds)
             kept.runs[f"{guidance}/{setting}/spread"] = between
-        carry_out_all(trials(guidance))
+        carry_out_all(trials(guidance, options.seeds))
     kept.write()
     sys.stdout.write(options.out.with_suffix(".md").read_text())
 

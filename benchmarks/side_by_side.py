@@ -1,4 +1,4 @@
-"""Pictures, what became of them sequentially and by Picard iteration, and the truth: the paper's Figure 6.
+"""Pictures, the objects made from them sequentially and by Picard iteration, and the truth: the paper's Figure 6.
 
 python benchmarks/methods.py && python benchmarks/side_by_side.py
 """
@@ -15,9 +15,10 @@ from picardopt_3d.config import ImageTo3DConfig
 from picardopt_3d.domain import render
 from picardopt_3d.evaluate.pictures import render_views
 from picardopt_3d.export.pictures import save_contact_sheet
-from picardopt_3d.images import EXAMPLES, load_reference
+from picardopt_3d.images import load_reference
 from picardopt_3d.scenes import load_scene
 from picardopt_3d.worker import SCENE_FILE, middle_view
+from picardopt_3d.world.pictures import EXAMPLES
 
 SIZE = 96
 TURNS = (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)

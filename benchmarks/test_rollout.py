@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from picardopt.rollout import Rollout, Snapshot
 
 from picardopt.drift import Drift
 from picardopt.layout import ParameterLayout, Row
-from picardopt.rollout import Rollout, Snapshot
 from picardopt.sweep import measure
 
 WINDOW = 8

@@ -1,8 +1,8 @@
-"""A small Llama taught a text, byte by byte, and going on where a checkpoint left it.
+"""A small Llama that learns a text byte by byte, and continues from a checkpoint.
 
 The model is transformers' own `LlamaForCausalLM`, made from a configuration; the text is Python's language reference,
 which comes with Python, or a file of yours. Batches come by step from an ordinary shuffling DataLoader
-(`StepIndexedLoader`), so that a step can be evaluated ahead of time; `--checkpoint` saves at the end and goes on from
+(`StepIndexedLoader`), so that a step can be evaluated ahead of time; `--checkpoint` saves at the end and continues from
 there, with any other `--window` or number of processes.
 
     python examples/finetune_llama.py --steps 200 --checkpoint run.ckpt
@@ -45,7 +45,7 @@ class Config:
         width: Of the model.
         layers: Of the model.
         seed: Of the run.
-        checkpoint: Gone on from if it is there, and written at the end.
+        checkpoint: A file; loaded if it is there, and written at the end.
     """
 
     text: Path | None = None
@@ -62,7 +62,7 @@ class Config:
 
 
 def read_excerpts(config: Config) -> tuple[Tensor, Tensor]:
-    """Sequences of bytes to learn from, and every 16th to evaluate on (32 at most). [count, length] each."""
+    """Returns sequences of bytes to learn from, and every 16th to evaluate on (32 at most). [count, length] each."""
     text = "\n".join(topics.values()) if config.text is None else config.text.read_text()
     tokens = torch.tensor(list(text.encode()))
     rows = tokens[: len(tokens) // config.length * config.length].view(-1, config.length)
@@ -72,12 +72,12 @@ def read_excerpts(config: Config) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, rows: Tensor) -> float:
-    """Mean loss over excerpts, nats per byte."""
+    """Returns the mean loss over excerpts, nats per byte."""
     return float(model(input_ids=rows, labels=rows).loss)
 
 
 def main(config: Config) -> None:
-    """Train and tell."""
+    """Trains and prints the losses."""
     if "RANK" in os.environ:
         torch.distributed.init_process_group()
     excerpts, held_out = read_excerpts(config)

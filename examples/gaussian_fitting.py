@@ -1,7 +1,7 @@
 """Gaussians fitted to a picture, splitting where the picture needs more of them: steps that change the model's size.
 
-As Gaussian-splatting codebases have it: one optimizer per tensor, gradient statistics in buffers, and every `--every`
-steps a densification that replaces parameters and re-keys the optimizers' state. picardopt is told when that is due
+Built as Gaussian-splatting codebases are: one optimizer per tensor, gradient statistics in buffers, and every `--every`
+steps a densification that replaces parameters and re-keys the optimizers' state. picardopt has to know when that is due
 (`restructure=`) and that closures rewrite the statistics (`carry=`).
 
     python examples/gaussian_fitting.py --window 8
@@ -69,7 +69,7 @@ class Gaussians(nn.Module):
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, points: Tensor) -> Tensor:
-        """Colours at points [n, 2]: [n, 3]."""
+        """Returns the colours at points [n, 2]: [n, 3]."""
         squared = (points[:, None] - self.means[None]).square().sum(-1)
         weights = torch.exp(-0.5 * squared * torch.exp(-2 * self.log_scales))
         return 0.5 + weights @ self.colours
@@ -118,7 +118,7 @@ class Densification:
 
 
 def load_image(config: Config) -> Tensor:
-    """The picture, RGB in [0, 1]. [size, size, 3]."""
+    """Returns the picture, RGB in [0, 1]. [size, size, 3]."""
     if config.image is not None:
         picture = Image.open(config.image).convert("RGB")
     else:
@@ -147,11 +147,11 @@ class Fitting:
         self.densify = Densification(self.scene, self.optimizers)
 
     def due(self, step: int) -> bool:
-        """Whether to densify after a step."""
+        """Returns whether to densify after a step."""
         return (step + 1) % self.config.every == 0 and step < 0.75 * self.config.steps
 
     def wrap(self, restructure: Restructure | None) -> ParallelPicardOptimizer:
-        """The changed line."""
+        """Returns the optimizer that runs ahead: the line that differs from a plain loop."""
         return ParallelPicardOptimizer(
             list(self.optimizers.values()),
             window=self.config.window,
@@ -163,7 +163,7 @@ class Fitting:
         )
 
     def closure(self) -> Tensor:
-        """The loss of one step's random pixels, and its gradients."""
+        """Returns the loss of one step's random pixels; sets its gradients."""
         self.scene.zero_grad()
         chosen = torch.randint(len(self.points), (self.config.pixels,))
         loss = (self.scene(self.points[chosen]) - self.target[chosen]).square().mean()
@@ -175,17 +175,17 @@ class Fitting:
 
     @torch.no_grad()
     def picture(self) -> Tensor:
-        """What was fitted. [size, size, 3]."""
+        """Returns the fitted picture. [size, size, 3]."""
         return self.scene(self.points).view(self.config.size, self.config.size, 3)
 
     def psnr(self) -> float:
-        """Of the whole picture, dB."""
+        """Returns the PSNR of the whole picture, dB."""
         error = (self.picture().view(-1, 3) - self.target).square().mean()
         return -10 * float(error.log10())
 
 
 def main(config: Config) -> None:
-    """Fit and tell."""
+    """Fits the picture and prints the result."""
     if "RANK" in os.environ:
         torch.distributed.init_process_group()
     task = Fitting(config)

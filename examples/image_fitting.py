@@ -1,7 +1,7 @@
 """A coordinate network fitted to a picture (SIREN, arXiv 2006.09661): many small steps on random pixels.
 
-Every step draws its own pixels from torch's global generator, which picardopt seeds from the step: so a step can be
-evaluated ahead of time, on any process, and again.
+Every step draws its own pixels from torch's global generator, which picardopt seeds from the step. So a step can be
+evaluated ahead of time, on any process, and more than once.
 
     python examples/image_fitting.py --window 8
     torchrun --nproc-per-node 4 examples/image_fitting.py --image photo.png --out fitted.png
@@ -52,7 +52,7 @@ class Config:
 
 
 class Sine(nn.Module):
-    """A linear layer and a sine, initialised as in the paper."""
+    """A linear layer and a sine, initialized as in the paper."""
 
     def __init__(self, inputs: int, outputs: int, frequency: float, bound: float) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Sine(nn.Module):
 
 
 def make_network(width: int) -> nn.Module:
-    """Colours at points of [-1, 1]^2."""
+    """Returns a network that gives the colours at points of [-1, 1]^2."""
     bound = (6 / width) ** 0.5
     return nn.Sequential(
         Sine(2, width, 30.0, 0.5),
@@ -76,7 +76,7 @@ def make_network(width: int) -> nn.Module:
 
 
 def load_image(config: Config) -> Tensor:
-    """The picture, RGB in [0, 1]. [size, size, 3]."""
+    """Returns the picture, RGB in [0, 1]. [size, size, 3]."""
     if config.image is not None:
         picture = Image.open(config.image).convert("RGB")
     else:
@@ -91,7 +91,7 @@ def load_image(config: Config) -> Tensor:
 
 
 def main(config: Config) -> None:
-    """Fit and tell."""
+    """Fits the picture and prints the result."""
     if "RANK" in os.environ:
         torch.distributed.init_process_group()
     target = load_image(config).reshape(-1, 3)

@@ -1,8 +1,8 @@
-"""Score distillation in twenty lines: views of an object, drawn by a diffusers pipeline that only ever judges them.
+"""Score distillation in twenty lines: views of an object, optimized until a diffusers pipeline finds them likely.
 
-The pixels of a few views are the parameters; step by step a text-to-image model says what noise it sees in them (SDS,
-arXiv 2209.14988). The model is the one that ships with picardopt-3d, an ordinary diffusers folder; for another one
-change how it is loaded and called. Small batches, and steps by the thousand: what picardopt is for.
+The parameters are the pixels of a few views. In every step a text-to-image model says what noise it sees in them (SDS,
+arXiv 2209.14988). The model is the one that ships with picardopt-3d, an ordinary diffusers folder; to use another one,
+change how it is loaded and called. Small batches and thousands of steps are what picardopt is for.
 
     python examples/score_distillation.py --prompt "a blue chair" --out views.png
     torchrun --nproc-per-node 4 examples/score_distillation.py --window 4
@@ -54,12 +54,12 @@ class Config:
 
 
 def psnr(views: Tensor, truth: Tensor) -> float:
-    """How close the views are to the true ones, dB."""
+    """Returns how close the views are to the true ones, dB."""
     return -10 * float((views - truth).square().mean().log10())
 
 
 def main(config: Config) -> None:
-    """Draw and tell."""
+    """Draws the views and prints how close they are."""
     if "RANK" in os.environ:
         torch.distributed.init_process_group()
     pipeline = TextToViewPipeline.from_pretrained(SHIPPED, dtype=torch.float32)

@@ -83,7 +83,7 @@ class Carry:
         if self.update is None:
             add_changes(live, guess, drift.row)
             return
-        self.update(drift.loss)
+        self.update(drift.returned)
         now = self.present()
         if len(now) != len(live) or any(a is not b for a, b in zip(now, live, strict=True)):
             raise RuntimeError(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from picardopt.closure import captured_by
 from picardopt.errors import UnsupportedOptimizerError
-from picardopt.predictor import PREDICTORS
 
 # Optimizers that evaluate the closure inside their step, though its signature may say it is optional.
 _NEED_CLOSURE = {
@@ -53,34 +53,58 @@ def check_base(base: object) -> None:
         raise ValueError(
             f"base={type(base).__name__}: it has no parameters; add them before wrapping it"
         )
+    if not any(is_lazy(p) or p.numel() for group in base.param_groups for p in group["params"]):
+        raise ValueError(
+            f"base={type(base).__name__}: all of its parameters are empty (no elements), so there is nothing to train"
+        )
     for group in base.param_groups:
         for p in group["params"]:
-            if any(item is base for hook in _backward_hooks(p) for item in _made_with(hook)):
-                raise UnsupportedOptimizerError(
-                    f"base={type(base).__name__}: it steps inside backward, from hooks on its parameters, so there is "
-                    "no gradient to run ahead with; use it without them (no gradient release, not LOMO)"
-                )
-            if getattr(p, "grad_dtype", p.dtype) not in (None, p.dtype):
-                raise UnsupportedOptimizerError(
-                    f"base has a {p.dtype} parameter with grad_dtype={p.grad_dtype}: gradients are kept in the "
-                    "parameter's own dtype here; unset grad_dtype"
-                )
-            if {cls.__name__ for cls in type(p).__mro__} & _SHARDED:
-                raise UnsupportedOptimizerError(
-                    f"base has a {type(p).__name__} parameter: a rank holds only a shard of it (fully_shard, FSDP, "
-                    "tensor parallelism), but guesses, residuals and the exchange need the whole iterate on every "
-                    "rank, and ranks that evaluate different steps need different iterates; keep parameters whole, and "
-                    'split the batch with mesh= (a "data" dim), with or without DistributedDataParallel'
-                )
-            if p.layout is not torch.strided:
-                raise UnsupportedOptimizerError(
-                    f"base has a parameter of layout {p.layout}: only dense ones work"
-                )
+            _check_parameter(base, p)
+
+
+def _check_parameter(base: Optimizer, p: Tensor) -> None:
+    """Refuses a parameter that cannot be copied, compared and summed as it is."""
+    name = type(base).__name__
+    if any(item is base for hook in _backward_hooks(p) for item in captured_by(hook)):
+        raise UnsupportedOptimizerError(
+            f"base={name}: it steps inside backward, from hooks on its parameters, so there is "
+            "no gradient to run ahead with; use it without them (no gradient release, not LOMO)"
+        )
+    if getattr(p, "grad_dtype", p.dtype) not in (None, p.dtype):
+        raise UnsupportedOptimizerError(
+            f"base has a {p.dtype} parameter with grad_dtype={p.grad_dtype}: gradients are kept in the "
+            "parameter's own dtype here; unset grad_dtype"
+        )
+    if {cls.__name__ for cls in type(p).__mro__} & _SHARDED:
+        raise UnsupportedOptimizerError(
+            f"base has a {type(p).__name__} parameter: a rank holds only a shard of it (fully_shard, FSDP, "
+            "tensor parallelism), but guesses, residuals and the exchange need the whole iterate on every "
+            "rank, and ranks that evaluate different steps need different iterates; keep parameters whole, and "
+            'split the batch with mesh= (a "data" dim), with or without DistributedDataParallel'
+        )
+    if is_lazy(p):
+        raise UnsupportedOptimizerError(
+            f"base has an uninitialized parameter ({type(p).__name__}): run the model once before wrapping its "
+            "optimizer"
+        )
+    if p.is_meta:
+        raise UnsupportedOptimizerError(
+            f"base has a parameter of shape {tuple(p.shape)} on the meta device, which has no values: put the model on "
+            "a real device (module.to_empty(device=...), then initialize it) before wrapping its optimizer"
+        )
+    if p.dtype.itemsize == 1 and p.dtype.is_floating_point:
+        raise UnsupportedOptimizerError(
+            f"base has a {p.dtype} parameter: torch cannot add or compare numbers of that type; keep the optimizer's "
+            "parameters in bfloat16 or float32 and convert them in the closure"
+        )
+    if p.layout is not torch.strided:
+        raise UnsupportedOptimizerError(
+            f"base has a parameter of layout {p.layout}: only dense ones work"
+        )
 
 
 def check_arguments(
     window: object,
-    predictor: object,
     total_steps: object,
     seed: object,
     nonfinite: object,
@@ -97,8 +121,6 @@ def check_arguments(
     )
     _integer("total_steps", total_steps, 1, "steps of the whole run, or None", optional=True)
     _integer("seed", seed, None, "any integer")
-    if predictor not in PREDICTORS:
-        raise ValueError(f"predictor={predictor!r}: give one of {', '.join(map(repr, PREDICTORS))}")
     if nonfinite not in ("raise", "skip"):
         raise ValueError(f"nonfinite={nonfinite!r}: give 'raise' or 'skip'")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
@@ -129,6 +151,18 @@ def check_lr_scheduler(lr_scheduler: object) -> None:
         )
 
 
+def check_step_index(value: object) -> None:
+    """Refuses what is no number of committed steps.
+
+    Raises:
+        ValueError: If it is no integer, or negative.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(
+            f"step_index={value!r}: give the number of committed steps, an integer >= 0"
+        )
+
+
 def _integer(
     name: str, value: object, least: int | None, meaning: str, *, optional: bool = False
 ) -> None:
@@ -153,14 +187,3 @@ def _backward_hooks(parameter: Tensor) -> list[object]:
     names = ("_backward_hooks", "_post_accumulate_grad_hooks")
     registries = (getattr(parameter, name, None) for name in names)
     return [hook for registry in registries for hook in (registry or {}).values()]
-
-
-def _made_with(hook: object) -> list[object]:
-    """What a function has at hand: its own object, its arguments given beforehand, its closure."""
-    if isinstance(hook, functools.partial):
-        return [*hook.args, *hook.keywords.values(), *_made_with(hook.func)]
-    if inspect.ismethod(hook):
-        return [hook.__self__]
-    if not inspect.isfunction(hook):
-        return []
-    return list(inspect.getclosurevars(inspect.unwrap(hook)).nonlocals.values())

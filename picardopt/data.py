@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import bisect
+import copy
+from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from picardopt.rng import step_rng
+
+_REMEMBERED = 1024
+"""Batches of past epochs that are remembered, beyond the last two epochs."""
 
 
 class StepIndexedLoader:
     """Gives batch t of a DataLoader's endless run over its epochs, at any time and as often as asked.
 
-    The order is the loader's own: its sampler, batch sampler, shuffling and ``generator``, epoch after epoch;
-    samplers with ``set_epoch`` are told the epoch. Items are fetched and collated in this process, when the
-    batch is asked for, so that random augmentation draws from the step's own randomness::
+    The order is the loader's own: its sampler, batch sampler, shuffling and ``generator``, epoch after epoch, drawn
+    from copies, so that the loader itself is left alone; samplers with ``set_epoch`` receive the epoch. Items are
+    fetched and collated in this process, when the batch is asked for, so that random augmentation draws from the
+    step's own randomness::
 
         loader = StepIndexedLoader(DataLoader(dataset, batch_size=4, shuffle=True, generator=generator))
 
@@ -27,43 +35,28 @@ class StepIndexedLoader:
         seed: Orders epochs where the loader has no generator of its own: those then depend on (seed, epoch).
 
     Raises:
-        TypeError: If the loader's dataset is an iterable one: it cannot be addressed.
-        ValueError: If the loader has no batches, or does not batch.
+        TypeError: If the loader's dataset is an iterable one, its sampler cannot be copied, or its class iterates in a
+            way of its own.
+        ValueError: If the loader has no batches, does not batch, or has an option that only workers could carry out.
     """
 
     def __init__(self, loader: DataLoader[Any], *, seed: int = 0) -> None:
-        if isinstance(loader.dataset, torch.utils.data.IterableDataset):
-            raise TypeError(
-                "loader has an IterableDataset, which cannot be addressed by step: use a map-style one"
-            )
-        if loader.batch_sampler is None:
-            raise ValueError("loader has batch_size=None: give it a batch_size or a batch_sampler")
-        self._loader, self._seed = loader, seed
-        # Not the loader itself: its order alone, through torch's own code.
-        self._order: DataLoader[int] = DataLoader(
-            _Positions(),
-            batch_sampler=_Sized(loader.batch_sampler),
-            collate_fn=list,
-            generator=loader.generator,
-        )
-        samplers = (loader, loader.batch_sampler, loader.sampler)
-        drawn_from = {
-            id(g): g for g in (getattr(s, "generator", None) for s in samplers) if g is not None
-        }
-        self._start = [(g, g.get_state()) for g in drawn_from.values()]
-        self._epoch = -1
-        self._batches = self._list_epoch(0)
-        if not self._batches:
+        _check(loader)
+        self._loader, self._epochs = loader, _Epochs(loader, seed)
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        self._pin = loader.pin_memory and accelerator is not None and accelerator.type != "mps"
+        self._length = len(self._epochs.batches(0))
+        if not self._length:
             raise ValueError(
                 "loader has no batches: is the dataset empty, or smaller than a batch with drop_last?"
             )
 
     def __len__(self) -> int:
-        """Batches in the present epoch."""
-        return len(self._batches)
+        """Batches in the epoch that was last asked for, at first the first one."""
+        return self._length
 
     def batch(self, step: int) -> Any:
-        """The batch of a step, collated as the loader does.
+        """Returns the batch of a step, collated as the loader does.
 
         Args:
             step: Index of the step, 0 for the first batch of the first epoch.
@@ -73,45 +66,132 @@ class StepIndexedLoader:
         """
         if step < 0:
             raise IndexError(f"step={step}: steps are counted from 0")
-        epoch, position = divmod(step, len(self._batches))
-        if epoch != self._epoch:
-            self._batches = self._list_epoch(epoch)
+        epoch, position = self._epochs.find(step)
+        batches = self._epochs.batches(epoch)
+        self._length = len(batches)
+        indices, dataset = copy.copy(batches[position]), self._loader.dataset
+        read_many = getattr(dataset, "__getitems__", None)
+        items = read_many(indices) if read_many else [dataset[index] for index in indices]
+        batch = self._loader.collate_fn(items)
+        return pin_memory(batch) if self._pin else batch
+
+
+class _Epochs:
+    """The indices of each epoch's batches, drawn as the loader draws them.
+
+    Epochs are listed in order, since a generator, or a sampler that counts, knows no other way. The last ones are
+    remembered: a window that reaches over the end of an epoch goes back and forth between two.
+    """
+
+    def __init__(self, loader: DataLoader[Any], seed: int) -> None:
+        self._loader, self._seed = loader, seed
+        self._first = self._copied((_samplers(loader), loader.batch_sampler, loader.generator))
+        # Torch's own samplers without a generator draw from the seeded global one: any epoch can be listed at once.
+        self._any_order = loader.generator is None and all(map(_has_no_state, _samplers(loader)))
+        self._starts = [0]  # the first step of each epoch, as far as they were listed
+        self._remembered: dict[int, list[Any]] = {}
+        self._rewind()
+
+    def find(self, step: int) -> tuple[int, int]:
+        """Returns the epoch of a step, and its position in it."""
+        if self._any_order:
+            return divmod(step, self._starts[1])
+        while step >= self._starts[-1]:
+            if not self.batches(len(self._starts) - 1):
+                raise ValueError(f"loader has no batches in epoch {len(self._starts) - 2}")
+        epoch = bisect.bisect_right(self._starts, step) - 1
+        return epoch, step - self._starts[epoch]
+
+    def batches(self, epoch: int) -> list[Any]:
+        """Returns the indices of each of an epoch's batches."""
+        if epoch not in self._remembered:
+            if self._any_order:
+                self._next = epoch
+            elif epoch < self._next:
+                self._rewind()
+            while self._next <= epoch:
+                self._remember(self._next, self._draw(self._next))
+                self._next += 1
+        return self._remembered[epoch]
+
+    def _rewind(self) -> None:
+        self._samplers, self._order, self._generator = self._copied(self._first)
+        self._next = 0
+
+    def _draw(self, epoch: int) -> list[Any]:
+        """What the loader's iterators do, in their order: `iter` draws at once for some samplers."""
+        loader = self._loader
+        for sampler in self._samplers:
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
+        with step_rng(self._seed, -1 - epoch):
+            order = iter(self._order)
+            if epoch == 0 or not loader.persistent_workers:
+                # A new iterator draws a seed for workers, and one with workers begins its sampler anew.
+                torch.empty((), dtype=torch.int64).random_(generator=self._generator)
+                order = iter(self._order) if loader.num_workers else order
+            return [copy.copy(b) if isinstance(b, Collection) else list(b) for b in order]
+
+    def _remember(self, epoch: int, batches: list[Any]) -> None:
+        if epoch == len(self._starts) - 1:
+            self._starts.append(self._starts[-1] + len(batches))
+        self._remembered[epoch] = batches
+        count = sum(map(len, self._remembered.values()))
+        for old in list(self._remembered)[:-2]:  # in the order in which they were listed
+            count -= len(self._remembered[old])
+            if count < _REMEMBERED:
+                break
+            del self._remembered[old]
+
+    def _copied(self, samplers: Any) -> Any:
+        """A copy that draws independently; only the dataset is shared."""
         dataset = self._loader.dataset
-        return self._loader.collate_fn([dataset[index] for index in self._batches[position]])
-
-    def _list_epoch(self, epoch: int) -> list[list[int]]:
-        """The epoch's batches as lists of positions; generators are drawn from epoch by epoch."""
-        first = epoch if not self._start else self._epoch + 1
-        if epoch < first:
-            first = 0
-            for generator, state in self._start:
-                generator.set_state(state)
-        samplers: tuple[Any, ...] = (self._loader.batch_sampler, self._loader.sampler)
-        for current in range(first, epoch + 1):
-            for sampler in samplers:
-                if hasattr(sampler, "set_epoch"):
-                    sampler.set_epoch(current)
-            with step_rng(self._seed, -1 - current):
-                batches: list[list[int]] = list(self._order)
-        self._epoch = epoch
-        return batches
+        try:
+            return copy.deepcopy(samplers, {id(dataset): dataset})
+        except Exception as error:
+            names = ", ".join(type(sampler).__name__ for sampler in _samplers(self._loader))
+            raise TypeError(
+                f"loader's sampler ({names}) cannot be copied: {error}. Running ahead needs that to list an epoch "
+                "again: give a sampler that copy.deepcopy takes"
+            ) from error
 
 
-class _Positions(Dataset[int]):
-    """Every item is its own index."""
+def _samplers(loader: DataLoader[Any]) -> list[Any]:
+    """Everything that orders a loader's items, outermost first."""
+    found: list[Any] = []
+    for sampler in (loader.batch_sampler, loader.sampler):
+        while sampler is not None and all(sampler is not each for each in found):
+            found.append(sampler)
+            sampler = getattr(sampler, "sampler", None)
+    return found
 
-    def __getitem__(self, index: int) -> int:
-        return index
+
+def _has_no_state(sampler: Any) -> bool:
+    """Whether a sampler's order depends on the global generators and its epoch alone."""
+    if isinstance(sampler, list | tuple | range):
+        return True
+    own = type(sampler).__module__.startswith("torch.utils.data.")
+    return own and getattr(sampler, "generator", None) is None
 
 
-class _Sized(BatchSampler):
-    """The loader's batch sampler, without a second look at its arguments."""
-
-    def __init__(self, sampler: Any) -> None:
-        self.batches = sampler
-
-    def __iter__(self) -> Any:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
+def _check(loader: DataLoader[Any]) -> None:
+    """Refuse, by name, what would give other batches than the loader."""
+    if isinstance(loader.dataset, IterableDataset):
+        raise TypeError(
+            "loader has an IterableDataset, which cannot be addressed by step: use a map-style one"
+        )
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        raise TypeError(
+            f"loader is a {type(loader).__name__}, which iterates in a way of its own: give the plain DataLoader"
+        )
+    if loader.batch_sampler is None:
+        raise ValueError("loader has batch_size=None: give it a batch_size or a batch_sampler")
+    if loader.num_workers > 0 and loader.worker_init_fn is not None:
+        raise ValueError(
+            "loader has a worker_init_fn, but its workers are not used: leave it out, and do in the dataset what it did"
+        )
+    if loader.num_workers > 1 and not loader.in_order:
+        raise ValueError(
+            "loader has in_order=False: its batches come in the order in which workers finish, which no step names; "
+            "leave it out"
+        )

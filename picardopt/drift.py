@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import enum
-import inspect
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from picardopt.errors import NoGradientError
-from picardopt.frameworks import wrapped_by_lightning
 from picardopt.interrupts import interrupts_allowed, raised_by_signal
 from picardopt.layout import ParameterLayout, Row
 from picardopt.rng import RngState, preserved_rng, seed_all, step_seed
-
-Closure = Callable[..., Any]
 
 
 class Outcome(enum.IntEnum):
@@ -30,9 +26,7 @@ class Outcome(enum.IntEnum):
     FINITE = 0
     NONFINITE = 1  # a NaN or an infinity in a gradient
     FAILED = 2  # the closure raised
-    INTERRUPTED = (
-        3  # KeyboardInterrupt, SystemExit, what a signal's handler raised: never held back
-    )
+    INTERRUPTED = 3  # KeyboardInterrupt, SystemExit, what a signal's handler raised: raised at once
 
 
 @dataclass
@@ -43,72 +37,111 @@ class Drift:
         step: The step whose randomness and data were used.
         row: The gradients, one per parameter; meaningless where `present` is False.
         present: Which parameters received a gradient (the others keep ``.grad = None``).
-        loss: What the closure returned, its tensors detached copies.
+        returned: What the closure returned, its tensors detached copies.
         rng: The generators as the closure left them: the base's own step draws from there.
         outcome: Whether the drift can be used.
         error: What the closure raised, if it did.
         trace: That exception's formatted traceback.
+        uncleared: Indices of the parameters whose ``.grad`` the closure does not clear; None if that was not tested.
     """
 
     step: int
     row: Row
     present: tuple[bool, ...] = ()
-    loss: Any = None
+    returned: Any = None
     rng: RngState | None = None
     outcome: Outcome = Outcome.FINITE
     error: BaseException | None = None
     trace: str = field(default="", repr=False)
+    uncleared: tuple[int, ...] | None = None
 
 
-def call_closure(closure: Closure, step: int) -> Any:
-    """Calls ``closure(step)`` if it has a required parameter of that name, else ``closure()``."""
-    if wrapped_by_lightning(closure):
-        *before, own = closure.args  # type: ignore[attr-defined]
-        return closure.func(*before, partial(call_closure, own, step))  # type: ignore[attr-defined]
-    parameter = _step_parameter(closure)
-    if parameter is None:
-        return closure()
-    by_position = parameter.kind is inspect.Parameter.POSITIONAL_ONLY
-    return closure(step) if by_position else closure(step=step)
+EvaluateSlot = Callable[[int, Row], Drift]
+"""Evaluates slot j of a window and writes the gradients into a row."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A drift that a sweep accepted, waiting to be committed.
+
+    Attributes:
+        drift: The drift.
+        sweep: The sweep it came from.
+        slot: Its slot in that sweep's window; 0 is the head.
+        threshold: Largest accepted distance between its guess and the live parameters.
+        remapped: Whether it was evaluated before the number of parameters changed, so that it cannot be repeated.
+    """
+
+    drift: Drift
+    sweep: int
+    slot: int
+    threshold: float = float("inf")
+    remapped: bool = False
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Applies a function to a tensor, or to every tensor in nested tuples, lists and dicts."""
-    return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+    """Applies a function to every tensor in nested tuples, lists, dicts and plain objects (dataclasses, say).
+
+    Objects are copied if one of their attributes is a tensor, or holds one in such a container.
+    """
+
+    def convert(leaf: Any) -> Any:
+        return function(leaf) if isinstance(leaf, Tensor) else leaf
+
+    def convert_object(leaf: Any) -> Any:
+        attributes = getattr(leaf, "__dict__", None)
+        if isinstance(leaf, Tensor | type | torch.nn.Module) or not isinstance(attributes, dict):
+            return convert(leaf)
+        held = any(isinstance(part, Tensor) for part in tree_leaves(list(attributes.values())))
+        if not held:
+            return leaf
+        twin = copy.copy(leaf)
+        vars(twin).update({name: tree_map(convert, value) for name, value in attributes.items()})
+        return twin
+
+    return tree_map(convert_object, tree)
 
 
 def evaluate_drift(
-    closure: Closure,
+    call: Callable[[int], Any],
     layout: ParameterLayout,
     row: Row,
     step: int,
     seed: int,
     around: AbstractContextManager[None],
+    *,
+    test_clearing: bool = False,
 ) -> Drift:
     """Evaluates one drift at the parameters' present values; never raises what the closure raises.
 
     Args:
-        closure: The user's closure; it computes the loss and calls ``backward``.
-        layout: The live tensors; the parameters' ``.grad`` is None before and after.
+        call: The user's closure as a function of the step; it computes the loss and calls ``backward``.
+        layout: The live tensors; the parameters' ``.grad`` is None afterwards.
         row: Where the gradients are written, and the carry as the closure left it.
         step: Step index t.
         seed: The run's seed.
         around: Entered around the closure; what it raises counts as raised by the closure.
+        test_clearing: Whether to test that the closure clears ``.grad``, which then holds NaN before it.
 
     Returns:
-        The drift; `outcome` and `error` tell what went wrong.
+        The drift; `outcome` and `error` say what went wrong. With `test_clearing`, and if `uncleared` is not empty, the
+        gradients cannot be used: evaluate again without it.
     """
     drift, parameters = Drift(step, row), layout.parameters
     try:
         for parameter in parameters:
-            parameter.grad = None
+            testable = test_clearing and parameter.requires_grad
+            parameter.grad = torch.full_like(parameter, torch.nan) if testable else None
         with preserved_rng():
             seed_all(step_seed(seed, step))
             with torch.enable_grad(), around, interrupts_allowed():
-                loss = call_closure(closure, step)
+                returned = call(step)
             drift.rng = RngState.capture()
-        drift.loss = map_tensors(lambda tensor: tensor.detach().clone(), loss)
-        _collect(drift, parameters)
+        if test_clearing:
+            drift.uncleared = _uncleared(parameters)
+        drift.returned = map_tensors(lambda tensor: tensor.detach().clone(), returned)
+        if not drift.uncleared:
+            _collect(drift, parameters)
         if layout.carry:
             torch._foreach_copy_(row.carry, layout.carry)
     except BaseException as error:
@@ -120,6 +153,19 @@ def evaluate_drift(
         for parameter in parameters:
             parameter.grad = None
     return drift
+
+
+def _uncleared(parameters: Sequence[Tensor]) -> tuple[int, ...]:
+    """Returns which parameters' gradients are still the NaN that they were, or were added to it (one host sync)."""
+    indices = [
+        index
+        for index, parameter in enumerate(parameters)
+        if (grad := parameter.grad) is not None and grad.layout is torch.strided and grad.numel()
+    ]
+    if not indices:
+        return ()
+    flags = [torch.isnan(parameters[i].grad).all() for i in indices]  # type: ignore[arg-type]
+    return tuple(i for i, flag in zip(indices, torch.stack(flags).tolist(), strict=True) if flag)
 
 
 def _collect(drift: Drift, parameters: Sequence[Tensor]) -> None:
@@ -169,14 +215,3 @@ def set_gradients(parameters: Sequence[Tensor], drift: Drift) -> None:
         else:
             parameter.grad = None
     torch._foreach_copy_(targets, sources)
-
-
-def _step_parameter(closure: Closure) -> inspect.Parameter | None:
-    try:
-        parameter = inspect.signature(closure).parameters.get("step")
-    except (TypeError, ValueError):  # builtins without a signature
-        return None
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    if parameter is None or parameter.kind in variadic:
-        return None
-    return parameter if parameter.default is inspect.Parameter.empty else None

@@ -1,4 +1,4 @@
-"""Evaluate a closure at a row's values, watch what it leaves behind, and put the live tensors back."""
+"""Evaluates a closure at a row's values, watches what it leaves behind, and puts the live tensors back."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from contextlib import contextmanager, nullcontext
 
 from torch.optim import Optimizer
 
-from picardopt.audit import Audit, options_of, refuse_changed_options
+from picardopt.adapters import amp
+from picardopt.audit import Audit
+from picardopt.audit.options import options_of, refuse_changed_options
 from picardopt.carry import Carry
-from picardopt.drift import Closure, Drift, evaluate_drift
+from picardopt.closure import StepClosure
+from picardopt.drift import Drift, evaluate_drift
+from picardopt.engines import Engine, SweepHeader
 from picardopt.layout import ParameterLayout, Row, parameters_of
+from picardopt.options import Options
+from picardopt.rng import step_seed
+from picardopt.stats import Stats
+from picardopt.tolerance import Tolerance
+from picardopt.window import Window
 
 
 class Evaluator:
@@ -20,9 +29,12 @@ class Evaluator:
         layout: The live tensors.
         carry: What besides parameters a closure may rewrite.
         base: The optimizer, whose options a closure must leave alone.
-        audit: Who watches buffers.
-        seed: The run's seed.
-        speculates: Whether anything is ever evaluated at a guess or on another rank.
+        owner: Id of the wrapper, which a GradScaler may know.
+        engine: Spreads the slots over the ranks.
+        options: The optimizer's options.
+        tolerance: What the ranks must have in common besides.
+        audit: Watches buffers, and knows which gradients a closure clears.
+        stats: Counts evaluations.
     """
 
     def __init__(
@@ -30,17 +42,77 @@ class Evaluator:
         layout: ParameterLayout,
         carry: Carry,
         base: Optimizer,
+        owner: int,
+        engine: Engine,
+        options: Options,
+        tolerance: Tolerance,
         audit: Audit,
-        seed: int,
-        speculates: bool,
+        stats: Stats,
     ) -> None:
         self._layout, self._carry, self._base = layout, carry, base
-        self._audit, self._seed, self._speculates = audit, seed, speculates
+        self._optimizers = (owner, id(base))
+        self._engine, self._options, self._tolerance = engine, options, tolerance
+        self._audit, self._stats = audit, stats
+        self._speculates = options.window > 1 or engine.size > 1
+
+    def start(self, window: Window, step: int) -> None:
+        """Checks that the ranks agree, and gives all of them rank 0's parameters.
+
+        Raises:
+            RankMismatchError: If they were given different models or options.
+        """
+        head = window.head
+        head.store(self._layout.tensors)
+        self._engine.start(self._layout, head, self._header(head, step, 0))
+        head.load(self._layout.tensors)
+
+    def evaluate_window(
+        self, closure: StepClosure, window: Window, step: int, slots: int
+    ) -> tuple[list[Drift], int]:
+        """Evaluates slots 0 .. slots-1 of the window on all ranks.
+
+        Returns:
+            The drifts in order of slots, the same on every rank, ending at the first that is not finite; and how many
+            evaluations were made over all ranks.
+        """
+        watched = self._speculates and self._audit.watches(self._stats.sweeps)
+        untested = self._audit.clearing.untested(closure)
+
+        def evaluate(slot: int, out: Row) -> Drift:
+            test_clearing = untested and slot == 0
+            guess = window.rows[slot]
+            return self.evaluate(closure, step + slot, guess, out, watched, test_clearing)
+
+        with self.swapped_parameters(window.head):
+            header = self._header(window.head, step, slots)
+            drifts, evaluations = self._engine.evaluate(self._layout, evaluate, header)
+        self._stats.drift_evaluations += evaluations
+        if drifts[0].uncleared is not None:
+            self._audit.clearing.learn(closure, drifts[0].uncleared)
+        return drifts, evaluations
+
+    def _header(self, head: Row, step: int, slots: int) -> SweepHeader:
+        return SweepHeader(
+            step=step,
+            sweep=self._stats.sweeps,
+            slots=slots,
+            window=self._options.window,
+            seed=step_seed(self._options.seed, 0) >> 1,
+            options=self._options.digest(self._tolerance, self._audit.mode),
+            layout=self._layout.digest,
+            parameters=head.fingerprint() if self._engine.size > 1 else 0,
+        )
 
     def evaluate(
-        self, closure: Closure, step: int, guess: Row, out: Row, watched: bool = False
+        self,
+        closure: StepClosure,
+        step: int,
+        guess: Row,
+        out: Row,
+        watched: bool = False,
+        test_clearing: bool = False,
     ) -> Drift:
-        """One drift at a guess; only inside `borrowed`.
+        """Evaluates one drift at a guess; only inside `swapped_parameters`.
 
         Args:
             closure: The user's closure.
@@ -48,14 +120,45 @@ class Evaluator:
             guess: Values of the parameters and the carry.
             out: Where the gradients are written, and the carry as the closure left it.
             watched: Whether module buffers are watched too.
+            test_clearing: Whether to find out which gradients the closure does not clear (`Drift.uncleared`). If there
+                are any, it is evaluated twice.
         """
+        drift = self._evaluate(closure, step, guess, out, watched, test_clearing)
+        if not drift.uncleared:
+            return drift
+        again = self._evaluate(closure, step, guess, out, watched, False)
+        # A gradient that is NaN by itself says nothing.
+        again.uncleared = tuple(
+            index
+            for index in drift.uncleared
+            if not (again.present and again.present[index] and out.tensors[index].isnan().all())
+        )
+        return again
+
+    def _evaluate(
+        self,
+        closure: StepClosure,
+        step: int,
+        guess: Row,
+        out: Row,
+        watched: bool,
+        test_clearing: bool,
+    ) -> Drift:
         guess.load(self._layout.tensors)
-        around = self._around(watched)
-        return evaluate_drift(closure, self._layout, out, step, self._seed, around)
+        around = self._around(closure, watched)
+        return evaluate_drift(
+            closure.call,
+            self._layout,
+            out,
+            step,
+            self._options.seed,
+            around,
+            test_clearing=test_clearing,
+        )
 
     @contextmanager
-    def borrowed(self, row: Row) -> Iterator[None]:
-        """Lends the live tensors out; afterwards they hold `row` and have their gradients back."""
+    def swapped_parameters(self, row: Row) -> Iterator[None]:
+        """Lets guesses be loaded into the live tensors; afterwards they hold `row` and have their gradients back."""
         parameters = self._layout.parameters
         grads = [p.grad for p in parameters]
         try:
@@ -66,13 +169,21 @@ class Evaluator:
                 parameter.grad = grad
 
     @contextmanager
-    def _around(self, watched: bool) -> Iterator[None]:
-        """Stands around a closure and raises, as if the closure did, if it changed what it must not."""
+    def _around(self, closure: StepClosure, watched: bool) -> Iterator[None]:
+        """Raises, as if the closure did, if it changed what it must not."""
         groups = self._base.param_groups
         before = options_of(groups) if self._speculates else []
         rewritten = self._layout.carry if self._carry.update is None else []
         with self._audit.guard(self._layout, rewritten) if watched else nullcontext():
-            yield
+            try:
+                yield
+            except RuntimeError as error:
+                explained = amp.explain(error) if self._speculates else error
+                if explained is error:
+                    raise
+                raise explained from error
+        if watched:
+            amp.refuse_unscaling(amp.scalers_of(closure.source), self._optimizers)
         refuse_changed_options(groups, before)
         if not self._layout.describes(parameters_of(self._base), self._carry.present()):
             raise RuntimeError(

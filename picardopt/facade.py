@@ -1,17 +1,21 @@
-"""The part of the torch.optim contract that is the base's own: groups, state, defaults, hooks of state dicts.
+"""What the wrapper shows but does not own: the base's groups, state and hooks, and the options of the run.
 
-They are live views: ``load_state_dict`` replaces those objects, so a reference kept from construction goes stale.
+Groups and state are live views: ``load_state_dict`` replaces those objects, so a reference kept from construction goes
+stale.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from picardopt.frameworks import refuse_unscaling
+from picardopt.checks import check_lr_scheduler, check_step_index
+from picardopt.options import Options
+from picardopt.ranks import RankGrid
+from picardopt.stepper import BaseStepper
 
 
 class OptimizerFacade(Optimizer):
@@ -22,17 +26,14 @@ class OptimizerFacade(Optimizer):
     """
 
     base: Optimizer
-
-    @property
-    def _speculates(self) -> bool:
-        """Whether a closure may be evaluated for another step than the present one."""
-        raise NotImplementedError
+    _options: Options
+    _grid: RankGrid | None
+    _stepper: BaseStepper
+    _step_index: int
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The base's parameter groups, live."""
-        if self._speculates:
-            refuse_unscaling(sys._getframe(1))
         return self.base.param_groups
 
     @param_groups.setter
@@ -84,3 +85,53 @@ class OptimizerFacade(Optimizer):
     ) -> Any:
         """Registers on the base, which loads it."""
         return self.base.register_load_state_dict_post_hook(hook, prepend)
+
+    @property
+    def window(self) -> int:
+        """Steps evaluated per sweep, the paper's p."""
+        return self._options.window
+
+    @property
+    def data_rank(self) -> int:
+        """Which part of a step's batch this process evaluates, 0 .. data_size - 1."""
+        return self._grid.data.rank if self._grid else 0
+
+    @property
+    def data_size(self) -> int:
+        """Into how many equal parts each step's batch is split; more than 1 only with a mesh."""
+        return self._grid.data.size if self._grid else 1
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole run, the paper's T, if they were given."""
+        return self._options.total_steps
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self._options.seed
+
+    @property
+    def lr_scheduler(self) -> LRScheduler | None:
+        """The scheduler that gives future learning rates; your loop still steps it."""
+        return self._stepper.lr_scheduler
+
+    @lr_scheduler.setter
+    def lr_scheduler(self, value: LRScheduler | None) -> None:
+        check_lr_scheduler(value)
+        self._stepper.follow(value, self)
+
+    @property
+    def step_index(self) -> int:
+        """Index of the next step: how many were committed. Setting it drops what was evaluated ahead."""
+        return self._step_index
+
+    @step_index.setter
+    def step_index(self, value: int) -> None:
+        check_step_index(value)
+        self._forget()
+        self._step_index = value
+
+    def _forget(self) -> None:
+        """Drops what was evaluated ahead and all guesses."""
+        raise NotImplementedError

@@ -1,9 +1,10 @@
-"""`ParallelPicardOptimizer`: the torch.optim contract around a `Speculator`, and the commit."""
+"""`ParallelPicardOptimizer`: the torch.optim contract around a `Speculator`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,25 +14,28 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from picardopt.assembly import make_speculator
 from picardopt.audit import Audit
+from picardopt.audit.wrappers import register
 from picardopt.bases import JoinedOptimizer, unmeasured_bases
 from picardopt.carry import Carry, as_carry
-from picardopt.checkpoint import load_state, saved_state
-from picardopt.checks import check_arguments, check_base, check_lr_scheduler
-from picardopt.drift import Closure, map_tensors
-from picardopt.engines import DistributedEngine, Engine, SerialEngine
+from picardopt.checks import check_arguments, check_base
+from picardopt.closure import Closure, Plain, as_step_closure
+from picardopt.drift import Accepted, map_tensors
+from picardopt.engines import make_engine
 from picardopt.facade import OptimizerFacade
-from picardopt.frameworks import warn_user, why_plain
 from picardopt.interrupts import interrupts_deferred
-from picardopt.layout import ParameterLayout, parameters_of
-from picardopt.mesh import make_grid
+from picardopt.layout import parameters_of
 from picardopt.options import Options
-from picardopt.predictor import PREDICTORS
-from picardopt.restructure import Restructure, check_restructure
-from picardopt.rollout import Rollout
-from picardopt.speculator import Accepted, Speculator
+from picardopt.predictor import Predictor, as_predictor
+from picardopt.ranks import make_grid
+from picardopt.restructure import Restructure, check_restructure, remap_queue
+from picardopt.speculator import Speculator
+from picardopt.state import load_state, saved_state
 from picardopt.stats import Stats
+from picardopt.stepper import BaseStepper
 from picardopt.tolerance import StepRelativeTolerance, Tolerance, as_tolerance
+from picardopt.warn import warn_user
 
 STATE_KEY = "picard"
 
@@ -45,7 +49,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
     With ``tolerance=0`` every committed number is bitwise the sequential one.
 
     The closure must be a function of the parameters and the step alone: it takes its data by step
-    (``closure(step)``, handed over if it has a required parameter of that name) and draws from torch's, numpy's or
+    (``closure(step)``) and draws from torch's, numpy's or
     random's global generators, which are seeded for it from (seed, step).
 
     Args:
@@ -53,9 +57,9 @@ class ParallelPicardOptimizer(OptimizerFacade):
             optimizers over disjoint parameters, in a list, are stepped as one.
         window: Steps evaluated per sweep, p; default: the number of Picard ranks.
         tolerance: Largest accepted squared distance per parameter between a guess and what it should have
-            been: a number (0 is exact), `StepRelativeTolerance` or `AdaptiveTolerance` (the paper's).
-        predictor: What fills the window's new slots: "coast" (the base steps on with zero gradients) or
-            "hold" (the paper: copies the last iterate).
+            been: a number (0 is exact), `StepRelativeTolerance`, `AdaptiveTolerance` (the paper's) or your own.
+        predictor: Fills the window's new slots: "coast" (the base steps on with zero gradients), "hold" (the
+            paper: copies the last iterate), or an object of your own (`picardopt.predictor.Predictor`).
         total_steps: Steps of the whole run, T, if known: nothing is evaluated beyond it.
         seed: The run's seed; step t draws from a hash of (seed, t).
         lr_scheduler: The scheduler that your loop steps after each step, so that running ahead knows future
@@ -71,8 +75,9 @@ class ParallelPicardOptimizer(OptimizerFacade):
         measured: Of several bases those whose parameters count in residuals (the scene's, not its LoRA's);
             default: all. At tolerance 0 every parameter counts.
         nonfinite: At a gradient with NaN or infinity: "raise", or "skip" the base's step.
-        audit: Whether the closure is checked to be pure: "auto" (often at first, then rarely), "always", "never".
-        timeout: Seconds that any rank is waited for.
+        audit: Whether the closure is checked to be pure: "auto" (often at first, then rarely), "always" (each step),
+            "never".
+        timeout: Seconds to wait for any rank.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -87,7 +92,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         *,
         window: int | None = None,
         tolerance: float | Tolerance | None = None,
-        predictor: str = "coast",
+        predictor: str | Predictor = "coast",
         total_steps: int | None = None,
         seed: int = 0,
         lr_scheduler: LRScheduler | None = None,
@@ -102,7 +107,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
     ) -> None:
         for optimizer in base if isinstance(base, Sequence) else [base]:
             check_base(optimizer)
-        check_arguments(window, predictor, total_steps, seed, nonfinite, timeout)
+        check_arguments(window, total_steps, seed, nonfinite, timeout)
         self.base = JoinedOptimizer(base) if isinstance(base, Sequence) else base
         self._carry = as_carry(carry)
         self._carry.check(parameters_of(self.base))
@@ -114,22 +119,24 @@ class ParallelPicardOptimizer(OptimizerFacade):
         self.stats = Stats()
         self._audit = Audit(audit)
         self._grid = make_grid(process_group, mesh)
-        self._timeout = timeout
-        self._engine = self._make_engine()
-        self._rollout = Rollout(self.base, self)
+        device = parameters_of(self.base)[0].device
+        self._engine = make_engine(self._grid, device, timeout, self.stats)
+        self._stepper = BaseStepper(self.base)
         self._options = Options(
             window=(self._grid.picard.size if self._grid else 1) if window is None else window,
-            predictor=PREDICTORS[predictor],
+            predictor=as_predictor(predictor),
             total_steps=total_steps,
             seed=seed,
             nonfinite=nonfinite,
             restructure=restructure,
         )
+        register(self)
         self._step_index = 0
-        self._told_plain = False
+        self._warned_plain = False
         self._speculator: Speculator | None = None
         self.lr_scheduler = lr_scheduler
-        self._ready().start(0)
+        speculator = self._ready()
+        speculator.evaluator.start(speculator.window, 0)
 
     # -- the step ---------------------------------------------------------------------------------------
 
@@ -138,7 +145,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
 
         Args:
             closure: Computes the loss of a step and its gradients: zero_grad, forward, backward, return
-                the loss. ``closure(step)`` if it has a required parameter called `step`, else ``closure()``.
+                the loss. ``closure(step)`` if it has a parameter called `step`, else ``closure()``.
                 Without a closure the base steps on the present gradients: nothing runs ahead.
 
         Returns:
@@ -147,127 +154,84 @@ class ParallelPicardOptimizer(OptimizerFacade):
 
         Raises:
             Exception: What the closure raised at this step, on every rank.
+            TypeError: If the closure has a required parameter that is not called `step`.
             NonFiniteGradientError: If this step's gradient is not finite (unless ``nonfinite="skip"``).
             ImpureClosureError: If the closure is found not to be a function of (parameters, step).
             RankMismatchError: If the ranks do different things.
             RankLostError: If a rank died or did not answer in time.
         """
-        why = why_plain(closure)
-        if closure is None or why:
-            return self._plain_step(closure, why)
+        given = as_step_closure(closure)
+        if isinstance(given, Plain):
+            return self._plain_step(closure, given.reason)
         speculator = self._ready()
         with interrupts_deferred():
-            accepted = speculator.next(closure, self._step_index)
+            accepted = speculator.next(given, self._step_index)
             with self.stats.phase("commit"):
                 self._commit(speculator, accepted)
-        return accepted.drift.loss
+        return accepted.drift.returned
+
+    def flush(self) -> None:
+        """Drops what was evaluated ahead; the next step is evaluated anew.
+
+        Call it after a change that the closure sees and picardopt cannot (a file, state in C, an attribute deep inside
+        an object); see docs/closures.md. It is cheap, and every rank must call it.
+        """
+        if self._speculator is not None:
+            self._speculator.drop()
 
     def _commit(self, speculator: Speculator, accepted: Accepted) -> None:
-        parameters, drift, step = speculator.layout.parameters, accepted.drift, self._step_index
+        """Takes the step for real: parameters, state, carry, window and counters, all of them or none."""
+        change, holders = self._options.change_at(self._step_index, self._carry.tensors)
         try:
-            with self._rollout.committing():
-                self._rollout.take(parameters, drift)
-                speculator.settle()
-                speculator.pop()
-                self._step_index += 1
-                self.stats.steps += 1
-                self._restructure(speculator, step)
+            parents = speculator.rollout.commit(accepted.drift, change, holders)
         except BaseException:
             speculator.drop()
             raise
+        speculator.advance()
+        self._count()
+        if change is not None and not self._fits(speculator):
+            self._speculator = None
+            remap_queue(speculator, self._ready(), parents)
 
-    def _restructure(self, speculator: Speculator | None, step: int) -> None:
-        """Lets the user change the number of parameters after a step that is due; None forgets all guesses."""
-        restructure = self._options.restructure
-        if restructure is None or not restructure.due(step):
-            return
-        self._speculator = None  # should what follows raise, the window is rebuilt
-        parents = restructure.function(step)
-        if speculator is None or self._fits(speculator):
-            self._speculator = speculator
-        else:
-            self._ready().inherit(speculator, parents)
-
-    def _plain_step(self, closure: Closure | None, why: str) -> Any:
-        """What the base's own ``step(closure)`` does, under the caller's generators."""
+    def _plain_step(self, closure: Closure | None, reason: str) -> Any:
+        """Does what the base's own ``step(closure)`` does."""
         # At rate 0 it only makes the base's state: distributed checkpointing does that before it loads.
-        if not self._told_plain and any(float(g.get("lr", 1)) for g in self.param_groups):
-            self._told_plain = True
-            warn_user(why)
-        if self._speculator is not None:
-            self._speculator.drop()
-        loss = None
+        if not self._warned_plain and any(float(g.get("lr", 1)) for g in self.param_groups):
+            self._warned_plain = True
+            warn_user(reason)
+        self.flush()
+        returned = None
         if closure is not None:
             with torch.enable_grad():
-                loss = closure()
+                returned = closure()
+        change, holders = self._options.change_at(self._step_index, self._carry.tensors)
+        then = [] if change is None else [change]
+        if closure is not None and self._carry.update is not None:
+            then.insert(0, partial(self._carry.update, map_tensors(Tensor.detach, returned)))
         with interrupts_deferred(), self.stats.phase("commit"):
-            self._rollout.plain_step()
-            if closure is not None and self._carry.update is not None:
-                self._carry.update(map_tensors(Tensor.detach, loss))
-            self._step_index += 1
-            self.stats.steps += 1
-            self._restructure(None, self._step_index - 1)
-        return loss
+            self._stepper.plain_step(self._carry.present(), then, holders)
+            self._count()
+        return returned
+
+    def _count(self) -> None:
+        self._step_index += 1
+        self.stats.steps += 1
 
     def _ready(self) -> Speculator:
-        """The speculator over the present parameters; a new one if tensors were added or replaced."""
-        if self._speculator is not None and self._fits(self._speculator):
-            return self._speculator
-        if self._speculator is not None:
-            self._speculator.drop()
-        unmeasured = [p for base in self._unmeasured for p in parameters_of(base)]
-        self._speculator = Speculator(
-            ParameterLayout(parameters_of(self.base), self._carry.present(), unmeasured),
-            self._carry,
-            self._engine,
-            self._rollout,
-            self._tolerance,
-            self._audit,
-            self._options,
-            self.stats,
-        )
+        """Returns the speculator over the present parameters; a new one if tensors were added or replaced."""
+        if self._speculator is None or not self._fits(self._speculator):
+            self.flush()
+            parts = (self._stepper, self._carry, self._unmeasured, self._engine)
+            self._speculator = make_speculator(
+                self, *parts, self._options, self._tolerance, self._audit, self.stats
+            )
         return self._speculator
 
     def _fits(self, speculator: Speculator) -> bool:
         """Whether a speculator is over the present tensors."""
         return speculator.layout.describes(parameters_of(self.base), self._carry.present())
 
-    def _make_engine(self) -> Engine:
-        if self._grid is None:
-            return SerialEngine(self.stats)
-        device = parameters_of(self.base)[0].device
-        return DistributedEngine(self._grid, device, self._timeout, self.stats)
-
-    @property
-    def _speculates(self) -> bool:
-        return self.window > 1 or self._engine.size > 1
-
-    # -- what tells about the run -----------------------------------------------------------------------
-
-    @property
-    def window(self) -> int:
-        """Steps evaluated per sweep, the paper's p."""
-        return self._options.window
-
-    @property
-    def data_rank(self) -> int:
-        """Which part of a step's batch this process evaluates, 0 .. data_size - 1."""
-        return self._grid.data.place if self._grid else 0
-
-    @property
-    def data_size(self) -> int:
-        """Into how many equal parts each step's batch is split; more than 1 only with a mesh."""
-        return self._grid.data.size if self._grid else 1
-
-    @property
-    def total_steps(self) -> int | None:
-        """Steps of the whole run, the paper's T, if they were given."""
-        return self._options.total_steps
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return self._options.seed
+    # -- about the run ------------------------------------------------------------------------
 
     @property
     def tolerance(self) -> Tolerance:
@@ -277,31 +241,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
     @tolerance.setter
     def tolerance(self, value: float | Tolerance) -> None:
         self._tolerance = as_tolerance(value)
-        self._flush()
-
-    @property
-    def step_index(self) -> int:
-        """Index of the next step: how many were committed. Setting it drops what was evaluated ahead."""
-        return self._step_index
-
-    @step_index.setter
-    def step_index(self, value: int) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ValueError(
-                f"step_index={value!r}: give the number of committed steps, an integer >= 0"
-            )
-        self._flush()
-        self._step_index = value
-
-    @property
-    def lr_scheduler(self) -> LRScheduler | None:
-        """The scheduler that tells future learning rates; your loop still steps it."""
-        return self._rollout.lr_scheduler
-
-    @lr_scheduler.setter
-    def lr_scheduler(self, value: LRScheduler | None) -> None:
-        check_lr_scheduler(value)
-        self._rollout.watch(value)
+        self._forget()
 
     def __repr__(self) -> str:
         return (
@@ -335,16 +275,16 @@ class ParallelPicardOptimizer(OptimizerFacade):
         if loaded is not None:
             self._step_index, seed = loaded
             self._options = replace(self._options, seed=seed)
-        self._flush()
+        self._forget()
 
-    def _flush(self) -> None:
-        if self._speculator is not None:
-            self._speculator.drop()
+    def _forget(self) -> None:
+        """Drops what was evaluated ahead and all guesses."""
+        self.flush()
         self._speculator = None
 
     def __getstate__(self) -> dict[str, Any]:
         # The process group cannot travel, speculation need not; `step` is what a scheduler patched.
-        left = ("_grid", "_engine", "_rollout", "_speculator", "step")
+        left = ("_grid", "_engine", "_stepper", "_speculator", "step")
         state = {key: value for key, value in self.__dict__.items() if key not in left}
         return {**state, "_lr_scheduler": self.lr_scheduler, "_had_ranks": self._engine.size > 1}
 
@@ -353,9 +293,10 @@ class ParallelPicardOptimizer(OptimizerFacade):
         self.__dict__.update(state)
         Optimizer.__setstate__(self, {})
         self._grid = None
-        self._engine = self._make_engine()
-        self._rollout = Rollout(self.base, self)
+        self._engine = make_engine(None, parameters_of(self.base)[0].device, 0, self.stats)
+        self._stepper = BaseStepper(self.base)
         self._speculator = None
+        register(self)
         self.lr_scheduler = lr_scheduler
         if had_ranks:
             warn_user(

@@ -1,9 +1,13 @@
-"""What does not change over a run."""
+"""The options that do not change over a run."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
 
 from picardopt.predictor import Predictor
 from picardopt.restructure import Restructure
@@ -21,10 +25,29 @@ class Options:
     nonfinite: str
     restructure: Restructure | None = None
 
+    def slots(self, step: int, *, exact: bool) -> int:
+        """Returns how many drifts to evaluate at a step: ``p <- min(p, T - tau)``, at least 1."""
+        slots = self.window
+        if self.total_steps is not None:
+            slots = max(1, min(slots, self.total_steps - step))
+        restructure = self.restructure
+        if restructure is not None and (exact or not restructure.across):
+            slots = restructure.window(step, slots)
+        return slots
+
     def digest(self, tolerance: Tolerance, audit: str) -> int:
-        """Hash of all that decides which steps are accepted: ranks that differ in it would part."""
-        plain = {
-            k: v for k, v in vars(tolerance).items() if isinstance(v, int | float | str | None)
-        }
-        deciding = (type(tolerance).__name__, plain, audit, self.predictor.__name__)
-        return zlib.crc32(repr((*deciding, self.total_steps, self.nonfinite)).encode())
+        """Returns a hash of all that decides which steps are accepted: ranks that differ in it would drift apart."""
+        deciding = (
+            (type(tolerance).__name__, tolerance.fingerprint()),
+            (type(self.predictor).__name__, self.predictor.fingerprint()),
+            (self.total_steps, self.nonfinite, audit),
+        )
+        return zlib.crc32(repr(deciding).encode())
+
+    def change_at(
+        self, step: int, carry: object
+    ) -> tuple[Callable[[], Tensor | None] | None, list[object]]:
+        """Returns what restructures the parameters after a step, if it is due, and the objects that it may touch."""
+        if self.restructure is None or not self.restructure.due(step):
+            return None, []
+        return partial(self.restructure.function, step), [*self.restructure.holders(), carry]

@@ -1,4 +1,7 @@
-"""Algorithm 2 of DreamPropeller in plain lines: the oracle that the tests compare everything with.
+"""Algorithm 2 of DreamPropeller in plain lines.
+
+`tests/test_reference.py` tests it against the theorem; `tests/test_paper_rule.py` tests the optimizer against it: the
+same strides, residuals and thresholds under the paper's rule. Exactness is tested against the plain sequential loop.
 
 Written to be read against the paper (arXiv 2311.17082, supplement B), with its names: ``s`` the
 drift, ``h`` one step of the optimizer, ``p`` the window, ``e`` the threshold, ``k`` the sweep.

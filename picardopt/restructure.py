@@ -1,19 +1,25 @@
 """Steps that change the number of parameters: densify, prune.
 
-A window cannot guess what such a step does, so by default it ends there ("exact"). The paper's window runs across:
-what was evaluated in the old structure is carried over through the parents' index map and kept where the new
-iterate lies within tolerance of the unprojected earlier one (supplement C: ``||theta - unproj(theta)||^2``).
+A window cannot guess what such a step does, so by default it ends there, which is exact. The paper's window runs
+across: what was evaluated in the old structure is remapped through the parents' indices and kept where the new iterate
+lies within tolerance of the remapped earlier one (supplement C: ``||theta - unproj(theta)||^2``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from picardopt.closure import captured_by
+from picardopt.drift import Accepted
 from picardopt.layout import ParameterLayout, Row
+from picardopt.window import Window
 
 
 @dataclass(frozen=True)
@@ -40,16 +46,33 @@ class Restructure:
             if not callable(getattr(self, name)):
                 raise TypeError(f"{name}={getattr(self, name)!r}: give a function of the step")
 
+    def holders(self) -> list[object]:
+        """Returns the objects whose attributes the function may replace: its own object, and modules it captures."""
+        return list(_holders(self.function, 3))
+
     def window(self, step: int, most: int) -> int:
-        """How many steps there are from `step` up to and with the next one that is due, at most `most`."""
+        """Returns how many steps there are from `step` to the next one that is due, at most `most`."""
         for ahead in range(most):
             if self.due(step + ahead):
                 return ahead + 1
         return most
 
 
+def _holders(value: object, depth: int) -> Iterator[object]:
+    if isinstance(value, nn.Module):
+        yield value
+    elif inspect.ismethod(value):
+        yield value.__self__
+    elif depth and is_dataclass(value) and not isinstance(value, type):
+        for item in fields(value):
+            yield from _holders(getattr(value, item.name), depth - 1)
+    elif depth and callable(value):
+        for captured in captured_by(value):
+            yield from _holders(captured, depth - 1)
+
+
 def check_restructure(restructure: object) -> None:
-    """Refuses what is no `Restructure`.
+    """Refuses anything but a `Restructure` or None.
 
     Raises:
         TypeError: If it is neither a `Restructure` nor None.
@@ -60,8 +83,8 @@ def check_restructure(restructure: object) -> None:
         )
 
 
-class Unprojection:
-    """Carries rows of the old structure over to the new one: the paper's ``unproj``.
+class Remap:
+    """Turns rows of the old structure into rows of the new one: the paper's ``unproj``.
 
     Args:
         old: Layout before.
@@ -106,3 +129,40 @@ class Unprojection:
         for target, source, copied in zip(targets, sources, self._copied, strict=True):
             target.copy_(source if copied else source[self._parents])
         return out
+
+
+class Ahead(Protocol):
+    """What was evaluated ahead in one structure: a speculator."""
+
+    layout: ParameterLayout
+    window: Window
+    queue: deque[Accepted]
+
+    def drop(self) -> None:
+        """Forgets the queue."""
+        ...
+
+
+def remap_queue(old: Ahead, new: Ahead, parents: Tensor | None) -> None:
+    """Takes over the accepted drifts that wait, across a step that changed the number of parameters.
+
+    At tolerance 0 none waits: the window ends at such a step, because gradients for the old parameters are not
+    gradients for the new ones.
+
+    Args:
+        old: The old structure's, standing behind that step.
+        new: The new structure's.
+        parents: The old row of each new one, int64 [rows]; None keeps nothing.
+
+    Raises:
+        ValueError: If the parents do not fit the tensors.
+    """
+    if parents is None:
+        old.drop()
+        return
+    remap = Remap(old.layout, new.layout, parents)
+    # Only where accepted drifts wait: other guesses are better made anew, from where the new points lie.
+    new.window.rows = [remap(row) for row in old.window.rows[: max(1, len(old.queue))]]
+    for kept in old.queue:
+        drift = replace(kept.drift, row=remap(kept.drift.row))
+        new.queue.append(replace(kept, drift=drift, remapped=True))

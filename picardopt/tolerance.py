@@ -1,7 +1,6 @@
-"""How large a residual may be: fixed, adaptive (the paper's) and relative to the step length.
+"""How large a residual may be: fixed, adaptive (the paper's) or relative to the step length.
 
-Everything here is plain Python on host numbers that are the same on every rank. NaN never enters a
-tolerance.
+Everything here is plain Python on host numbers that are the same on every rank. NaN never enters a tolerance.
 """
 
 from __future__ import annotations
@@ -10,7 +9,9 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
+
+from picardopt.protocols import members, missing_members
 
 STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
     "median": statistics.median,  # of an even count: the mean of the middle two
@@ -36,7 +37,7 @@ class Measures:
 
 
 class Tolerance(Protocol):
-    """What a tolerance must offer."""
+    """What a tolerance must offer; your own object may be one."""
 
     @property
     def value(self) -> float:
@@ -59,19 +60,23 @@ class Tolerance(Protocol):
         ...
 
     def thresholds(self, measures: Measures) -> list[float]:
-        """Largest accepted residual of each slot, j = 1..p."""
+        """Returns the largest accepted residual of each slot, j = 1..p; changes no state."""
         ...
 
     def update(self, measures: Measures, stride: int) -> None:
         """Learns from a sweep, after its stride was chosen."""
         ...
 
+    def fingerprint(self) -> tuple[object, ...]:
+        """Returns all that decides what is accepted, as plain values: the ranks compare it."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Returns what a checkpoint keeps."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what a checkpoint kept."""
+        """Restores what a checkpoint kept."""
         ...
 
 
@@ -112,12 +117,16 @@ class FixedTolerance:
     def update(self, measures: Measures, stride: int) -> None:
         """Learns nothing."""
 
+    def fingerprint(self) -> tuple[object, ...]:
+        """The number."""
+        return (self._value,)
+
     def state_dict(self) -> dict[str, Any]:
-        """Holds nothing that is learnt."""
+        """Returns nothing: there is nothing learned."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes nothing over: the number is the constructor's."""
+        """Ignores the state: the number is the constructor's."""
 
 
 class AdaptiveTolerance:
@@ -164,12 +173,16 @@ class AdaptiveTolerance:
             error = STATISTICS[self.statistic](finite)
             self._value = self.decay * self._value + (1 - self.decay) * error
 
+    def fingerprint(self) -> tuple[object, ...]:
+        """The present e, the decay and the statistic."""
+        return self._value, self.decay, self.statistic
+
     def state_dict(self) -> dict[str, Any]:
-        """The present e."""
+        """Returns the present e."""
         return {"value": self._value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint's e."""
+        """Continues from a checkpoint's e."""
         self._value = float(state.get("value", self._value))
 
 
@@ -210,10 +223,10 @@ class StepRelativeTolerance:
 
     def thresholds(self, measures: Measures) -> list[float]:
         """The larger of the step-relative and the distance-relative part, slot by slot."""
-        if self._mean is None and math.isfinite(measures.step_lengths[0]):
-            # The head's step is always exact, and known before anything is decided.
-            self._mean = measures.step_lengths[0]
-        floor = self.value
+        # The head's step is always exact, and known before anything is decided: the first mean.
+        head = measures.step_lengths[0]
+        mean = self._mean if self._mean is not None else (head if math.isfinite(head) else 0.0)
+        floor = self.factor * mean
         return [
             max(floor, self.distance * d) if math.isfinite(d) else floor for d in measures.distances
         ]
@@ -225,12 +238,16 @@ class StepRelativeTolerance:
                 before = length if self._mean is None else self._mean
                 self._mean = self.decay * before + (1 - self.decay) * length
 
+    def fingerprint(self) -> tuple[object, ...]:
+        """The options and the present mean."""
+        return self.factor, self.distance, self.decay, self._mean
+
     def state_dict(self) -> dict[str, Any]:
-        """The present mean squared step length."""
+        """Returns the present mean squared step length."""
         return {"mean": self._mean}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint's mean."""
+        """Continues from a checkpoint's mean."""
         self._mean = state.get("mean", self._mean)
 
 
@@ -238,17 +255,17 @@ def as_tolerance(value: float | Tolerance) -> Tolerance:
     """Turns the optimizer's `tolerance` argument into a tolerance.
 
     Raises:
-        TypeError: If it is neither a number nor a tolerance.
+        TypeError: If it is neither a number nor an object with every member of `Tolerance`.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return FixedTolerance(value)
-    if not isinstance(value, int | float) and all(
-        hasattr(value, name) for name in ("value", "exact", "thresholds", "update", "needs_lengths")
-    ):
-        return value
+    missing = missing_members(value, Tolerance)
+    if not missing:
+        return cast(Tolerance, value)
+    own = f"; it lacks {', '.join(missing)} of picardopt.tolerance.Tolerance"
     raise TypeError(
-        f"tolerance={value!r}: give a number >= 0 (0 is exact), AdaptiveTolerance(...) or "
-        "StepRelativeTolerance(...)"
+        f"tolerance={value!r}: give a number >= 0 (0 is exact), AdaptiveTolerance(...), StepRelativeTolerance(...) "
+        f"or an object of your own{own if len(missing) < len(members(Tolerance)) else ''}"
     )
 
 

@@ -15,8 +15,7 @@ class Window:
     """Iterates t, t+1, ... of the trajectory; `rows[0]` is the head.
 
     Args:
-        layout: The parameters' layout.
-        head: Row with the head's values; the window takes it over.
+        layout: Makes the rows.
     """
 
     def __init__(self, layout: ParameterLayout) -> None:

@@ -1,6 +1,8 @@
 """Law 8: an impure closure is found out, and a pure one never is."""
 
 import itertools
+import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from runs import Case, assert_parallel, parallel, quiet
 from torch import Tensor, nn
 
-from picardopt import ImpureClosureError, ParallelPicardOptimizer
+from picardopt import ImpureClosureError, ParallelPicardOptimizer, step_rng
 
 STEPS = 60
 """Longer than the first sweeps of every window here: "by default" is soon enough to be of use."""
@@ -51,6 +53,25 @@ def late_bound_variable(setup: Setup) -> Iterator[Callable[..., Tensor]]:
         yield closure
 
 
+def deep_batch(setup: Setup) -> Iterator[Callable[..., Tensor]]:
+    """The same, deeper inside an object than what is compared at every step."""
+    holder = types.SimpleNamespace(trainer=Hidden(Hidden(None)))
+
+    def closure() -> Tensor:
+        return setup.loss(holder.trainer.inside.inside)
+
+    for batch in setup.data:
+        holder.trainer.inside.inside = batch
+        yield closure
+
+
+class Hidden:
+    """An object with something inside."""
+
+    def __init__(self, inside: Any) -> None:
+        self.inside = inside
+
+
 def iterator(setup: Setup) -> Iterator[Callable[..., Tensor]]:
     """``next(it)`` inside the closure: a speculative evaluation uses up a batch."""
     batches = iter(setup.data)
@@ -89,9 +110,10 @@ def global_counter(setup: Setup) -> Iterator[Callable[..., Tensor]]:
     return itertools.repeat(closure)
 
 
+SEEN = [late_bound_batch, late_bound_variable]
+"""Legal: the loop changes what the closure sees. Right at any tolerance; only nothing runs ahead."""
 MISUSES = [
-    late_bound_batch,
-    late_bound_variable,
+    deep_batch,
     iterator,
     loader,
     torch_generator,
@@ -110,7 +132,7 @@ def train(setup: Setup, closures: Iterator[Callable[..., Tensor]], steps: int = 
 @pytest.mark.parametrize("misuse", MISUSES, ids=lambda misuse: misuse.__name__)
 def test_misuse_is_found_by_default(misuse: Any, tolerance: Any, window: int) -> None:
     setup = Setup(window=window, tolerance=tolerance)
-    if tolerance == 0 and misuse in (late_bound_batch, late_bound_variable):
+    if tolerance == 0 and misuse is deep_batch:
         # Smooth drifts: nothing is ever accepted ahead, so the run is sequential and right.
         train(setup, misuse(setup))
         assert max(setup.optimizer.stats.strides) == 1
@@ -129,10 +151,33 @@ def test_misuse_is_found_by_default(misuse: Any, tolerance: Any, window: int) ->
     assert setup.optimizer.step_index == before + 10
 
 
+@pytest.mark.parametrize("window", [2, 4, 8])
+@pytest.mark.parametrize("tolerance", [None, 0, float("inf")])
+@pytest.mark.parametrize("change", SEEN, ids=lambda change: change.__name__)
+def test_a_batch_that_the_loop_hands_over_is_seen(change: Any, tolerance: Any, window: int) -> None:
+    """Every step sees its own batch, as in the plain loop; the first drop names what changed."""
+    setup = Setup(window=window, tolerance=tolerance)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(setup, change(setup))
+    stats = setup.optimizer.stats
+    plain = Setup()
+    for step, closure in enumerate(itertools.islice(change(plain), STEPS)):
+        with step_rng(1, step):
+            closure()
+            plain.optimizer.base.step()
+    for a, b in zip(setup.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert stats.steps == STEPS
+    if tolerance != 0:
+        assert stats.outer_changes >= STEPS // 2
+        assert any("batch" in str(warning.message) for warning in caught)
+
+
 def test_short_strides_do_not_use_up_the_checks() -> None:
     """While nothing is accepted ahead, a batch from outside does no harm; once something is, it is found."""
     setup = Setup(tolerance=0)
-    closures = late_bound_batch(setup)
+    closures = deep_batch(setup)
     for _ in range(8):
         setup.optimizer.step(next(closures))
     assert max(setup.optimizer.stats.strides) == 1

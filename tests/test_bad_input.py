@@ -271,3 +271,30 @@ def test_everything_public_is_there() -> None:
     )
     for name in names.split():
         assert hasattr(picardopt, name)
+
+
+def test_only_empty_parameters_are_refused() -> None:
+    """Else residuals are 0 / 0, and the user is told of NaN that is in no parameter."""
+    base = torch.optim.SGD([torch.nn.Parameter(torch.empty(0, 3))], lr=0.1)
+    with pytest.raises(ValueError, match="all of its parameters are empty"):
+        ParallelPicardOptimizer(base)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_float8_parameters_are_refused_at_construction(dtype: torch.dtype) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(3).to(dtype))
+    with pytest.raises(UnsupportedOptimizerError, match=r"float8.*bfloat16"):
+        ParallelPicardOptimizer(torch.optim.SGD([parameter], lr=0.1))
+
+
+def test_meta_parameters_are_refused_at_construction() -> None:
+    with torch.device("meta"):
+        module = torch.nn.Linear(2, 2)
+    with pytest.raises(UnsupportedOptimizerError, match=r"meta device.*to_empty"):
+        ParallelPicardOptimizer(torch.optim.SGD(module.parameters(), lr=0.1))
+
+
+def test_lazy_parameters_are_refused_at_construction() -> None:
+    module = torch.nn.LazyLinear(2)
+    with pytest.raises(UnsupportedOptimizerError, match=r"uninitialized.*run the model once"):
+        ParallelPicardOptimizer(torch.optim.SGD(module.parameters(), lr=0.1))

@@ -1,6 +1,7 @@
 """Law 2 and the torch.optim contract: one call, one step, and everything around it as usual."""
 
 import copy
+import functools
 import io
 import pickle
 import warnings
@@ -125,7 +126,7 @@ def test_the_closure_runs_with_gradients_enabled() -> None:
     assert_same_trace(trace, sequential(CASE))
 
 
-def test_a_closure_is_handed_the_step_only_if_it_requires_it() -> None:
+def test_a_closure_is_handed_the_step_if_it_has_a_parameter_of_that_name() -> None:
     problem, optimizer, _ = wrap(CASE, window=3)
 
     def without() -> torch.Tensor:
@@ -135,20 +136,24 @@ def test_a_closure_is_handed_the_step_only_if_it_requires_it() -> None:
         return loss
 
     def optional(step: int = -1) -> torch.Tensor:
-        assert step == -1
+        assert step >= 1  # never the default: else every step would train on step -1
+        return without()
+
+    def bound(step: int) -> torch.Tensor:
+        assert step == 77  # functools.partial: the user's own choice
         return without()
 
     def other(scale: float = 1.0) -> torch.Tensor:
         assert scale == 1.0
         return without()
 
-    for closure in (without, optional, other):
+    for closure in (without, optional, other, functools.partial(bound, step=77)):
         optimizer.step(closure)
     optimizer.step(closure=without)
-    optimizer.step_index = 4  # drops what the closures before this one left in the queue
+    optimizer.step_index = 5  # drops what the closures before this one left in the queue
     seen: list[int] = []
     optimizer.step(make_closure(problem, optimizer.zero_grad, seen))
-    assert seen[0] == 4
+    assert seen[0] == 5
 
 
 def test_step_without_a_closure_is_one_plain_base_step() -> None:

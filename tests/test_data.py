@@ -1,13 +1,21 @@
 """StepIndexedLoader: the plain loader's batches, addressed by step."""
 
+import inspect
 import itertools
+import random
+import time
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
+    Dataset,
     DistributedSampler,
     IterableDataset,
+    RandomSampler,
+    Sampler,
     TensorDataset,
     WeightedRandomSampler,
 )
@@ -64,9 +72,12 @@ def test_any_order_of_asking_gives_the_same_batches(name):
     assert all(same(expected[step], loader.batch(step)) for step in [*steps, *steps[:5]])
 
 
-def test_a_distributed_sampler_is_told_the_epoch():
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_distributed_sampler_receives_the_epoch(batched):
     def make():
         sampler = DistributedSampler(DATA, num_replicas=2, rank=1, seed=3)
+        if batched:
+            return DataLoader(DATA, batch_sampler=BatchSampler(sampler, 4, False)), sampler
         return DataLoader(DATA, batch_size=4, sampler=sampler), sampler
 
     plain, sampler = make()
@@ -105,6 +116,201 @@ def test_augmentation_draws_from_the_steps_randomness():
         later = loader.batch(3)
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
+
+
+# -- every argument of a DataLoader ------------------------------------------------------------------------
+
+
+class ManyAtOnce(Dataset):
+    """Reads a batch at once, and only so; what it returns is not a list of items."""
+
+    def __len__(self):
+        return 23
+
+    def __getitems__(self, indices):
+        return torch.tensor(indices), len(indices)
+
+
+class OwnState(Sampler):
+    """Draws from what no generator argument shows, and counts its epochs itself."""
+
+    def __init__(self):
+        self.draws, self.epoch = np.random.default_rng(3), 0
+
+    def __iter__(self):
+        self.epoch += 1
+        return iter([self.epoch % 23, *self.draws.permutation(23).tolist()])  # not lazy
+
+    def __len__(self):
+        return 24
+
+
+class Eager(BatchSampler):
+    """Draws when iteration begins, not at its first batch; epochs differ in length."""
+
+    def __init__(self, generator):
+        self.generator, self.epochs = generator, 0
+
+    def __iter__(self):
+        count = int(torch.randint(2, 6, (), generator=self.generator))
+        return iter(torch.randint(0, 23, (count, 3), generator=self.generator).tolist())
+
+    def __len__(self):
+        return 3
+
+
+def nothing(worker):
+    """A worker_init_fn."""
+
+
+def as_list(items):
+    return list(items)
+
+
+def shuffled(**options):
+    return DataLoader(DATA, batch_size=4, shuffle=True, generator=generator(), **options)
+
+
+def eager(**options):
+    drawn = generator()
+    return DataLoader(DATA, batch_sampler=Eager(drawn), generator=drawn, **options)
+
+
+ARGUMENTS = {
+    "dataset": [
+        lambda: DataLoader(ManyAtOnce(), batch_size=4, collate_fn=lambda batch: batch),
+        lambda: DataLoader(list(range(9)), batch_size=2),
+    ],
+    "batch_size": [lambda: DataLoader(DATA), lambda: DataLoader(DATA, batch_size=23)],
+    "shuffle": [shuffled, lambda: DataLoader(DATA, shuffle=False)],
+    "sampler": [
+        lambda: DataLoader(DATA, batch_size=5, sampler=OwnState()),
+        lambda: DataLoader(DATA, batch_size=5, sampler=[3, 1, 4, 1, 5, 9]),
+        lambda: DataLoader(
+            DATA, sampler=RandomSampler(DATA, num_samples=40, generator=generator())
+        ),
+        lambda: DataLoader(DATA, batch_size=5, sampler=OwnState(), num_workers=2),
+    ],
+    "batch_sampler": [
+        lambda: DataLoader(DATA, batch_sampler=[[0, 1], [2], [0, 0, 7]]),
+        eager,
+        lambda: eager(num_workers=1),
+        lambda: eager(num_workers=1, persistent_workers=True),
+    ],
+    "num_workers": [lambda: shuffled(num_workers=2)],
+    "collate_fn": [lambda: shuffled(collate_fn=as_list)],
+    "pin_memory": [lambda: shuffled(pin_memory=True)],
+    "drop_last": [lambda: shuffled(drop_last=True)],
+    "timeout": [lambda: shuffled(num_workers=1, timeout=30)],
+    "worker_init_fn": [lambda: shuffled(worker_init_fn=nothing)],  # without workers never called
+    "multiprocessing_context": [lambda: shuffled(num_workers=1, multiprocessing_context="fork")],
+    "generator": [shuffled],
+    "prefetch_factor": [lambda: shuffled(num_workers=1, prefetch_factor=5)],
+    "persistent_workers": [lambda: shuffled(num_workers=2, persistent_workers=True)],
+    "pin_memory_device": [lambda: shuffled(pin_memory=True, pin_memory_device="cuda")],
+    "in_order": [lambda: shuffled(in_order=False), lambda: shuffled(in_order=False, num_workers=1)],
+}
+
+
+def test_every_argument_is_known():
+    given = inspect.signature(DataLoader.__init__).parameters
+    assert set(ARGUMENTS) == set(given) - {"self"}
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=f"{name}-{number}")
+        for name, makes in ARGUMENTS.items()
+        for number, make in enumerate(makes)
+    ],
+)
+def test_every_argument_gives_the_loaders_batches_for_three_epochs(make):
+    expected = plain_batches(make(), 3)
+    loader = StepIndexedLoader(make())
+    found = [loader.batch(step) for step in range(len(expected))]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    # Asked for again, in another order.
+    steps = random.Random(0).choices(range(len(expected)), k=40)
+    again = [loader.batch(step) for step in steps]
+    torch.testing.assert_close(again, [expected[step] for step in steps], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: shuffled(num_workers=1, worker_init_fn=nothing), "worker_init_fn"),
+        (lambda: shuffled(num_workers=2, in_order=False), "in_order=False"),
+        (lambda: DataLoader(DATA, batch_size=None), "batch_size=None"),
+    ],
+)
+def test_what_the_workers_alone_could_do_is_refused_by_name(make, name):
+    with pytest.raises(ValueError, match=name):
+        StepIndexedLoader(make())
+
+
+def test_a_loader_with_an_iteration_of_its_own_is_refused():
+    class Twice(DataLoader):
+        def __iter__(self):
+            return itertools.chain(super().__iter__(), super().__iter__())
+
+    with pytest.raises(TypeError, match="Twice"):
+        StepIndexedLoader(Twice(DATA))
+
+
+def test_a_sampler_that_cannot_be_copied_is_refused_by_name():
+    class Locked(Sampler):
+        def __init__(self):
+            self.lines = (line for line in range(3))
+
+        def __iter__(self):
+            return iter(range(3))
+
+    with pytest.raises(TypeError, match="Locked"):
+        StepIndexedLoader(DataLoader(DATA, sampler=Locked()))
+
+
+def test_the_given_loader_and_its_generator_are_left_alone():
+    loader = shuffled()
+    before = loader.generator.get_state()
+    first = StepIndexedLoader(loader)
+    first.batch(20)
+    assert torch.equal(loader.generator.get_state(), before)
+    assert same(StepIndexedLoader(loader).batch(3), first.batch(3))
+
+
+class Counting(Sampler):
+    listed = 0
+
+    def __init__(self, length, generator):
+        self.length, self.generator = length, generator
+
+    def __iter__(self):
+        type(self).listed += 1
+        yield from torch.randperm(self.length, generator=self.generator).tolist()
+
+    def __len__(self):
+        return self.length
+
+
+def test_a_window_over_the_end_of_an_epoch_lists_no_epoch_anew():
+    """As a run asks: a window of 8 steps from each step on, epochs of 6 and of 2 batches."""
+    for length in (24, 8):
+        Counting.listed = 0
+        sampler = Counting(length, generator())
+        loader = StepIndexedLoader(DataLoader(range(24), batch_size=4, sampler=sampler))
+        for step in range(120):
+            for ahead in range(8):
+                loader.batch(step + ahead)
+        assert Counting.listed == -(-127 * 4 // length)  # each once
+
+
+def test_torchs_samplers_without_a_generator_are_addressed_at_once():
+    loader = StepIndexedLoader(DataLoader(range(1000), batch_size=4, shuffle=True))
+    begun = time.perf_counter()
+    loader.batch(250 * 10_000)
+    assert time.perf_counter() - begun < 1  # 10,000 epochs would take ten
 
 
 def test_what_cannot_be_addressed_is_refused():

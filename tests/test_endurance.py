@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import picardopt.stats
 from picardopt import NonFiniteGradientError, ParallelPicardOptimizer
+from picardopt.stats import SweepRecord
 
 SIZE = 50_000
 """Elements of the parameter: a row that is not given back weighs 200 kB."""
@@ -192,9 +193,11 @@ def test_the_totals_are_exact_though_the_past_is_forgotten(monkeypatch: pytest.M
     monkeypatch.setattr(picardopt.stats, "HISTORY", 10)
     stats, strides = picardopt.Stats(), [1 + turn % 3 for turn in range(1000)]
     for turn, stride in enumerate(strides):
-        stats.swept(stride, [float(turn)], [1.0])
+        stats.drift_evaluations += 4
+        stats.end_sweep(SweepRecord(turn, 4, stride, 4, (float(turn),), (1.0,)))
     assert stats.sweeps == 1000
     assert stats.mean_stride == sum(strides) / 1000
     assert stats.strides == strides[-len(stats.strides) :]
-    assert 10 <= len(stats.strides) < 20
+    assert len(stats.strides) == len(stats.records) == 10
+    assert stats.wasted_evaluations == 4000 - sum(strides)
     assert stats.residuals[-1] == [999.0]

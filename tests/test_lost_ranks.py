@@ -26,8 +26,8 @@ from runs import (
 from torch import Tensor
 
 from picardopt import PicardError, RankLostError
-from picardopt.engines.exchange import PairwiseExchange
-from picardopt.mesh import make_grid
+from picardopt.ranks import make_grid
+from picardopt.transport import PairwiseTransport
 
 CASE = Case("network", "Adam", steps=14)
 
@@ -99,19 +99,19 @@ def half_an_exchange(timeout: float) -> dict[str, Any]:
     """Rank 2 dies when rank 0, not rank 1, has its message: rank 0 is an exchange ahead of rank 1, and waits for it."""
     grid = make_grid(None, None)
     assert grid is not None
-    circle, rows = grid.everyone, torch.zeros((3, 8), dtype=torch.uint8)
-    message = torch.full((8,), circle.place, dtype=torch.uint8)
-    if circle.place == 2:
+    group, rows = grid.everyone, torch.zeros((3, 8), dtype=torch.uint8)
+    message = torch.full((8,), group.rank, dtype=torch.uint8)
+    if group.rank == 2:
         received = [dist.irecv(rows[peer], group_src=peer) for peer in (0, 1)]
         for work in (*received, dist.isend(message, group_dst=0)):
             work.wait()
         time.sleep(1.0)  # the others have begun to wait
         os.kill(os.getpid(), signal.SIGKILL)
-    exchange, finished = PairwiseExchange(timeout), 0
+    exchange, finished = PairwiseTransport(timeout), 0
     began = time.monotonic()
     try:
         for _ in range(2):
-            exchange.share(message, rows, circle)
+            exchange.all_gather(message, rows, group)
             finished += 1
     except RankLostError as error:
         found = {"finished": finished, "text": str(error), "seconds": time.monotonic() - began}

@@ -22,8 +22,8 @@ from runs import (
 )
 
 import picardopt.drift
-import picardopt.rehearsal
-import picardopt.rollout
+import picardopt.replay_check
+import picardopt.snapshot
 
 CASES = [
     Case("network", "Adam: amsgrad & foreach"),
@@ -162,8 +162,8 @@ def _seed_by_rank() -> Any:
 def _state_not_restored() -> Iterator[None]:
     """The rollout's steps stay in the base's state, and rolling out twice does not tell."""
     with (
-        mock.patch.object(picardopt.rollout.Snapshot, "restore", return_value=None),
-        mock.patch.object(picardopt.rehearsal, "repeats", return_value=True),
+        mock.patch.object(picardopt.snapshot.Snapshot, "restore", return_value=None),
+        mock.patch.object(picardopt.replay_check, "repeats", return_value=True),
     ):
         yield
 

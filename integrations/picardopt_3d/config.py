@@ -128,10 +128,12 @@ class ImageTo3DConfig(RunConfig[R], Generic[R]):
     """One run from a picture to a 3D object.
 
     Args:
-        image: a picture of the object: RGBA, or RGB where rembg is installed to cut it out.
+        image: a picture of the object: RGBA with a transparent background, or another one that `cut_background` or
+            rembg, if it is installed, cuts out.
         elevation: of the camera that took it, degrees above the horizon.
         azimuth: of that camera, degrees about the vertical axis; 0 calls its side the front.
         framed: leave the picture as it is; otherwise the object is centred and scaled to fill most of it.
+        cut_background: cut a plain background, white or of another single colour, without rembg.
         subject: what it shows, where that is one of the built-in world's ("a red chair"): for comparison with the true
             views alone, the run does not see it.
     """
@@ -140,6 +142,7 @@ class ImageTo3DConfig(RunConfig[R], Generic[R]):
     elevation: float = 0.0
     azimuth: float = 0.0
     framed: bool = False
+    cut_background: bool = False
     subject: str | None = None
 
     @property

@@ -1,13 +1,11 @@
-"""Pictures that an object is made from: read, cut out, centred; and example pictures of the built-in world.
+"""Reads the picture that an object is made from, cuts the object out and centres it.
 
-Zero-1-to-3 knows objects that are cut out over white, in the middle of a square picture, and take up three quarters
-of it (its released demo). A picture of the built-in world is left as it is: its camera is exact.
+Zero-1-to-3 expects an object that is cut out over white, in the middle of a square picture, and takes up three quarters
+of it (its released demo). A picture whose camera is exact, such as the examples, is left as it is (`framed`).
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,23 +14,16 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .cameras import Cameras, orbit_cameras
-from .domain import Subject, render
-from .export.files import replacing
-from .prompts import ImagePrompt
+from picardopt_3d.cameras import Cameras, orbit_cameras
+from picardopt_3d.cut_out import Pixels, cut_out
+from picardopt_3d.export.files import replacing
+from picardopt_3d.prompts import ImagePrompt
 
 SHARE = 0.75
 """How much of the picture the longer side of the object takes up (Zero-1-to-3's preprocessing)."""
 
 SMALLEST = 16
-"""Pixels that the object must at least be long; there is nothing to be learnt from fewer."""
-
-EXAMPLES: dict[str, tuple[Subject, float, float]] = {
-    "red_chair": (Subject("chair", "red"), 20.0, 30.0),
-    "blue_mug": (Subject("mug", "blue"), 30.0, -50.0),
-    "green_snowman": (Subject("snowman", "green"), 15.0, 40.0),
-}
-"""Three pictures, as in the paper's Figure 6: what they show, elevation and azimuth in degrees."""
+"""Smallest length of the object in pixels; fewer show too little to learn from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +32,7 @@ class ReferenceImage:
 
     Attributes:
         rgb: Over white, in [0, 1]. [3, size, size]
-        alpha: What is object, in [0, 1]. [1, size, size]
+        alpha: The object's share of each pixel, in [0, 1]. [1, size, size]
         camera: Where it was taken from, a batch of one.
     """
 
@@ -50,10 +41,10 @@ class ReferenceImage:
     camera: Cameras
 
     def __post_init__(self) -> None:
-        """Check the shapes.
+        """Checks the shapes.
 
         Raises:
-            ValueError: They do not go together.
+            ValueError: If they do not go together.
         """
         size = self.rgb.shape[-1]
         if self.rgb.shape != (3, size, size) or self.alpha.shape != (1, size, size):
@@ -65,36 +56,47 @@ class ReferenceImage:
             raise ValueError(f"{len(self.camera)} cameras: give the picture's one")
 
     def prompt(self) -> ImagePrompt:
-        """What a score model is told."""
+        """Returns the prompt for a score model."""
         return ImagePrompt(self.rgb, self.camera)
 
     def at(self, size: int) -> tuple[Tensor, Tensor]:
-        """Colour over white and alpha at another size. [3, size, size] and [1, size, size]."""
+        """Returns colour over white and alpha at another size. [3, size, size] and [1, size, size]."""
         colour, alpha = resized(torch.cat([self.rgb, self.alpha])[None], size)[0].split([3, 1])
         return colour, alpha
 
 
 def prepare_reference(
-    source: Path, target: Path, *, framed: bool = False, share: float = SHARE
-) -> None:
-    """Read a picture, cut its object out if that is not done yet, bring it to the middle, and write it as RGBA.
+    source: Path,
+    target: Path,
+    *,
+    framed: bool = False,
+    share: float = SHARE,
+    cut_background: bool = False,
+) -> str | None:
+    """Reads a picture, cuts its object out if that is not done yet, brings it to the middle, and writes it as RGBA.
 
     Args:
-        source: A picture of any usual format. With transparency: what is opaque is the object. Without: its background
-            is removed by rembg, if that is installed.
-        target: The PNG to write; `load_reference(target, framed=True)` reads it.
+        source: A picture of any usual format. With a transparent background: what is opaque is the object. Without:
+            the background is removed as `cut_background` says.
+        target: The PNG to write; `load_reference(target, prepared=True)` reads it.
         framed: Leave the object where and as large as it is (the picture must be square); for pictures whose camera
             is exact.
         share: How much of the picture the longer side of the object is to take up otherwise.
+        cut_background: Cut a background of one colour, by a flood fill from the border; False leaves it to rembg, if
+            that is installed.
+
+    Returns:
+        A note for the user on what was cut; None if nothing was.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no picture, shows no object or a tiny one, is not square where it has to be, or is not cut
-            out and rembg is not installed.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a picture, shows no object or a tiny one, is not square where it has to be, or is
+            not cut out and cannot be.
     """
-    pixels = _prepared(source, framed, share)
+    pixels, note = _prepared(source, framed, share, cut_background)
     with replacing(target) as temporary:
         _as_picture(pixels).save(temporary, format="PNG")
+    return note
 
 
 def load_reference(
@@ -107,8 +109,10 @@ def load_reference(
     framed: bool = False,
     share: float = SHARE,
     size: int = 512,
+    cut_background: bool = False,
+    prepared: bool = False,
 ) -> ReferenceImage:
-    """Read a picture as `prepare_reference` does, with the camera that took it.
+    """Reads a picture as `prepare_reference` does, with the camera that took it.
 
     Args:
         path: The picture.
@@ -119,12 +123,17 @@ def load_reference(
         framed: As for `prepare_reference`.
         share: As for `prepare_reference`.
         size: Pixels along a side of what is made of it.
+        cut_background: As for `prepare_reference`.
+        prepared: `prepare_reference` wrote it: it is taken as it is.
 
     Raises:
         FileNotFoundError: As of `prepare_reference`.
         ValueError: As of `prepare_reference`.
     """
-    pixels = _prepared(path, framed, share)
+    if prepared:
+        pixels = _as_tensor(np.asarray(_read(path).convert("RGBA"), dtype=np.float32) / 255)
+    else:
+        pixels, _ = _prepared(path, framed, share, cut_background)
     # Colours of transparent pixels mean nothing: weighted by the alpha they do not bleed into the object's edge.
     weighted = torch.cat([pixels[:3] * pixels[3:], pixels[3:]])
     colour, alpha = resized(weighted[None], size)[0].split([3, 1])
@@ -132,59 +141,16 @@ def load_reference(
     return ReferenceImage((colour + (1 - alpha)).clamp(0, 1), alpha, camera)
 
 
-def true_reference(subject: Subject, camera: Cameras, size: int = 512) -> ReferenceImage:
-    """The picture of a subject of the built-in world, as if it had been loaded.
-
-    Args:
-        subject: What.
-        camera: Where from, a batch of one.
-        size: Pixels along a side.
-    """
-    rgb, alpha = render(subject, camera, size, size)
-    return ReferenceImage(rgb[0], alpha[0], camera)
-
-
-def write_examples(folder: Path, size: int = 256) -> list[Path]:
-    """Write the example pictures, as RGBA.
-
-    Args:
-        folder: Where.
-        size: Pixels along a side.
-    """
-    paths = []
-    for name, (subject, elevation, azimuth) in EXAMPLES.items():
-        picture = true_reference(subject, orbit_cameras(elevation, azimuth), size)
-        paths.append(folder / f"{name}.png")
-        save_reference(picture, paths[-1])
-    return paths
-
-
 def save_reference(picture: ReferenceImage, path: Path) -> None:
-    """Write a picture as an RGBA PNG that `load_reference` reads with `framed=True`."""
+    """Writes a picture as an RGBA PNG that `load_reference` reads with `framed=True`."""
     alpha = picture.alpha
     colour = (picture.rgb - (1 - alpha)) / alpha.clamp(min=1e-3)
     with replacing(path) as temporary:
         _as_picture(torch.cat([colour, alpha])).save(temporary, format="PNG")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m picardopt_3d.images FOLDER`: write the example pictures, and say how to use them."""
-    parser = argparse.ArgumentParser(
-        prog="python -m picardopt_3d.images", description="Write the example pictures."
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--size", type=int, default=256, help="pixels along a side")
-    given = parser.parse_args(argv)
-    for path in write_examples(given.folder, given.size):
-        subject, elevation, azimuth = EXAMPLES[path.stem]
-        print(
-            f"picardopt image-to-3d {path} --framed --elevation {elevation:g} --azimuth {azimuth:g} "
-            f'--subject "{subject.caption}" --out runs/{path.stem}'
-        )
-
-
 def resized(pictures: Tensor, size: int) -> Tensor:
-    """Pictures at another size, smoothed where they shrink. [batch, channels, ...] to [batch, channels, size, size]."""
+    """Resizes pictures, smoothly where they shrink. [batch, channels, ...] to [batch, channels, size, size]."""
     if pictures.shape[-2:] == (size, size):
         return pictures
     return torch.nn.functional.interpolate(
@@ -192,30 +158,38 @@ def resized(pictures: Tensor, size: int) -> Tensor:
     ).clamp(0, 1)
 
 
-def _prepared(path: Path, framed: bool, share: float) -> Tensor:
-    """RGBA in [0, 1] of a square picture whose object is cut out. [4, side, side]."""
+def _prepared(
+    path: Path, framed: bool, share: float, cut_background: bool
+) -> tuple[Tensor, str | None]:
+    """Returns RGBA in [0, 1] of a square picture whose object is cut out, [4, side, side], and a note on the cut."""
     if not 0 < share <= 1:
         raise ValueError(f"share={share}: give a part of the picture, from 0 to 1")
-    pixels = _cut_out(_read(path), path)  # [4, height, width]
+    content, note = cut_out(_read(path), path, cut_background=cut_background)
+    pixels = _as_tensor(content)
     box = _bounds(pixels[3], path)
     if not framed:
-        return _centred(pixels, box, share)
+        return _centred(pixels, box, share), note
     if pixels.shape[1] != pixels.shape[2]:
         raise ValueError(
             f"image={path} is {pixels.shape[2]} x {pixels.shape[1]} pixels: a framed picture has to be square; crop "
             "it, or let it be centred (framed=False)"
         )
-    return pixels
+    return pixels, note
+
+
+def _as_tensor(pixels: Pixels) -> Tensor:
+    """Channels first. [4, height, width]."""
+    return torch.from_numpy(pixels).movedim(-1, 0)
 
 
 def _as_picture(pixels: Tensor) -> Image.Image:
-    """RGBA in [0, 1] as a picture of 8 bits a channel. [4, height, width]."""
+    """Converts RGBA in [0, 1] to a picture of 8 bits per channel. [4, height, width]."""
     content = pixels.clamp(0, 1).mul(255).round().to(torch.uint8)
     return Image.fromarray(content.movedim(0, -1).contiguous().numpy())
 
 
 def _read(path: Path) -> Image.Image:
-    """A picture the right way up, of 8 bits a channel."""
+    """Reads a picture of 8 bits per channel and turns it the right way up."""
     if not path.is_file():
         raise FileNotFoundError(f"image={path}: there is no such file; give a picture")
     try:
@@ -233,31 +207,11 @@ def _read(path: Path) -> Image.Image:
     return picture
 
 
-def _cut_out(picture: Image.Image, path: Path) -> Tensor:
-    """RGBA in [0, 1] of a picture that is cut out, or of what rembg makes of one that is not. [4, height, width]."""
-    rgba = picture.convert("RGBA")
-    if rgba.getchannel("A").getextrema()[0] == 255:  # opaque everywhere
-        rgba = _without_background(picture.convert("RGB"), path)
-    return torch.from_numpy(np.array(rgba)).movedim(-1, 0).float() / 255
-
-
-def _without_background(picture: Image.Image, path: Path) -> Image.Image:
-    try:
-        from rembg import remove  # here: it brings onnxruntime, and few pictures need it
-    except ImportError as error:
-        raise ValueError(
-            f"image={path} has no transparency, and what would cut the object out is not installed: give an RGBA "
-            'picture whose background is transparent, or `pip install "rembg[cpu]"`'
-        ) from error
-    cut: Image.Image = remove(picture)
-    return cut.convert("RGBA")
-
-
 def _bounds(alpha: Tensor, path: Path) -> tuple[int, int, int, int]:
-    """First and last row, first and last column of the object; ends are exclusive.
+    """Returns the object's first and last row, first and last column; ends are exclusive.
 
     Raises:
-        ValueError: There is none, or hardly any.
+        ValueError: If there is no object, or hardly any.
     """
     solid = alpha > 0.5
     rows, columns = solid.any(1).nonzero().flatten(), solid.any(0).nonzero().flatten()
@@ -275,7 +229,7 @@ def _bounds(alpha: Tensor, path: Path) -> tuple[int, int, int, int]:
 
 
 def _centred(pixels: Tensor, box: tuple[int, int, int, int], share: float) -> Tensor:
-    """A square cut from a picture (transparent where that has no more), the object in its middle. [4, side, side]."""
+    """Cuts a square from a picture with the object in its middle, transparent beyond the picture. [4, side, side]."""
     top, bottom, left, right = box
     side = max(1, round(max(bottom - top, right - left) / share))
     first_row, first_column = (top + bottom - side) // 2, (left + right - side) // 2
@@ -292,4 +246,6 @@ def _centred(pixels: Tensor, box: tuple[int, int, int, int], share: float) -> Te
 
 
 if __name__ == "__main__":
+    from picardopt_3d.world.pictures import main
+
     main()

@@ -97,7 +97,14 @@ def _room_for(config: RunConfig[Any]) -> Iterator[None]:
             new.mkdir()
             if isinstance(config, ImageTo3DConfig):
                 # Once, to a file that every worker reads, and that a resumed run reads again.
-                prepare_reference(config.image, new / INPUT_FILE, framed=config.framed)
+                note = prepare_reference(
+                    config.image,
+                    new / INPUT_FILE,
+                    framed=config.framed,
+                    cut_background=config.cut_background,
+                )
+                if note is not None:
+                    print(f"note: {note}", file=sys.stderr)
             try:
                 with interrupts_deferred():
                     _move_run(out, old)

@@ -1,8 +1,8 @@
-"""What is asked for: a text or an image, and which of its words a camera gets to hear.
+"""Prompts: a text or an image, and the texts that belong to each view of it.
 
 A text-to-image model draws most things from the front. View-dependent prompts (DreamFusion, arXiv 2209.14988, section
-3.2) say behind the text where the view is from; Perp-Neg (arXiv 2304.04968) interpolates between those texts and pushes
-away from the neighbouring ones, so that an object does not get a face on every side.
+3.2) append the direction of the view to the text. Perp-Neg (arXiv 2304.04968) interpolates between those texts and
+pushes away from the neighbouring ones, so that an object does not get a face on every side.
 
 Angles are those of `cameras`: azimuth 0 is the front.
 """
@@ -18,17 +18,17 @@ from torch import Tensor
 from picardopt_3d.cameras import Cameras
 
 DIRECTIONS = ("front", "side", "back", "overhead")
-"""Where a view can be from, in the order of `ViewWords.texts`."""
+"""The directions of a view, in the order of `ViewWords.texts`."""
 
 FRONT, SIDE, BACK, OVERHEAD = range(len(DIRECTIONS))
 
 
 @dataclass(frozen=True)
 class ViewWords:
-    """Texts for the four directions, and where each begins.
+    """The texts for the four directions, and the angles where each begins.
 
     Attributes:
-        front: The text from the front; "{prompt}" stands for what is asked for.
+        front: The text for views from the front; "{prompt}" stands for the prompt.
         side: The same from a side.
         back: The same from behind.
         overhead: The same from above.
@@ -46,10 +46,10 @@ class ViewWords:
     overhead_threshold: float = 60.0
 
     def __post_init__(self) -> None:
-        """Check the texts and the angles.
+        """Checks the texts and the angles.
 
         Raises:
-            ValueError: A text has no place for the prompt, or front and back overlap.
+            ValueError: If a text has no place for the prompt, or front and back overlap.
         """
         for name in DIRECTIONS:
             if "{prompt}" not in getattr(self, name):
@@ -63,11 +63,11 @@ class ViewWords:
                 )
 
     def texts(self, prompt: str) -> tuple[str, ...]:
-        """The text of each of `DIRECTIONS`."""
+        """Returns the text for each of `DIRECTIONS`."""
         return tuple(getattr(self, name).replace("{prompt}", prompt) for name in DIRECTIONS)
 
     def directions(self, cameras: Cameras) -> Tensor:
-        """Which of `DIRECTIONS` each camera is in. [batch]."""
+        """Returns which of `DIRECTIONS` each camera is in. [batch]."""
         away = _from_front(cameras)
         around = torch.full_like(away, SIDE, dtype=torch.int64)
         around[away < self.front_threshold] = FRONT
@@ -97,13 +97,13 @@ class PerpNeg:
 
 
 class ViewMix(NamedTuple):
-    """Which texts each camera hears; numbers are rows of `TextPrompt.texts`.
+    """The texts for each camera; the numbers are rows of `TextPrompt.texts`.
 
     Attributes:
         first: One text. [batch]
         second: Another one. [batch]
         ratio: How much of the first, the rest being the second. [batch]
-        negatives: Texts to be pushed away from. [negatives, batch]
+        negatives: Texts to push away from. [negatives, batch]
         weights: How hard (0 or less). [negatives, batch]
     """
 
@@ -116,13 +116,13 @@ class ViewMix(NamedTuple):
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """A text, with what is said to each camera of it.
+    """A text, and how it depends on the view.
 
     Attributes:
-        text: What is asked for.
-        negative: What is pushed away from; the empty text is the unconditional one.
-        views: Texts by direction; None says the same to every camera (for models that are told the camera itself).
-        perp_neg: Push away from neighbouring directions; needs `views`.
+        text: What to make.
+        negative: What to push away from; the empty text is the unconditional one.
+        views: Texts by direction; None is the same text for every camera (for models that receive the camera itself).
+        perp_neg: Pushes away from neighbouring directions; needs `views`.
     """
 
     text: str
@@ -131,20 +131,20 @@ class TextPrompt:
     perp_neg: PerpNeg | None = None
 
     def __post_init__(self) -> None:
-        """Check that Perp-Neg has directions.
+        """Checks that Perp-Neg has directions.
 
         Raises:
-            ValueError: It has none.
+            ValueError: If it has none.
         """
         if self.perp_neg is not None and self.views is None:
             raise ValueError("perp_neg without views: give views=ViewWords() as well")
 
     def texts(self) -> tuple[str, ...]:
-        """What a model has to encode, besides `negative`: one text, or one a direction."""
+        """Returns the texts that a model has to encode, besides `negative`: one, or one per direction."""
         return (self.text,) if self.views is None else self.views.texts(self.text)
 
     def mix(self, cameras: Cameras) -> ViewMix:
-        """Which texts each camera hears."""
+        """Returns the texts for each camera."""
         if self.views is None:
             first = torch.zeros_like(cameras.azimuth, dtype=torch.int64)
         elif self.perp_neg is None:
@@ -160,7 +160,7 @@ class ImagePrompt:
     """A picture of the object, and where it was taken from.
 
     Attributes:
-        image: RGB in [0, 1], the background as the model knows it (white for Zero-1-to-3). [3, height, width]
+        image: RGB in [0, 1], over the background that the model expects (white for Zero-1-to-3). [3, height, width]
         camera: Its camera, a batch of one.
     """
 
@@ -168,10 +168,10 @@ class ImagePrompt:
     camera: Cameras
 
     def __post_init__(self) -> None:
-        """Check the shapes.
+        """Checks the shapes.
 
         Raises:
-            ValueError: The image is not one of three channels, or there is not one camera.
+            ValueError: If the image does not have three channels, or there is not exactly one camera.
         """
         if self.image.ndim != 3 or self.image.shape[0] != 3:
             raise ValueError(f"image of shape {tuple(self.image.shape)}: give [3, height, width]")
@@ -180,7 +180,7 @@ class ImagePrompt:
 
 
 def _from_front(cameras: Cameras) -> Tensor:
-    """Angle between azimuth and front, 0 to 180 degrees. [batch]."""
+    """Returns the angle between azimuth and front, 0 to 180 degrees. [batch]."""
     return (torch.remainder(cameras.azimuth + 180, 360) - 180).abs()
 
 
@@ -190,7 +190,7 @@ def _decay(shape: tuple[float, float, float], ratio: Tensor) -> Tensor:
 
 
 def _perp_neg_mix(views: ViewWords, strengths: PerpNeg, cameras: Cameras) -> ViewMix:
-    """Texts between the two nearest directions, and the pushes away from directions."""
+    """Returns mixes of the two nearest directions' texts, and the directions to push away from."""
     away = _from_front(cameras)
     ahead = away < 90
     ratio = torch.where(ahead, 1 - away / 90, 2 - away / 90)  # of front, or else of side

@@ -179,7 +179,7 @@ def reference_of(config: ImageTo3DConfig[Any]) -> ReferenceImage:
         azimuth=config.azimuth,
         distance=distance,
         fov=fov,
-        framed=True,
+        prepared=True,
     )
 
 

@@ -16,35 +16,35 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from picardopt.drift import Drift, Outcome
-from picardopt.engines.exchange import Exchange
 from picardopt.layout import ParameterLayout, Row
-from picardopt.mesh import Circle
+from picardopt.ranks import RankGroup
+from picardopt.transport import Transport
 
 
 class RowAverage:
     """Averages gradients over a data row.
 
     Args:
-        circle: The data row.
-        exchange: How its ranks talk.
+        ranks: The data row.
+        transport: Carries its messages.
     """
 
-    def __init__(self, circle: Circle, exchange: Exchange) -> None:
-        self._circle, self._exchange = circle, exchange
+    def __init__(self, ranks: RankGroup, transport: Transport) -> None:
+        self._ranks, self._transport = ranks, transport
         self._layout: ParameterLayout | None = None
         self._parts: list[Row] = []  # [data ranks]
 
     def __call__(self, layout: ParameterLayout, row: Row) -> None:
         """Puts the mean gradient into a row; its carry becomes that of data rank 0. All ranks call it at once."""
         if layout is not self._layout:
-            shape = (self._circle.size, layout.row_bytes)
+            shape = (self._ranks.size, layout.row_bytes)
             self._layout = layout
             self._bytes = torch.zeros(shape, dtype=torch.uint8, device=layout.device)
             self._parts = [layout.row(line) for line in self._bytes]
-        same_place = layout.device.type == self._exchange.device.type
-        shared = self._bytes if same_place else torch.empty(self._bytes.shape, dtype=torch.uint8)
-        self._exchange.share(row.buffer.to(shared.device), shared, self._circle)
-        if not same_place:
+        same_device = layout.device.type == self._transport.device.type
+        shared = self._bytes if same_device else torch.empty(self._bytes.shape, dtype=torch.uint8)
+        self._transport.all_gather(row.buffer.to(shared.device), shared, self._ranks)
+        if not same_device:
             self._bytes.copy_(shared)
         row.copy_(self._parts[0])
         for index, target in enumerate(row.segments):
@@ -65,8 +65,10 @@ def average_drifts(drifts: Sequence[Drift], row: Row) -> Drift:
         return replace(worst, row=row)
     present = tuple(map(any, zip(*(drift.present for drift in drifts), strict=True)))
     drift = Drift(first.step, row, present, rng=first.rng, outcome=worst.outcome)
+    if any(other.uncleared is not None for other in drifts):
+        drift.uncleared = tuple(sorted({i for other in drifts for i in other.uncleared or ()}))
     try:
-        drift.loss = average_losses([other.loss for other in drifts])
+        drift.returned = average_losses([other.returned for other in drifts])
     except ValueError as error:
         drift.outcome, drift.error, drift.trace = Outcome.FAILED, error, str(error)
     return drift

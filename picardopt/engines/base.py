@@ -1,23 +1,20 @@
-"""What an engine is: whoever evaluates a window's drifts. Knows nothing of tolerances or closures."""
+"""What an engine is: it evaluates a window's drifts. Knows nothing of tolerances or closures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import Protocol
 
 from torch import Tensor
 
-from picardopt.drift import Drift, Outcome
+from picardopt.drift import Drift, EvaluateSlot, Outcome
 from picardopt.layout import ParameterLayout, Row
-
-EvaluateSlot = Callable[[int, Row], Drift]
-"""Evaluates slot j of the window and writes the gradients into a row."""
 
 
 @dataclass(frozen=True)
-class Claim:
-    """What a rank believes it is about to compute; all ranks must believe the same.
+class SweepHeader:
+    """What a rank is about to compute; it must be the same on all ranks.
 
     Attributes:
         step: The head's step.
@@ -67,14 +64,14 @@ class Engine(Protocol):
         """Number of ranks that share a slot."""
         ...
 
-    def start(self, layout: ParameterLayout, head: Row, claim: Claim) -> None:
+    def start(self, layout: ParameterLayout, head: Row, header: SweepHeader) -> None:
         """Checks that the ranks agree and gives all of them rank 0's parameters."""
         ...
 
     def evaluate(
-        self, layout: ParameterLayout, evaluate: EvaluateSlot, claim: Claim
+        self, layout: ParameterLayout, evaluate: EvaluateSlot, header: SweepHeader
     ) -> tuple[list[Drift], int]:
-        """Evaluates slots 0 .. claim.slots-1; on a data axis each drift is the mean over a row of ranks.
+        """Evaluates slots 0 .. header.slots-1; on a data axis each drift is the mean over a row of ranks.
 
         Returns:
             The drifts in order of slots, the same on every rank, ending at the first that is not finite;
@@ -82,6 +79,22 @@ class Engine(Protocol):
 
         Raises:
             BaseException: What interrupted a closure on any rank (Ctrl-C, SystemExit), at once.
+        """
+        ...
+
+    def evaluate_many(
+        self, evaluate: EvaluateSlot, slots: Sequence[int], rows: Sequence[Row], until: Outcome
+    ) -> list[Drift]:
+        """Evaluates this rank's slots, one after the other unless an engine can join their calls.
+
+        Args:
+            evaluate: Evaluates one slot.
+            slots: Slots of the window, in order.
+            rows: Where their gradients are written.
+            until: Ends behind the first drift whose outcome is this one or worse.
+
+        Returns:
+            The drifts, in order of slots.
         """
         ...
 
@@ -94,7 +107,7 @@ class Engine(Protocol):
         ...
 
     def agree(self, table: Tensor, columns: int) -> list[list[float]]:
-        """Rank 0's numbers, on the host of every rank.
+        """Returns rank 0's numbers, on the host of every rank.
 
         Args:
             table: float64 tensor [rows, n]; n may differ by rank, where a rank's rollout ended early.
@@ -108,8 +121,28 @@ class Engine(Protocol):
     def share_numbers(
         self, values: list[int], error: BaseException | None = None
     ) -> list[list[int]]:
-        """Every rank's integers (a few, equally many on each), by rank; `error` is what ends this rank."""
+        """Returns every rank's integers (a few, equally many on each), by rank.
+
+        Args:
+            values: This rank's.
+            error: What is about to end this rank, if something is.
+        """
         ...
+
+
+class OneByOne:
+    """Evaluates a rank's slots one after the other; see `Engine.evaluate_many`."""
+
+    def evaluate_many(
+        self, evaluate: EvaluateSlot, slots: Sequence[int], rows: Sequence[Row], until: Outcome
+    ) -> list[Drift]:
+        """See `Engine.evaluate_many`."""
+        drifts: list[Drift] = []
+        for slot, row in zip(slots, rows, strict=False):
+            drifts.append(evaluate(slot, row))
+            if drifts[-1].outcome >= until:
+                break
+        return drifts
 
 
 def usable_prefix(drifts: Sequence[Drift]) -> list[Drift]:

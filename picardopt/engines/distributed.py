@@ -1,6 +1,6 @@
-"""The ranks of a grid evaluate a window together: SPMD, every rank a worker.
+"""The ranks of a grid evaluate a window together: SPMD, every rank is a worker.
 
-A sweep: each rank evaluates its slots (slot j on the ranks of data row j mod Picard ranks), then all ranks
+In a sweep each rank evaluates its slots (slot j on the ranks of data row j mod Picard ranks), then all ranks
 exchange a fixed-size header (what they computed, whether it went well), then losses and errors. A rank whose
 closure raised still answers, so that all ranks raise the same error; payload sizes are only trusted after the
 headers agreed. Gradients go along two axes: each data row averages its own, then the Picard ranks exchange the
@@ -14,7 +14,6 @@ import pickle
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,70 +21,69 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from picardopt.drift import Drift, Outcome
+from picardopt.ddp_guard import DdpGuard
+from picardopt.drift import Drift, EvaluateSlot, Outcome
 from picardopt.engines.average import RowAverage, average_drifts
-from picardopt.engines.base import Claim, EvaluateSlot, usable_prefix
-from picardopt.engines.exchange import make_exchange
-from picardopt.engines.packing import check_sendable, pack, unpack
+from picardopt.engines.base import OneByOne, SweepHeader, usable_prefix
+from picardopt.engines.packing import pack, sendable, unpack
 from picardopt.errors import PicardError, RankLostError, RankMismatchError
 from picardopt.interrupts import raised_by_signal
 from picardopt.layout import ParameterLayout, Row
-from picardopt.mesh import Circle, ForeignModules, Grid
+from picardopt.ranks import RankGrid, RankGroup
 from picardopt.stats import Stats
+from picardopt.transport import make_transport
 
 _HEADER_LENGTH = 16  # int64 words of every header, whatever its kind
-_LAST_WORDS = 1.0  # seconds
+_LAST_MESSAGE = 1.0  # seconds
 _START, _SWEEP, _FLAG = 0x70696361_01, 0x70696361_02, 0x70696361_03  # kinds of header
 
 
-class DistributedEngine:
+class DistributedEngine(OneByOne):
     """Evaluates slots on the ranks of a grid.
 
     Args:
         grid: The ranks.
         device: Where the parameters lie.
-        timeout: Seconds that a rank is waited for.
-        stats: Where the seconds go.
+        timeout: Seconds to wait for a rank.
+        stats: Times the evaluations and exchanges.
     """
 
-    def __init__(self, grid: Grid, device: torch.device, timeout: float, stats: Stats) -> None:
-        self.rank, self.size = grid.everyone.place, grid.everyone.size
+    def __init__(self, grid: RankGrid, device: torch.device, timeout: float, stats: Stats) -> None:
+        self.rank, self.size = grid.everyone.rank, grid.everyone.size
         self.data_size = grid.data.size
         self._grid, self._stats = grid, stats
-        self._exchange = make_exchange(grid.everyone.group, device, timeout)
-        self._modules = ForeignModules(grid.data)
+        self._transport = make_transport(grid.everyone.group, device, timeout)
+        self._guard = DdpGuard(grid.data)
         self._layout: ParameterLayout | None = None
         self._matrix = torch.empty(0, dtype=torch.uint8)  # [Picard ranks, rounds, row_bytes]
         self._staging: Tensor | None = None
         self._rows: list[list[Row]] = []  # [Picard ranks][rounds]
-        self._average = RowAverage(grid.data, self._exchange)
+        self._average = RowAverage(grid.data, self._transport)
 
-    def start(self, layout: ParameterLayout, head: Row, claim: Claim) -> None:
-        """Compares the ranks' claims, parameters apart, and gives all of them the first rank's parameters."""
+    def start(self, layout: ParameterLayout, head: Row, header: SweepHeader) -> None:
+        """Compares the ranks' headers, except for the parameters, and gives all of them the first rank's parameters."""
         with self._stats.phase("exchange"):
-            self._compare(self._share_header(_START, claim.as_list()), ignore=("parameters",))
-            buffer = head.buffer.to(self._exchange.device)
-            for circle in (self._grid.picard, self._grid.data):
-                if circle.size > 1:
-                    dist.broadcast(buffer, group=circle.group, group_src=circle.peers[0])
+            self._compare(self._gather_headers(_START, header.as_list()), ignore=("parameters",))
+            buffer = head.buffer.to(self._transport.device)
+            for ranks in (self._grid.picard, self._grid.data):
+                if ranks.size > 1:
+                    dist.broadcast(buffer, group=ranks.group, group_src=ranks.peers[0])
             head.buffer.copy_(buffer)
 
     def evaluate(
-        self, layout: ParameterLayout, evaluate: EvaluateSlot, claim: Claim
+        self, layout: ParameterLayout, evaluate: EvaluateSlot, header: SweepHeader
     ) -> tuple[list[Drift], int]:
         """See `Engine.evaluate`."""
-        me, stride = self._grid.picard.place, self._grid.picard.size
-        self._allocate(layout, -(-claim.slots // stride))
-        mine: list[Drift] = []
+        me, stride = self._grid.picard.rank, self._grid.picard.size
+        self._allocate(layout, -(-header.slots // stride))
         with self._stats.phase("drift"):
-            for row, slot in zip(self._rows[me], range(me, claim.slots, stride), strict=False):
-                mine.append(self._modules.evaluate(layout, partial(evaluate, slot, row)))
-                check_sendable(mine[-1])
-                if mine[-1].outcome >= self._stops_at:
-                    break
+            slots, guarded = range(me, header.slots, stride), self._guard.wrap(layout, evaluate)
+            mine = self.evaluate_many(
+                lambda slot, row: sendable(guarded(slot, row)), slots, self._rows[me], self._until
+            )
         worst = max(mine, key=lambda drift: drift.outcome, default=None)
         with self._stats.phase("exchange"), self._leaving(worst.error if worst else None):
-            return self._gather(layout, mine, claim)
+            return self._gather(layout, mine, header)
 
     def average(self, layout: ParameterLayout, drift: Drift) -> Drift:
         """See `Engine.average`."""
@@ -93,21 +91,21 @@ class DistributedEngine:
         if row.size == 1:
             return drift
         with self._stats.phase("exchange"), self._leaving(drift.error):
-            check_sendable(drift)
+            drift = sendable(drift)
             message = pickle.dumps([pack(drift)])
-            lengths = self._share_header(_FLAG, [len(message)], row)[:, 0]
-            packs = self._share_bytes(message, lengths, row)
+            lengths = self._gather_headers(_FLAG, [len(message)], row)[:, 0]
+            packs = self._gather_bytes(message, lengths, row)
             parts = [
                 drift if rank == self.rank else unpack(fields[0], drift.row, rank)
-                for rank, fields in zip(row.names, packs, strict=True)
+                for rank, fields in zip(row.labels, packs, strict=True)
             ]
             if all(part.outcome < Outcome.FAILED for part in parts):
                 self._average(layout, drift.row)
             return average_drifts(parts, drift.row)
 
     @property
-    def _stops_at(self) -> Outcome:
-        """At which outcome a rank leaves out its later slots.
+    def _until(self) -> Outcome:
+        """The outcome at which a rank skips its later slots.
 
         A data row must go on together: a collective in the closure (DistributedDataParallel's) would wait for a rank
         that stopped.
@@ -115,7 +113,7 @@ class DistributedEngine:
         return Outcome.NONFINITE if self.data_size == 1 else Outcome.INTERRUPTED
 
     def agree(self, table: Tensor, columns: int) -> list[list[float]]:
-        """Rank 0's numbers, cut to what every rank has; one rank decides, so that rounding never parts them."""
+        """See `Engine.agree`; one rank decides, so that rounding never parts the ranks."""
         with self._stats.phase("exchange"):
             count = table.shape[1]
             local = torch.zeros(
@@ -123,31 +121,32 @@ class DistributedEngine:
             )
             local[0] = count
             local[1:].view(table.shape[0], columns)[:, :count] = table
-            local = local.to(self._exchange.device)
+            local = local.to(self._transport.device)
             shared = torch.empty(
                 (self.size, local.numel() * 8), dtype=torch.uint8, device=local.device
             )
-            self._exchange.share(local.view(torch.uint8), shared, self._grid.everyone)
+            self._transport.all_gather(local.view(torch.uint8), shared, self._grid.everyone)
             numbers = shared.view(torch.float64).cpu()
             least = int(numbers[:, 0].min())
-            told: list[list[float]] = (
+            listed: list[list[float]] = (
                 numbers[0, 1:].view(table.shape[0], columns)[:, :least].tolist()
             )
-            return told
+            return listed
 
     def share_numbers(
         self, values: list[int], error: BaseException | None = None
     ) -> list[list[int]]:
-        """Every rank's integers, by rank."""
+        """See `Engine.share_numbers`."""
         with self._stats.phase("exchange"), self._leaving(error):
-            table = self._share_header(_FLAG, values)
+            table = self._gather_headers(_FLAG, values)
             return [[int(x) for x in row[: len(values)]] for row in table]
 
     @contextmanager
     def _leaving(self, error: BaseException | None) -> Iterator[None]:
-        """A rank that a signal ends (`error`) tells the others, but does not wait for them to listen.
+        """Waits at most a second for other ranks if a signal ends this one (`error`).
 
-        Another error is told where a rank is lost: perhaps that one waits for what the closure left out here.
+        If a peer is lost after this rank's closure failed, the failure is attached as a note: it is probably why that
+        peer timed out.
         """
         if error is None or not raised_by_signal(error):
             try:
@@ -158,14 +157,14 @@ class DistributedEngine:
                     lost.add_note(f"before that the closure raised on this rank:\n{trace}")
                 raise
             return
-        patience = self._exchange.timeout
-        self._exchange.timeout = min(patience, _LAST_WORDS)
+        patience = self._transport.timeout
+        self._transport.timeout = min(patience, _LAST_MESSAGE)
         try:
             yield
         except PicardError:
             raise error from None
         finally:
-            self._exchange.timeout = patience
+            self._transport.timeout = patience
 
     def _allocate(self, layout: ParameterLayout, rounds: int) -> None:
         if layout is self._layout and rounds == len(self._rows[0]):
@@ -174,24 +173,24 @@ class DistributedEngine:
         shape = (self._grid.picard.size, rounds, layout.row_bytes)
         self._matrix = torch.zeros(shape, dtype=torch.uint8, device=layout.device)
         self._rows = [[layout.row(line) for line in lines] for lines in self._matrix]
-        same_place = layout.device.type == self._exchange.device.type
-        self._staging = None if same_place else torch.empty(shape, dtype=torch.uint8)
+        same_device = layout.device.type == self._transport.device.type
+        self._staging = None if same_device else torch.empty(shape, dtype=torch.uint8)
 
     def _gather(
-        self, layout: ParameterLayout, mine: list[Drift], claim: Claim
+        self, layout: ParameterLayout, mine: list[Drift], header: SweepHeader
     ) -> tuple[list[Drift], int]:
         message = pickle.dumps([pack(drift) for drift in mine])
         fatal = any(
             drift.outcome is Outcome.INTERRUPTED
-            or (drift.outcome is Outcome.FAILED and drift.step == claim.step)
+            or (drift.outcome is Outcome.FAILED and drift.step == header.step)
             for drift in mine
         )
-        header = self._share_header(_SWEEP, [len(message), int(fatal), *claim.as_list()])
-        lengths, fatalities = header[:, 0], header[:, 1]
-        self._compare(header[:, 2:])
-        packs = self._share_bytes(message, lengths)
+        headers = self._gather_headers(_SWEEP, [len(message), int(fatal), *header.as_list()])
+        lengths, fatalities = headers[:, 0], headers[:, 1]
+        self._compare(headers[:, 2:])
+        packs = self._gather_bytes(message, lengths)
         if not fatalities.any():
-            self._share_rows(layout, len(mine))
+            self._gather_rows(layout, len(mine))
         received: dict[int, list[Drift]] = {}
         for ranks, rows in zip(self._grid.table, self._rows, strict=True):
             for rank in ranks:
@@ -203,7 +202,7 @@ class DistributedEngine:
                 if drift.outcome is Outcome.INTERRUPTED and drift.error is not None:
                     raise drift.error
         drifts = []
-        for slot in range(claim.slots):
+        for slot in range(header.slots):
             turn, place = divmod(slot, self._grid.picard.size)
             parts = [received[rank][turn : turn + 1] for rank in self._grid.table[place]]
             if all(parts):  # who stopped at a bad slot left out later ones: they lie behind it
@@ -211,46 +210,46 @@ class DistributedEngine:
                 drifts.append(average_drifts([part for (part,) in parts], row))
         return usable_prefix(drifts), len(drifts)
 
-    def _share_header(
-        self, kind: int, values: list[int], circle: Circle | None = None
+    def _gather_headers(
+        self, kind: int, values: list[int], ranks: RankGroup | None = None
     ) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The values of every rank (of a circle), int64 [ranks, _HEADER_LENGTH - 1]; the same size for every kind."""
-        circle = circle or self._grid.everyone
+        """The values of every rank (of a ranks), int64 [ranks, _HEADER_LENGTH - 1]; the same size for every kind."""
+        ranks = ranks or self._grid.everyone
         words = [kind, *values, *[0] * (_HEADER_LENGTH - 1 - len(values))]
-        local = torch.tensor(words, dtype=torch.int64, device=self._exchange.device)
-        shared = torch.empty((circle.size, 8 * len(words)), dtype=torch.uint8, device=local.device)
-        self._exchange.share(local.view(torch.uint8), shared, circle)
+        local = torch.tensor(words, dtype=torch.int64, device=self._transport.device)
+        shared = torch.empty((ranks.size, 8 * len(words)), dtype=torch.uint8, device=local.device)
+        self._transport.all_gather(local.view(torch.uint8), shared, ranks)
         table: np.ndarray[Any, np.dtype[np.int64]] = shared.view(torch.int64).cpu().numpy()
         if (table[:, 0] != kind).any():
-            told = ", ".join(
+            listed = ", ".join(
                 f"rank {rank}: {_KINDS.get(k, k)}"
-                for rank, k in zip(circle.names, table[:, 0], strict=True)
+                for rank, k in zip(ranks.labels, table[:, 0], strict=True)
             )
             raise RankMismatchError(
-                f"the ranks are in different places of the program ({told}): call step equally often, and "
+                f"the ranks are in different places of the program ({listed}): call step equally often, and "
                 "change parameters or options on all ranks alike"
             )
         return table[:, 1:]
 
-    def _share_bytes(
+    def _gather_bytes(
         self,
         message: bytes,
         lengths: np.ndarray[Any, np.dtype[np.int64]],
-        circle: Circle | None = None,
+        ranks: RankGroup | None = None,
     ) -> list[Any]:
-        circle = circle or self._grid.everyone
+        ranks = ranks or self._grid.everyone
         local = torch.zeros(int(lengths.max()), dtype=torch.uint8)
         local[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-        local = local.to(self._exchange.device)
-        shared = torch.empty((circle.size, local.numel()), dtype=torch.uint8, device=local.device)
-        self._exchange.share(local, shared, circle)
+        local = local.to(self._transport.device)
+        shared = torch.empty((ranks.size, local.numel()), dtype=torch.uint8, device=local.device)
+        self._transport.all_gather(local, shared, ranks)
         rows = shared.cpu().numpy()
         return [
             pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)
         ]
 
-    def _share_rows(self, layout: ParameterLayout, turns: int) -> None:
-        me = self._grid.picard.place
+    def _gather_rows(self, layout: ParameterLayout, turns: int) -> None:
+        me = self._grid.picard.rank
         if self.data_size > 1:
             for row in self._rows[me][:turns]:
                 self._average(layout, row)
@@ -258,18 +257,18 @@ class DistributedEngine:
         if self._staging is not None:
             self._staging[me].copy_(self._matrix[me])
         flat = matrix.view(self._grid.picard.size, -1)
-        self._exchange.share(flat[me], flat, self._grid.picard)
+        self._transport.all_gather(flat[me], flat, self._grid.picard)
         if self._staging is not None:
             self._matrix.copy_(self._staging)
 
     def _compare(
-        self, claims: np.ndarray[Any, np.dtype[np.int64]], ignore: tuple[str, ...] = ()
+        self, headers: np.ndarray[Any, np.dtype[np.int64]], ignore: tuple[str, ...] = ()
     ) -> None:
-        for name, column in zip(Claim.names(), claims.T, strict=False):
+        for name, column in zip(SweepHeader.names(), headers.T, strict=False):
             if name not in ignore and (column != column[0]).any():
-                told = ", ".join(f"rank {rank}: {value}" for rank, value in enumerate(column))
+                listed = ", ".join(f"rank {rank}: {value}" for rank, value in enumerate(column))
                 raise RankMismatchError(
-                    f"the ranks disagree about {_MEANING[name]} ({told}): build the same model and optimizer on "
+                    f"the ranks disagree about {_MEANING[name]} ({listed}): build the same model and optimizer on "
                     "every rank, call step equally often, and change parameters on all ranks alike"
                 )
 

@@ -23,12 +23,13 @@ def pack(drift: Drift) -> dict[str, Any]:
     return {
         "step": drift.step,
         "present": drift.present,
-        "loss": map_tensors(to_host, drift.loss),
-        "loss_devices": devices,
+        "returned": map_tensors(to_host, drift.returned),
+        "devices": devices,
         "rng": drift.rng,
         "outcome": drift.outcome,
         "error": _pack_error(drift.error),
         "trace": drift.trace,
+        "uncleared": drift.uncleared,
     }
 
 
@@ -41,9 +42,9 @@ def unpack(fields: dict[str, Any], row: Row, rank: int) -> Drift:
         rank: Who sent it.
     """
     fields = dict(fields)
-    devices, error, home = iter(fields.pop("loss_devices")), fields["error"], row.buffer.device
-    fields["loss"] = map_tensors(
-        lambda tensor: tensor if next(devices) == "cpu" else tensor.to(home), fields["loss"]
+    devices, error, home = iter(fields.pop("devices")), fields["error"], row.buffer.device
+    fields["returned"] = map_tensors(
+        lambda tensor: tensor if next(devices) == "cpu" else tensor.to(home), fields["returned"]
     )
     drift = Drift(row=row, **fields)
     if drift.outcome >= Outcome.FAILED:
@@ -52,19 +53,20 @@ def unpack(fields: dict[str, Any], row: Row, rank: int) -> Drift:
     return drift
 
 
-def check_sendable(drift: Drift) -> None:
-    """Turns a drift whose loss cannot be sent to the other ranks into a failed one."""
-    if isinstance(drift.loss, Tensor | float | int | None):
-        return
+def sendable(drift: Drift) -> Drift:
+    """Returns the drift, or a failed one if what the closure returned cannot be sent to the other ranks."""
+    if isinstance(drift.returned, Tensor | float | int | None):
+        return drift
     try:
-        pickle.dumps(drift.loss)
+        pickle.dumps(drift.returned)
     except Exception as error:
         drift.outcome = Outcome.FAILED
         drift.error = TypeError(
-            f"the closure returned a {type(drift.loss).__name__} that cannot be pickled for the other ranks "
+            f"the closure returned a {type(drift.returned).__name__} that cannot be pickled for the other ranks "
             f"({error}): return the loss as a tensor or a number"
         )
-        drift.loss = None
+        drift.returned = None
+    return drift
 
 
 def _pack_error(error: BaseException | None) -> bytes | str | None:

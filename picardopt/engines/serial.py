@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import Tensor
 
-from picardopt.drift import Drift, Outcome
-from picardopt.engines.base import Claim, EvaluateSlot
+from picardopt.ddp_guard import DdpGuard
+from picardopt.drift import Drift, EvaluateSlot, Outcome
+from picardopt.engines.base import OneByOne, SweepHeader
 from picardopt.layout import ParameterLayout, Row
-from picardopt.mesh import ForeignModules
 from picardopt.stats import Stats
 
 
-class SerialEngine:
+class SerialEngine(OneByOne):
     """Evaluates every slot in this process.
 
     Args:
-        stats: Where the seconds go.
+        stats: Times the evaluations.
     """
 
     rank = 0
@@ -28,42 +26,39 @@ class SerialEngine:
         self._stats = stats
         self._layout: ParameterLayout | None = None
         self._rows: list[Row] = []
-        self._modules = ForeignModules(None)
+        self._guard = DdpGuard(None)
 
-    def start(self, layout: ParameterLayout, head: Row, claim: Claim) -> None:
-        """Has nobody to agree with."""
+    def start(self, layout: ParameterLayout, head: Row, header: SweepHeader) -> None:
+        """Does nothing: there is no other rank."""
 
     def evaluate(
-        self, layout: ParameterLayout, evaluate: EvaluateSlot, claim: Claim
+        self, layout: ParameterLayout, evaluate: EvaluateSlot, header: SweepHeader
     ) -> tuple[list[Drift], int]:
         """Evaluates the slots in order and stops at the first that cannot be used."""
         if layout is not self._layout:
             self._layout, self._rows = layout, []
-        while len(self._rows) < claim.slots:
+        while len(self._rows) < header.slots:
             self._rows.append(layout.row())
-        drifts: list[Drift] = []
+        guarded = self._guard.wrap(layout, evaluate)
         with self._stats.phase("drift"):
-            for slot in range(claim.slots):
-                row = self._rows[slot]
-                drifts.append(self._modules.evaluate(layout, partial(evaluate, slot, row)))
-                if drifts[-1].outcome is not Outcome.FINITE:
-                    break
+            slots, rows = range(header.slots), self._rows
+            drifts = self.evaluate_many(guarded, slots, rows, Outcome.NONFINITE)
         last = drifts[-1]
         if last.outcome is Outcome.INTERRUPTED and last.error is not None:
             raise last.error
         return drifts, len(drifts)
 
     def average(self, layout: ParameterLayout, drift: Drift) -> Drift:
-        """Shares its slots with nobody."""
+        """Returns the drift itself: there is no other rank."""
         return drift
 
     def agree(self, table: Tensor, columns: int) -> list[list[float]]:
         """Brings the numbers to the host (the sweep's one sync)."""
-        told: list[list[float]] = table.tolist()
-        return told
+        numbers: list[list[float]] = table.tolist()
+        return numbers
 
     def share_numbers(
         self, values: list[int], error: BaseException | None = None
     ) -> list[list[int]]:
-        """This rank's integers."""
+        """Returns this rank's integers."""
         return [values]

@@ -25,7 +25,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.parallel import DistributedDataParallel
 
 from picardopt import ImpureClosureError, StepIndexedLoader, step_rng
-from picardopt.modules import uses_compile
+from picardopt.audit.modules import uses_compile
 
 # Of dynamo, on its way through the task's own autograd function.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")

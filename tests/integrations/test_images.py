@@ -10,14 +10,8 @@ import pytest
 import torch
 from picardopt_3d.cameras import orbit_cameras
 from picardopt_3d.domain import render
-from picardopt_3d.images import (
-    EXAMPLES,
-    ReferenceImage,
-    load_reference,
-    prepare_reference,
-    true_reference,
-    write_examples,
-)
+from picardopt_3d.images import ReferenceImage, load_reference, prepare_reference
+from picardopt_3d.world.pictures import EXAMPLES, true_reference, write_examples
 from PIL import Image
 
 VIEW = {"elevation": 20.0, "azimuth": 30.0, "distance": 1.65, "fov": 42.5}
@@ -91,7 +85,7 @@ def test_a_prepared_picture_is_read_as_the_original(framed: bool, tmp_path: Path
     with Image.open(tmp_path / "input.png") as written:
         assert written.mode == "RGBA"
     expected = load_reference(path, **VIEW, size=48, framed=framed)
-    found = load_reference(tmp_path / "input.png", **VIEW, size=48, framed=True)
+    found = load_reference(tmp_path / "input.png", **VIEW, size=48, prepared=True)
     assert torch.equal(found.rgb, expected.rgb)
     assert torch.equal(found.alpha, expected.alpha)
 
@@ -117,7 +111,10 @@ def test_without_rembg_an_uncut_picture_says_what_to_do(
 ) -> None:
     monkeypatch.setitem(sys.modules, "rembg", None)  # importing it fails, installed or not
     Image.new(mode, (40, 40), "gray").save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"a\.png has no transparency.*RGBA.*pip install"):
+    with pytest.raises(
+        ValueError,
+        match=r"a\.png is not cut out \(it has no transparency\).*RGBA.*--cut-background.*pip install",
+    ):
         load_reference(tmp_path / "a.png", **VIEW)
 
 

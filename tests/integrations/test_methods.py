@@ -15,7 +15,6 @@ from picardopt_3d.domain import Subject
 from picardopt_3d.guidance import ScoreDistillation
 from picardopt_3d.guidance.choose import GuidanceConfig, load_score
 from picardopt_3d.guidance.loading import ModelOptions
-from picardopt_3d.images import true_reference
 from picardopt_3d.methods import METHODS, Context, Stage, StageConfig, losses
 from picardopt_3d.methods.dreamfusion import DreamFusionConfig, DreamFusionWeights
 from picardopt_3d.methods.lighting import ShadingConfig
@@ -23,6 +22,7 @@ from picardopt_3d.methods.textmesh import TextMeshConfig, TextMeshWeights
 from picardopt_3d.methods.zero123 import Zero123Config, Zero123Weights
 from picardopt_3d.problem import Losses
 from picardopt_3d.scenes import HashConfig, NerfConfig, OccupancyConfig, SdfConfig
+from picardopt_3d.world.pictures import true_reference
 from tiny_pipelines import save_deepfloyd, save_stable_diffusion, save_zero123
 from torch.utils import _pytree as pytree
 

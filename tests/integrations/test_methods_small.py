@@ -10,9 +10,9 @@ from picardopt_3d.cameras import orbit_cameras
 from picardopt_3d.domain import Subject
 from picardopt_3d.guidance import ScoreDistillation
 from picardopt_3d.guidance.choose import load_score
-from picardopt_3d.images import true_reference
 from picardopt_3d.methods import METHODS, Context
 from picardopt_3d.report import psnr_against_truth
+from picardopt_3d.world.pictures import true_reference
 
 from picardopt import step_rng
 

@@ -23,12 +23,12 @@ from picardopt_3d.command import resume as resume_command
 from picardopt_3d.command import text_to_3d as main
 from picardopt_3d.config import ImageTo3DConfig, load_config, save_config
 from picardopt_3d.guidance.choose import GuidanceConfig
-from picardopt_3d.images import write_examples
 from picardopt_3d.methods import METHODS
 from picardopt_3d.methods.dreamfusion import DreamFusion
 from picardopt_3d.pipeline import resume, run
 from picardopt_3d.record import Trained
 from picardopt_3d.worker import CHECKPOINT_FILE, SCENE_FILE, reference_of, train
+from picardopt_3d.world.pictures import write_examples
 from PIL import Image
 from pool import Pools
 from safetensors.torch import load_file

@@ -86,12 +86,16 @@ def latent_unet(in_channels: int = 4, size: int = 8, width: int = WIDTH) -> UNet
 
 
 def save_stable_diffusion(
-    folder: Path, prediction_type: str = "epsilon", seed: int = 0, variant: str | None = None
+    folder: Path,
+    prediction_type: str = "epsilon",
+    seed: int = 0,
+    variant: str | None = None,
+    tokens: int = 32,
 ) -> Path:
     """A `StableDiffusionPipeline` of 16 pixels; 2.1 predicts "v_prediction", the others "epsilon"."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer = clip_tokenizer()
+        tokenizer = clip_tokenizer(tokens)
         pipeline = StableDiffusionPipeline(
             vae=vae(),
             text_encoder=clip_text_encoder(tokenizer),

@@ -17,6 +17,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from ..domain import all_subjects
 from ..guidance.loading import HUB_ID, explained
+from ..guidance.text_context import TextContext
 
 SHIPPED_CLIP = Path(__file__).parents[1] / "weights" / "clip"
 """The judge that ships with the package; it knows the built-in world, and nothing else."""
@@ -61,19 +62,13 @@ class ClipJudge:
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings of texts, cut where the model's context ends. [texts, features]."""
+        """Returns unit embeddings of texts, shortened to what the model reads. [texts, features]."""
         if not texts:
             return torch.zeros(0, self.model.config.projection_dim, device=self.device)
         longest = min(
             self._tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings
         )
-        tokens = self._tokenizer(
-            list(texts),
-            padding="max_length",
-            truncation=True,
-            max_length=longest,
-            return_tensors="pt",
-        ).input_ids
+        tokens = TextContext(self._tokenizer, longest).tokenize(texts).input_ids
         pooled = self.model.get_text_features(input_ids=tokens.to(self.device)).pooler_output
         return functional.normalize(pooled, dim=-1)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from picardopt_3d.guidance.diffusion import TextDiffusion
 from picardopt_3d.guidance.embeddings import Encode, TextEmbeddings, identity
 from picardopt_3d.guidance.loading import ModelOptions, load_part, locate
+from picardopt_3d.guidance.text_context import TextContext
 
 _UNNEEDED = ("safety_checker", "feature_extractor", "watermarker")
 _TEXT_PARTS = ("tokenizer", "text_encoder")
@@ -68,38 +69,36 @@ class DeepFloyd(TextDiffusion):
             ValueError: It is another kind of pipeline.
         """
         from diffusers import DDPMScheduler, UNet2DConditionModel
+        from transformers import T5Tokenizer
 
         options = options or ModelOptions()
-        folder = locate(source, _CLASSES, options, (*_UNNEEDED, *_TEXT_PARTS))
-        load = partial(_load_t5, source, torch.device(device), options)
+        folder = locate(source, _CLASSES, options, (*_UNNEEDED, "text_encoder"))
+        tokenizer = load_part(T5Tokenizer, folder, "tokenizer", options)
+        context = TextContext(tokenizer, _TOKENS, lower=True)
+        load = partial(_load_t5, source, torch.device(device), options, context)
         key = f"{identity(folder, _TEXT_PARTS)} {options.dtype} {options.variant}"
         return cls(
             load_part(UNet2DConditionModel, folder, "unet", options),
             load_part(DDPMScheduler, folder, "scheduler", options),
-            TextEmbeddings(load, key, options.embeddings, torch.device(device)),
+            TextEmbeddings(load, key, options.embeddings, torch.device(device), context),
             device,
             options,
         )
 
 
-def _load_t5(source: str | Path, device: torch.device, options: ModelOptions) -> Encode:
-    from transformers import T5EncoderModel, T5Tokenizer
+def _load_t5(
+    source: str | Path, device: torch.device, options: ModelOptions, context: TextContext
+) -> Encode:
+    from transformers import T5EncoderModel
 
     folder = locate(source, _CLASSES, options, (*_UNNEEDED, "unet"))
-    tokenizer = load_part(T5Tokenizer, folder, "tokenizer", options)
     text_encoder = load_part(T5EncoderModel, folder, "text_encoder", options).to(device).eval()
-    return partial(_encode, text_encoder, tokenizer)
+    return partial(_encode, text_encoder, context)
 
 
-def _encode(text_encoder: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+def _encode(text_encoder: Any, context: TextContext, texts: Sequence[str]) -> Tensor:
     """Last hidden states of texts as `IFPipeline` makes them: lower case, padding not attended to."""
-    tokens = tokenizer(
-        [text.lower().strip() for text in texts],
-        padding="max_length",
-        truncation=True,
-        max_length=_TOKENS,
-        return_tensors="pt",
-    ).to(text_encoder.device)
+    tokens = context.tokenize(texts).to(text_encoder.device)
     embeddings: Tensor = text_encoder(
         tokens.input_ids, attention_mask=tokens.attention_mask
     ).last_hidden_state

@@ -50,8 +50,12 @@ class TextDiffusion:
         self._release = place(self.unet, self.device, self.options)
 
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> EncodedText:
-        """Encode a prompt; only texts that were never encoded need the text encoder."""
-        asked = as_text_prompt(prompt)
+        """Encodes a prompt; only texts that were never encoded need the text encoder.
+
+        Returns:
+            Its embeddings, and the prompt itself: shortened, with a warning, if it is longer than the encoder reads.
+        """
+        asked = self._texts.context.shorten(as_text_prompt(prompt))
         with memory_explained(self.options):
             embeddings = self._texts([*asked.texts(), asked.negative])
         return EncodedText(asked, embeddings[:-1], embeddings[-1:])
@@ -119,7 +123,7 @@ class TextDiffusion:
         return as_noise(predicted, noisy, abar, self.prediction_type)
 
     def class_labels(self, cameras: Cameras) -> Tensor | None:
-        """What the UNet takes besides the text, for each view; nothing unless an heir says so. [batch, numbers]."""
+        """Returns what the UNet takes besides the text. None by default; subclasses override it. [batch, numbers]."""
         return None
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from picardopt_3d.export.files import replacing
+from picardopt_3d.guidance.text_context import TextContext
 
 Encode = Callable[[Sequence[str]], Tensor]
 """Texts to embeddings, [texts, tokens, channels]."""
@@ -23,27 +24,33 @@ _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
 class TextEmbeddings:
-    """Embeds texts; what it has embedded once, in this process or in another, it does not embed again.
+    """Embeds texts, each only once: embeddings are kept, in memory and on disk.
 
     Args:
-        load: Loads the text encoder and returns what encodes with it. Called when a text is not known yet; what it
-            returned is dropped right afterwards, and the encoder with it.
-        key: What the encoder is: embeddings of another key are not taken for its own.
-        folder: Where embeddings are kept; None keeps them in memory alone, and so does, with a warning, one that cannot
-            be written.
+        load: Loads the text encoder and returns a function that encodes with it. Called when a text is not known yet;
+            the function is dropped right afterwards, and the encoder with it.
+        key: Identifies the encoder: embeddings with another key are not used.
+        folder: Where embeddings are kept; None keeps them in memory alone, and so does, with a warning, a folder that
+            cannot be written to.
         device: Where embeddings are put.
+        context: How much of a text the encoder reads.
     """
 
     def __init__(
-        self, load: Callable[[], Encode], key: str, folder: Path | None, device: torch.device
+        self,
+        load: Callable[[], Encode],
+        key: str,
+        folder: Path | None,
+        device: torch.device,
+        context: TextContext,
     ) -> None:
-        self._load, self._key, self._device = load, key, device
+        self._load, self._key, self._device, self.context = load, key, device, context
         self._folder = None if folder is None else folder.expanduser()
         self._known: dict[str, Tensor] = {}
         self._writable = True
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts. [texts, tokens, channels]."""
+        """Returns the embeddings of texts. [texts, tokens, channels]."""
         for text in texts:
             if text not in self._known and (kept := self._read(text)) is not None:
                 self._known[text] = kept.to(self._device)
@@ -85,10 +92,10 @@ class TextEmbeddings:
         path = self._path(text)
         if path is None or not self._writable:
             return
-        told = {"text": text, "encoder": self._key}
+        metadata = {"text": text, "encoder": self._key}
         try:
             with replacing(path) as temporary:
-                save_file({"embedding": embedding.detach().cpu().contiguous()}, temporary, told)
+                save_file({"embedding": embedding.detach().cpu().contiguous()}, temporary, metadata)
         except (SafetensorError, OSError) as error:  # save_file makes the first of the second
             self._writable = False
             warnings.warn(
@@ -99,10 +106,10 @@ class TextEmbeddings:
 
 
 def identity(folder: Path, parts: Sequence[str]) -> str:
-    """A name for some parts of a pipeline's folder that changes when their content does.
+    """Returns a name for some parts of a pipeline's folder that changes when their content does.
 
-    A snapshot of the hub is named by its commit. In other folders files are told apart by name, size and samples of
-    their bytes (all of a small one): an encoder of 10 GB is not worth reading twice for its name.
+    A snapshot of the hub is named by its commit. In other folders the files' names, sizes and samples of their bytes
+    (all bytes of a small file) make the name: an encoder of 10 GB is not worth reading twice for it.
 
     Args:
         folder: The pipeline's.

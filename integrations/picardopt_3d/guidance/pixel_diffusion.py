@@ -12,6 +12,7 @@ from picardopt_3d.cameras import CONDITION_SIZE, Cameras
 from picardopt_3d.guidance.diffusion import TextDiffusion
 from picardopt_3d.guidance.embeddings import TextEmbeddings
 from picardopt_3d.guidance.loading import ModelOptions, explained, locate
+from picardopt_3d.guidance.text_context import TextContext
 from picardopt_3d.guidance.text_to_view import TextToViewPipeline
 
 SHIPPED = Path(__file__).parent.parent / "weights" / "text-to-view"
@@ -33,7 +34,9 @@ class PixelDiffusion(TextDiffusion):
         self._takes_camera = _check_unet(pipeline.unet)
         pipeline.text_encoder.requires_grad_(False).eval()
         device = pipeline.text_encoder.device
-        texts = TextEmbeddings(lambda: pipeline.encode, "", None, device)
+        tokenizer = pipeline.tokenizer
+        context = TextContext(tokenizer, tokenizer.model_max_length)
+        texts = TextEmbeddings(lambda: pipeline.encode, "", None, device, context)
         size = pipeline.unet.config.sample_size
         super().__init__(pipeline.unet, pipeline.scheduler, texts, size, device, options)
         self.pipeline = pipeline

@@ -14,6 +14,7 @@ from picardopt_3d.guidance.diffusion import TextDiffusion
 from picardopt_3d.guidance.embeddings import Encode, TextEmbeddings, identity
 from picardopt_3d.guidance.loading import ModelOptions, load_part, locate, memory_explained
 from picardopt_3d.guidance.protocol import pixels_to_model_space
+from picardopt_3d.guidance.text_context import TextContext
 
 _UNNEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 _TEXT_PARTS = ("tokenizer", "text_encoder")
@@ -73,12 +74,15 @@ class StableDiffusion(TextDiffusion):
             ValueError: It is another kind of pipeline.
         """
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from transformers import CLIPTokenizer
 
         options = options or ModelOptions()
-        folder = locate(source, _CLASSES, options, (*_UNNEEDED, *_TEXT_PARTS))
-        load = partial(_load_clip, source, torch.device(device), options)
+        folder = locate(source, _CLASSES, options, (*_UNNEEDED, "text_encoder"))
+        tokenizer = load_part(CLIPTokenizer, folder, "tokenizer", options)
+        context = TextContext(tokenizer, tokenizer.model_max_length)
+        load = partial(_load_clip, source, torch.device(device), options, tokenizer)
         key = f"{identity(folder, _TEXT_PARTS)} {options.dtype} {options.variant}"
-        texts = TextEmbeddings(load, key, options.embeddings, torch.device(device))
+        texts = TextEmbeddings(load, key, options.embeddings, torch.device(device), context)
         return cls(
             load_part(UNet2DConditionModel, folder, "unet", options),
             load_part(AutoencoderKL, folder, "vae", options),
@@ -134,12 +138,13 @@ def draw_latents(vae: Any, pixels: Tensor, options: ModelOptions) -> Tensor:
     return latents
 
 
-def _load_clip(source: str | Path, device: torch.device, options: ModelOptions) -> Encode:
-    from transformers import CLIPTextModel, CLIPTokenizer
+def _load_clip(
+    source: str | Path, device: torch.device, options: ModelOptions, tokenizer: Any
+) -> Encode:
+    from transformers import CLIPTextModel
 
     from picardopt_3d.guidance.text_to_view import encode_prompts
 
     folder = locate(source, _CLASSES, options, (*_UNNEEDED, "unet", "vae"))
-    tokenizer = load_part(CLIPTokenizer, folder, "tokenizer", options)
     text_encoder = load_part(CLIPTextModel, folder, "text_encoder", options).to(device).eval()
     return partial(encode_prompts, text_encoder, tokenizer)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from picardopt_3d.cameras import Cameras
+from picardopt_3d.guidance.text_context import TextContext
 
 
 class TextToViewPipeline(DiffusionPipeline):  # type: ignore[misc]
@@ -95,13 +96,7 @@ class TextToViewPipeline(DiffusionPipeline):  # type: ignore[misc]
 
 
 def encode_prompts(text_encoder: Any, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-    """Last hidden states of captions, padded to the encoder's length. [batch, tokens, channels]."""
-    tokens = tokenizer(
-        list(prompts),
-        padding="max_length",
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-        return_tensors="pt",
-    ).input_ids
+    """Last hidden states of captions, padded or shortened to the encoder's length. [batch, tokens, channels]."""
+    tokens = TextContext(tokenizer, tokenizer.model_max_length).tokenize(prompts).input_ids
     states: Tensor = text_encoder(tokens.to(text_encoder.device)).last_hidden_state
     return states

@@ -118,9 +118,8 @@ class VSD(Guidance):
 
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> EncodedVsd:
         """Encodes a prompt with the score model, and for the LoRA without words for the view."""
-        asked = as_text_prompt(prompt)
-        told = self.score.encode(asked)
-        plain = self.lora_score.encode(TextPrompt(asked.text, asked.negative))
+        told = self.score.encode(as_text_prompt(prompt))
+        plain = self.lora_score.encode(TextPrompt(told.prompt.text, told.prompt.negative))
         return EncodedVsd(told.prompt, told.conditional, told.unconditional, plain)
 
     def __call__(

@@ -1,4 +1,4 @@
-"""Long benchmarks: every run is kept in a JSON as it ends, and the benchmark goes on where it was stopped."""
+"""Long benchmarks: every finished run is saved in a JSON, so that a stopped benchmark continues where it was."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tables import document, machine
 Figures = dict[str, Any]
 
 
-class Kept:
-    """The runs of a benchmark, in a JSON, and the document that is made of them.
+class ResultStore:
+    """The runs of a benchmark in a JSON, and the document made from them.
 
     Args:
         out: The JSON; the document lies beside it, with the suffix .md.
@@ -41,16 +41,18 @@ class Kept:
         fresh = {"command": command, "machine": machine(), "setup": setup, "runs": {}}
         self.content: Figures = json.loads(out.read_text()) if out.exists() else fresh
         if self.content["setup"] != setup:
-            raise ValueError(f"{out} holds runs of {self.content['setup']}: give another --out")
+            raise ValueError(
+                f"{out} holds runs of {self.content['setup']}: give another --out, or delete it"
+            )
 
     @property
     def runs(self) -> dict[str, Figures]:
-        """What was found, by the runs' names."""
+        """The figures of each run, by its name."""
         found: dict[str, Figures] = self.content["runs"]
         return found
 
     def write(self) -> None:
-        """The JSON, and the document."""
+        """Writes the JSON and the document."""
         write_json(self.out, self.content)
         notes, text = self.body(self.content)
         command, where = self.content["command"], self.content["machine"]
@@ -63,7 +65,7 @@ class Kept:
         processes: int,
         said: Callable[[Figures], str],
     ) -> None:
-        """Carry out what is missing, several runs at a time, a thread each.
+        """Carries out the runs that are missing, several at a time with one thread each.
 
         Args:
             function: Of one task's argument; returns its name and what was found.

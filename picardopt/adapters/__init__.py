@@ -1,0 +1,1 @@
+"""Frameworks around the optimizer: recognized and unwrapped, or refused with the reason."""

@@ -1,0 +1,61 @@
+"""Puts the parts behind the wrapper together, anew whenever parameters were added or replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch.optim import Optimizer
+
+from picardopt.audit import Audit
+from picardopt.audit.auditor import Auditor
+from picardopt.bases import JoinedOptimizer
+from picardopt.carry import Carry
+from picardopt.engines import Engine
+from picardopt.evaluation import Evaluator
+from picardopt.layout import ParameterLayout, parameters_of
+from picardopt.options import Options
+from picardopt.rollouts import Rollout
+from picardopt.speculator import Speculator
+from picardopt.stats import Stats
+from picardopt.stepper import BaseStepper
+from picardopt.tolerance import Tolerance
+from picardopt.window import Window
+
+
+def make_speculator(
+    owner: object,
+    stepper: BaseStepper,
+    carry: Carry,
+    unmeasured: Sequence[Optimizer],
+    engine: Engine,
+    options: Options,
+    tolerance: Tolerance,
+    audit: Audit,
+    stats: Stats,
+) -> Speculator:
+    """Returns a speculator over the base's present parameters.
+
+    Args:
+        owner: The wrapper; only its id is kept.
+        stepper: Steps the base.
+        carry: What steps rewrite besides parameters.
+        unmeasured: Bases whose parameters do not count in residuals.
+        engine: Spreads evaluations over the ranks.
+        options: The run's options.
+        tolerance: Decides what is accepted.
+        audit: When closures are checked.
+        stats: Counts.
+    """
+    base = stepper.base
+    left_out = [parameter for other in unmeasured for parameter in parameters_of(other)]
+    layout = ParameterLayout(parameters_of(base), carry.present(), left_out)
+    window = Window(layout)
+    evaluator = Evaluator(layout, carry, base, id(owner), engine, options, tolerance, audit, stats)
+    rollout = Rollout(stepper, layout, carry, options.predictor, window)
+    own = [owner, base, *base.optimizers] if isinstance(base, JoinedOptimizer) else [owner, base]
+    auditor = Auditor(
+        layout, window, evaluator, engine, audit, options, stats, tolerance.exact, own
+    )
+    return Speculator(
+        layout, window, engine, evaluator, rollout, auditor, tolerance, options, stats
+    )

@@ -1,0 +1,91 @@
+"""Finds buffers and parameters that a closure writes to although nobody declared them as carry."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from picardopt.errors import ImpureClosureError
+from picardopt.layout import ParameterLayout
+
+
+class BufferGuard:
+    """Context around a closure: raises if it changed a module's buffer or a parameter, and undoes it.
+
+    Modules are found as they are called; those known from earlier calls are watched from the start.
+
+    Args:
+        modules: Modules known so far; grows.
+        layout: The optimizer's parameters and the carry.
+        rewritten: Tensors that may change: the carry, unless it has an update of its own.
+        find: Whether modules that are called for the first time are watched too.
+    """
+
+    def __init__(
+        self,
+        modules: weakref.WeakSet[torch.nn.Module],
+        layout: ParameterLayout,
+        rewritten: Sequence[Tensor],
+        find: bool,
+    ) -> None:
+        self._known, self._find = modules, find
+        self._layout = layout
+        self._declared = {id(tensor) for tensor in layout.carry}
+        self._rewritten = {id(tensor) for tensor in rewritten}
+        self._seen: set[int] = set()
+        self._kept: list[tuple[str, Tensor, Tensor]] = []
+
+    def __enter__(self) -> None:
+        for index, parameter in enumerate(self._layout.parameters):
+            self._keep(f"parameter {index} of shape {tuple(parameter.shape)}", parameter.detach())
+        for index, tensor in enumerate(self._layout.carry):
+            if id(tensor) not in self._rewritten:
+                self._keep(f"carry[{index}], which its update is to rewrite", tensor)
+        for module in list(self._known):
+            self._visit(module)
+        self._handle = register_module_forward_pre_hook(self._on_call) if self._find else None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        changed = []
+        for name, tensor, before in self._kept:
+            # NaN that stays NaN is no change.
+            if bool(((tensor != before) & ((tensor == tensor) | (before == before))).any()):
+                changed.append(name)
+                with torch.no_grad():
+                    tensor.copy_(before)
+        if changed and error is None:
+            raise ImpureClosureError(
+                f"the closure changed {', '.join(changed)}: run ahead of time, and more than once a step, it "
+                "would leave there what never happened. Declare such tensors with carry= (a module's buffers, or "
+                "a list), use eval mode, or update them after step()"
+            )
+
+    def _on_call(self, module: torch.nn.Module, args: Any) -> None:
+        if id(module) not in self._seen:
+            self._known.add(module)
+            self._visit(module)
+
+    def _visit(self, module: torch.nn.Module) -> None:
+        for name, child in module.named_modules():
+            if id(child) not in self._seen:
+                self._seen.add(id(child))
+                prefix = f"{type(module).__name__}.{name}" if name else type(module).__name__
+                for key, buffer in child.named_buffers(recurse=False):
+                    if id(buffer) not in self._declared:
+                        self._keep(f"buffer {prefix}.{key}", buffer)
+
+    def _keep(self, name: str, tensor: Tensor) -> None:
+        self._kept.append((name, tensor, tensor.clone()))

@@ -1,0 +1,125 @@
+"""What to do about a change of the closure's surroundings: nothing, look closer, or drop what was evaluated ahead."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+_SHOWN = 3
+_OFTEN = 8
+_REMEDY = (
+    "Compute inside the closure, from the step, what differs at every step: `def closure(step): batch = "
+    "StepIndexedLoader(loader).batch(step)`"
+)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Use the queued drift."""
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """Evaluate the next queued drift again; then call `harmless` or `harmful` with the names."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Drop the queue and evaluate anew."""
+
+    names: tuple[str, ...]
+
+
+Verdict = Keep | Recheck | Drop
+
+
+class OuterChanges:
+    """Judges changes that the loop made between two steps.
+
+    At tolerance 0 a change drops the queue. At another tolerance the next queued drift is first evaluated again: what
+    changes at every step and does no harm (a counter, a log, a progress bar) must not stop running ahead.
+
+    Attributes:
+        dropped: How often a change dropped the queue.
+        names: How often each name was among the changes that did.
+    """
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self.names: Counter[str] = Counter()
+        self._harmless: set[str] = set()
+        self._in_a_row = 0
+        self._unsaid: str | None = None
+        self._said: set[str] = set()
+
+    def look(self, changed: Sequence[str], *, exact: bool, queued: bool) -> Verdict:
+        """Says what to do, before a drift is taken from the queue.
+
+        Args:
+            changed: The names of what differs from when the queue was evaluated.
+            exact: Whether the tolerance is 0.
+            queued: Whether there is a queued drift; otherwise nothing was evaluated before the change.
+        """
+        if not queued:
+            return Keep()
+        if exact and changed:
+            self._drop(changed, exact=True)
+            return Drop(tuple(changed))
+        suspects = tuple(name for name in changed if name not in self._harmless)
+        if suspects:
+            return Recheck(suspects)
+        self._in_a_row = 0
+        return Keep()
+
+    def harmless(self, names: Iterable[str]) -> None:
+        """The queued drift came out the same: these names are left to the audit from now on."""
+        self._harmless.update(names)
+        self._in_a_row = 0
+
+    def harmful(self, names: Sequence[str]) -> None:
+        """The queued drift came out differently: the queue is to be dropped."""
+        self._drop(names, exact=False)
+
+    def message(self) -> str | None:
+        """What the user is to be told now, once each: the first drop, and that nothing runs ahead any more."""
+        text, self._unsaid = self._unsaid, None
+        return text
+
+    def _drop(self, names: Sequence[str], *, exact: bool) -> None:
+        self.dropped += 1
+        self.names.update(names)
+        self._in_a_row += 1
+        if self._in_a_row == _OFTEN:
+            self._say("often", self._nothing_ahead(names, exact))
+        else:
+            self._say("first", self._first(names, exact))
+
+    def _say(self, kind: str, text: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            self._unsaid = text
+
+    @staticmethod
+    def _first(names: Sequence[str], exact: bool) -> str:
+        why = "" if exact else ", and the gradient with it"
+        return (
+            f"{_listed(names)} changed between two steps{why}: what was evaluated ahead is dropped and evaluated again "
+            "(no result is wrong; said once, counted in stats)"
+        )
+
+    @staticmethod
+    def _nothing_ahead(names: Sequence[str], exact: bool) -> str:
+        also = "; keep counters and logs out of it, or give a tolerance above 0" if exact else ""
+        return (
+            f"{_listed(names)} changed before each of the last {_OFTEN} steps, so that nothing runs ahead: the results "
+            f"are right, but slower than without picardopt. {_REMEDY}{also}"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
+    rest = len(names) - _SHOWN
+    return f"{shown} and {rest} more" if rest > 0 else shown

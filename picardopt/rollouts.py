@@ -1,0 +1,151 @@
+"""Rolls the base out over a window's drifts, fills the window's new slots, and commits steps.
+
+The three things that step the base optimizer: `refine` and `extend` ahead of time, inside `speculation`, and `commit`
+for real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from torch import Tensor
+
+from picardopt import replay_check
+from picardopt.carry import Carry
+from picardopt.drift import Drift
+from picardopt.layout import ParameterLayout, Row
+from picardopt.predictor import Predictor
+from picardopt.rng import seed_all, step_seed
+from picardopt.stepper import BaseStepper
+from picardopt.sweep import measure
+from picardopt.tolerance import Tolerance
+from picardopt.window import Window
+
+T = TypeVar("T")
+
+
+class Rollout:
+    """The base's steps over one list of parameters.
+
+    Args:
+        stepper: Steps the base.
+        layout: The live parameters and the live carry.
+        carry: How the carry changes.
+        predictor: Fills the window's new slots.
+        window: The iterates.
+    """
+
+    def __init__(
+        self,
+        stepper: BaseStepper,
+        layout: ParameterLayout,
+        carry: Carry,
+        predictor: Predictor,
+        window: Window,
+    ) -> None:
+        self._stepper, self._layout, self._carry = stepper, layout, carry
+        self._predictor, self._window = predictor, window
+        self._zeros, self._scratch = layout.row(), layout.scratch()
+
+    @contextmanager
+    def speculation(self) -> Iterator[None]:
+        """Lets the base step ahead inside; afterwards everything is as at the head."""
+        with self._stepper.speculation(self._layout.tensors, self._window.head):
+            yield
+
+    def refine(
+        self, drifts: Sequence[Drift], *, check_replay: bool
+    ) -> tuple[list[Row], Exception | None]:
+        """Rolls the base out from the head: ``theta[t+j+1] = h(s(theta[t+j]), theta[t+j])``.
+
+        Args:
+            drifts: The window's drifts in order of slots.
+            check_replay: Whether to roll out twice and compare, to find state that a snapshot cannot reach.
+
+        Returns:
+            The head and the new iterates, and the error that ended the rollout early, if one did.
+        """
+        after, error = self._iterates(drifts)
+        if error is not None or not check_replay:
+            return after, error
+        self._stepper.rewind(self._layout.tensors, self._window.head)
+        again, error = self._iterates(drifts)
+        self._window.release(after[1:])
+        ends = after[-1], again[-1]
+        if error is None and not replay_check.repeats(*ends, self._window.head, self._scratch):
+            return again[:1], replay_check.hidden_state(self._stepper.base, drifts[0].step)
+        return again, error
+
+    def _iterates(self, drifts: Sequence[Drift]) -> tuple[list[Row], Exception | None]:
+        after = [self._window.head]
+        for guess, drift in zip(self._window.rows, drifts, strict=False):
+            try:
+                self._stepper.advance(self._layout.parameters, drift)
+                self._carry.apply(self._layout.carry, guess, drift)
+            except Exception as error:
+                return after, error
+            after.append(self._window.spare())
+            after[-1].store(self._layout.tensors)
+        return after, None
+
+    def measure(self, after: Sequence[Row], tolerance: Tolerance) -> Tensor:
+        """Compares the window with the new iterates, as far as they go; see `picardopt.sweep.measure`."""
+        return measure(
+            self._window.rows[: len(after)],
+            after,
+            self._scratch,
+            self._layout.numel,
+            lengths=tolerance.needs_lengths,
+            distances=tolerance.needs_distances,
+            bits=tolerance.exact,
+        )
+
+    def extend(self, last: Drift, count: int) -> None:
+        """Fills slots behind the tail up to `count` iterates; the base stands at the tail."""
+        self._fill(last.step, last.present, count - len(self._window.rows))
+
+    def guess(self, step: int, count: int, seed: int) -> None:
+        """Fills a window that has only its head: after a restructuring step, an edit, a resume."""
+        trained = tuple(parameter.requires_grad for parameter in self._layout.parameters)
+        with self.speculation():
+            seed_all(step_seed(seed, step))
+            self._fill(step, trained, count)
+
+    def _fill(self, step: int, present: tuple[bool, ...], count: int) -> None:
+        zero_drift = Drift(step, self._zeros, present)
+
+        def coast(row: Row) -> bool:
+            try:
+                self._stepper.advance(self._layout.parameters, zero_drift)
+            except Exception:
+                return False
+            row.store(self._layout.tensors)
+            return True
+
+        rows = [self._window.spare() for _ in range(count)]
+        self._predictor.fill(self._window.rows[-1], rows, coast)
+        self._window.rows.extend(rows)
+
+    def commit(
+        self,
+        drift: Drift,
+        restructure: Callable[[], T] | None = None,
+        holders: Sequence[object] = (),
+    ) -> T | None:
+        """Takes the head's step for real: the base, the carry, the restructuring; all of it or nothing.
+
+        Args:
+            drift: The accepted drift of the step.
+            restructure: Changes the number of parameters, if this step is to do that.
+            holders: Objects whose attributes it may replace.
+
+        Returns:
+            What `restructure` returned.
+        """
+        user_code = restructure is not None or self._carry.update is not None
+        with self._stepper.commit(self._layout.carry, holders, user_code=user_code):
+            self._stepper.apply(self._layout.parameters, drift)
+            self._carry.apply(self._layout.carry, self._window.head, drift)
+            return None if restructure is None else restructure()

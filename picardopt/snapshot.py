@@ -1,0 +1,212 @@
+"""Captures everything mutable that some objects reach, and puts it back in place."""
+
+from __future__ import annotations
+
+import random
+import threading
+import types
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_LEAVES = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    types.ModuleType,
+    torch.dtype,
+    torch.device,
+    dist.ProcessGroup if dist.is_available() else type(None),
+    threading.Thread,
+)
+
+
+class Snapshot:
+    """Everything mutable that is reachable from some objects, to be put back in place.
+
+    Tensors keep their identity and storage; containers keep their identity. Backup tensors are reused
+    from one capture to the next.
+
+    Args:
+        roots: Objects to walk (the base optimizer, the LR scheduler).
+        skip: Objects that are not entered (the wrapper itself); only their ids are kept.
+    """
+
+    def __init__(self, roots: Sequence[object], skip: Sequence[object] = ()) -> None:
+        self._roots = list(roots)
+        self._skip = {id(obj) for obj in skip}
+        self._tensors: list[Tensor] = []
+        self._backups: list[Tensor] = []
+        self._undo: list[Callable[[], None]] = []
+
+    def capture(
+        self,
+        skip: Sequence[Tensor] = (),
+        *,
+        extra: Sequence[object] = (),
+        holders: Sequence[object] = (),
+    ) -> None:
+        """Records the present state.
+
+        Args:
+            skip: Tensors that are not captured although they are reachable; the caller restores them.
+            extra: More objects to walk this time (the carry).
+            holders: Objects of which only the attributes are recorded, and of modules the parameters' and buffers'
+                entries: which tensor hangs where, not what it holds.
+        """
+        self._tensors, self._undo = [], []
+        seen = self._skip | {id(p) for p in skip}
+        for root in (*self._roots, *extra):
+            self._visit(root, seen)
+        for holder in holders:
+            self._keep_attributes(holder)
+        reusable = len(self._backups) == len(self._tensors) and all(
+            b.shape == t.shape and b.dtype == t.dtype and b.device == t.device
+            for b, t in zip(self._backups, self._tensors, strict=True)
+        )
+        if not reusable:
+            self._backups = [torch.empty_like(t) for t in self._tensors]
+        if self._tensors:
+            with torch.no_grad():
+                torch._foreach_copy_(self._backups, self._tensors)
+
+    def restore(self) -> None:
+        """Puts the captured state back; may be called again."""
+        with torch.no_grad():
+            for tensor, backup in zip(self._tensors, self._backups, strict=True):
+                if tensor.shape != backup.shape:
+                    tensor.resize_(backup.shape)
+            if self._tensors:
+                torch._foreach_copy_(self._tensors, self._backups)
+        for undo in self._undo:
+            undo()
+
+    def _visit(self, obj: Any, seen: set[int]) -> None:
+        if isinstance(obj, _LEAVES) or id(obj) in seen:
+            return
+        seen.add(id(obj))
+        if isinstance(obj, Tensor):
+            self._keep_tensor(obj, seen)
+        elif isinstance(obj, dict):
+            self._keep_dict(obj)
+            for value in obj.values():
+                self._visit(value, seen)
+        elif isinstance(obj, list | deque):
+            self._keep_sequence(obj)
+            for value in obj:
+                self._visit(value, seen)
+        elif isinstance(obj, tuple | frozenset):
+            for value in obj:
+                self._visit(value, seen)
+        elif isinstance(obj, set):
+            self._keep_set(obj)
+        else:
+            self._keep_object(obj, seen)
+
+    def _keep_tensor(self, tensor: Tensor, seen: set[int]) -> None:
+        flatten = getattr(tensor, "__tensor_flatten__", None)
+        if flatten is None:
+            self._tensors.append(_written_once(tensor))
+        else:  # a subclass made of other tensors (quantised states); it may not even know how to be copied
+            self._visit(vars(tensor), seen)
+            for name in flatten()[0]:
+                self._visit(getattr(tensor, name), seen)
+
+    def _keep_object(self, obj: Any, seen: set[int]) -> None:
+        if isinstance(obj, torch.Generator):
+            state = obj.get_state()
+            self._undo.append(lambda: _discard(obj.set_state(state)))
+        elif isinstance(obj, np.ndarray):
+            array = obj.copy()
+            self._undo.append(lambda: np.copyto(obj, array))
+        elif isinstance(obj, np.random.Generator):
+            bits = obj.bit_generator.state
+            self._undo.append(lambda: setattr(obj.bit_generator, "state", bits))
+        elif isinstance(obj, np.random.RandomState):
+            legacy = obj.get_state(legacy=False)
+            self._undo.append(lambda: obj.set_state(legacy))
+        elif isinstance(obj, random.Random):
+            stream = obj.getstate()
+            self._undo.append(lambda: obj.setstate(stream))
+        else:
+            if hasattr(obj, "__dict__"):
+                self._visit(vars(obj), seen)
+            self._keep_slots(obj, seen)
+
+    def _keep_slots(self, obj: Any, seen: set[int]) -> None:
+        for cls in type(obj).__mro__:
+            names = cls.__dict__.get("__slots__", ())
+            for name in (names,) if isinstance(names, str) else names:
+                if name not in ("__dict__", "__weakref__") and hasattr(obj, name):
+                    value = getattr(obj, name)
+                    self._undo.append(partial(setattr, obj, name, value))
+                    self._visit(value, seen)
+
+    def _keep_attributes(self, holder: object) -> None:
+        if isinstance(holder, torch.nn.Module):
+            for module in holder.modules():
+                for attributes in (vars(module), module._parameters, module._buffers):
+                    self._keep_dict(attributes)
+        elif hasattr(holder, "__dict__") and not isinstance(holder, _LEAVES):
+            self._keep_dict(vars(holder))
+
+    def _keep_dict(self, obj: dict[Any, Any]) -> None:
+        items = list(obj.items())
+
+        def undo() -> None:
+            now = obj.items()
+            if len(now) != len(items) or any(
+                k is not key or v is not value
+                for (k, v), (key, value) in zip(now, items, strict=True)
+            ):
+                obj.clear()
+                obj.update(items)
+
+        self._undo.append(undo)
+
+    def _keep_sequence(self, obj: list[Any] | deque[Any]) -> None:
+        items = list(obj)
+
+        def undo() -> None:
+            if len(obj) != len(items) or any(a is not b for a, b in zip(obj, items, strict=True)):
+                obj.clear()
+                obj.extend(items)
+
+        self._undo.append(undo)
+
+    def _keep_set(self, obj: set[Any]) -> None:
+        items = set(obj)
+
+        def undo() -> None:
+            obj.clear()
+            obj.update(items)
+
+        self._undo.append(undo)
+
+
+def _written_once(tensor: Tensor) -> Tensor:
+    """The tensor itself; of an expanded one, a view of one copy of what is repeated."""
+    repeated = [
+        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    ]
+    if not any(repeated):
+        return tensor
+    return tensor.detach()[tuple(slice(0, 1) if again else slice(None) for again in repeated)]
+
+
+def _discard(_: object) -> None:
+    return None

@@ -1,0 +1,308 @@
+"""What a closure may look like, and what becomes of gradients that stand in ``.grad`` before it."""
+
+import functools
+import gc
+import itertools
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from picardopt import ImpureClosureError, ParallelPicardOptimizer, step_rng
+
+STEPS = 12
+
+
+class Regression:
+    """A small model whose step t draws its own batch."""
+
+    def __init__(self, window: int = 4, **options: Any) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Linear(3, 2)
+        self.base = torch.optim.Adam(self.model.parameters(), lr=1e-2)
+        self.optimizer = (
+            ParallelPicardOptimizer(self.base, window=window, **options) if window else self.base
+        )
+        self.seen: list[int] = []
+
+    def loss(self, step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(8, 3, generator=generator)
+        return (self.model(x) - x[:, :2]).square().mean()
+
+    def backward(self, step: int) -> Tensor:
+        self.base.zero_grad()
+        loss = self.loss(step)
+        loss.backward()
+        return loss
+
+    def weights(self) -> list[Tensor]:
+        return [p.detach().clone() for p in self.model.parameters()]
+
+
+def sequential(step_of: Callable[[Regression, int], Any]) -> list[Tensor]:
+    regression = Regression(0)
+    for step in range(STEPS):
+        with step_rng(0, step):
+            step_of(regression, step)
+            regression.base.step()
+    return regression.weights()
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# -- the step that it is handed -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("kind", ["required", "default", "positional", "keyword", "lambda"])
+def test_a_parameter_called_step_receives_the_step(kind: str, window: int) -> None:
+    """With a default too: else every step would train on step 0, without a word."""
+    regression = Regression(window, tolerance=0)
+    backward = regression.backward
+
+    def required(step: int) -> Tensor:
+        return backward(step)
+
+    def default(step: int = 0) -> Tensor:
+        return backward(step)
+
+    def positional(step: int = 0, /) -> Tensor:
+        return backward(step)
+
+    def keyword(*, step: int = 0, scale: float = 1.0) -> Tensor:
+        return scale * backward(step)
+
+    closures = {"required": required, "default": default, "positional": positional}
+    closures |= {"keyword": keyword, "lambda": lambda step=0: backward(step)}
+    for _ in range(STEPS):
+        regression.optimizer.step(closures[kind])
+    assert same(regression.weights(), sequential(lambda each, step: each.backward(step)))
+
+
+def test_a_step_that_was_bound_beforehand_stays() -> None:
+    regression = Regression(1)
+    for step in range(STEPS):
+        regression.optimizer.step(
+            functools.partial(lambda step: regression.backward(step), step=step)
+        )
+    assert same(regression.weights(), sequential(lambda each, step: each.backward(step)))
+
+
+@pytest.mark.parametrize(
+    "closure",
+    [lambda t: None, lambda step, batch: None, lambda *, index: None],
+    ids=["t", "two", "index"],
+)
+def test_another_required_parameter_is_named(closure: Any) -> None:
+    regression = Regression()
+    with pytest.raises(TypeError, match=r"required parameter '(t|batch|index)'.*called `step`"):
+        regression.optimizer.step(closure)
+    assert regression.optimizer.step_index == 0
+
+
+# -- gradients that stand before it ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("tolerance", [0, None])
+def test_micro_batches_in_the_loop_are_refused(tolerance: Any, window: int) -> None:
+    """One backward in the loop, one in the closure: torch adds them up, a step run ahead could not."""
+    regression = Regression(window, tolerance=tolerance)
+
+    def closure(step: int) -> Tensor:
+        loss = regression.loss(step + 1000)
+        loss.backward()
+        return loss
+
+    before = regression.weights()
+    regression.base.zero_grad()
+    regression.loss(0).backward()
+    with pytest.raises(
+        ImpureClosureError, match=r"parameter 0 has a gradient in \.grad.*zero_grad"
+    ):
+        regression.optimizer.step(closure)
+    assert same(regression.weights(), before)
+    assert regression.optimizer.step_index == 0
+    for _ in range(3):  # the first remedy
+        regression.optimizer.step(regression.backward)
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_closure_that_never_clears_is_refused_before_it_adds_up(window: int) -> None:
+    regression = Regression(window, tolerance=float("inf"))
+
+    def closure(step: int) -> Tensor:
+        loss = regression.loss(step)
+        loss.backward()
+        return loss
+
+    regression.optimizer.step(closure)  # right: nothing stood before it
+    first = regression.weights()
+    with pytest.raises(ImpureClosureError, match="adds to it"):
+        regression.optimizer.step(closure)
+    assert same(regression.weights(), first)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_loop_that_clears_is_as_good(window: int, set_to_none: bool) -> None:
+    """``zero_grad`` in the loop: what stands is None, or zeros that the closure adds to."""
+
+    def accumulate(regression: Regression, step: int) -> Tensor:
+        loss = regression.loss(step)
+        loss.backward()
+        return loss
+
+    regression = Regression(window, tolerance=0)
+    for _ in range(STEPS):
+        regression.optimizer.zero_grad(set_to_none=True)
+        regression.optimizer.step(lambda step: accumulate(regression, step))
+
+    def plain(each: Regression, step: int) -> None:
+        each.base.zero_grad(set_to_none=True)
+        accumulate(each, step)
+
+    assert same(regression.weights(), sequential(plain))
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_closure_that_clears_may_find_anything(window: int, set_to_none: bool) -> None:
+    regression = Regression(window, tolerance=0)
+
+    def closure(step: int) -> Tensor:
+        regression.base.zero_grad(set_to_none=set_to_none)
+        loss = regression.loss(step)
+        loss.backward()
+        return loss
+
+    for _ in range(STEPS):
+        for p in regression.model.parameters():
+            p.grad = torch.full_like(p, 7.0)
+        regression.optimizer.step(closure)
+
+    assert same(regression.weights(), sequential(lambda each, step: each.backward(step)))
+
+
+def test_a_parameter_that_the_closure_does_not_train_may_stay_uncleared() -> None:
+    """It has no gradient, neither before nor behind the closure."""
+    torch.manual_seed(0)
+    model, unused = nn.Linear(3, 1), nn.Parameter(torch.ones(2))
+    base = torch.optim.SGD([*model.parameters(), unused], lr=0.1)
+    optimizer = ParallelPicardOptimizer(base, window=3)
+
+    def closure() -> Tensor:
+        model.zero_grad()
+        loss = model(torch.randn(4, 3)).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(5):
+        optimizer.step(closure)
+    assert torch.equal(unused, torch.ones(2))
+    unused.grad = torch.ones(2)
+    with pytest.raises(ImpureClosureError, match=r"parameter 2 has a gradient in \.grad"):
+        optimizer.step(closure)
+
+
+def test_a_closure_that_only_returns_a_loss_is_refused_by_name() -> None:
+    """Legal in torch: the gradients were made before."""
+    regression = Regression()
+    regression.loss(0).backward()
+    with pytest.raises(RuntimeError, match=r"call step\(\) without a closure"):
+        regression.optimizer.step(lambda: regression.loss(0).detach())
+
+
+# -- what it returns -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Returned:
+    loss: Tensor
+    parts: dict[str, Tensor]
+    name: str = "kept"
+
+
+def test_a_dataclass_keeps_no_graph() -> None:
+    regression = Regression()
+
+    def closure(step: int) -> Returned:
+        regression.base.zero_grad()
+        loss = regression.loss(step)
+        loss.backward()
+        return Returned(loss, {"half": loss / 2})
+
+    returned = [regression.optimizer.step(closure) for _ in range(4)]
+    for each in returned:
+        assert type(each) is Returned
+        assert each.name == "kept"
+        assert each.loss.grad_fn is None
+        assert each.parts["half"].grad_fn is None
+        assert torch.equal(each.parts["half"], each.loss / 2)
+
+
+# -- its life ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_an_optimizer_is_freed_with_its_last_reference(window: int) -> None:
+    """No reference leads back to it: no collector is needed, and memory does not grow with its makings."""
+    gc.disable()
+    try:
+        regression = Regression(window)
+        for _ in range(4):
+            regression.optimizer.step(regression.backward)
+        dead = weakref.ref(regression.optimizer)
+        speculator = weakref.ref(regression.optimizer._speculator)
+        del regression.optimizer
+        assert dead() is None
+        assert speculator() is None
+    finally:
+        gc.enable()
+
+
+def test_two_optimizers_that_train_each_others_network_are_told_so() -> None:
+    """A GAN with two wrappers: right at any tolerance, but nothing runs ahead; the remedy is named."""
+    torch.manual_seed(0)
+    nets = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    bases = [torch.optim.SGD(net.parameters(), lr=0.1) for net in nets]
+    wrapped = [ParallelPicardOptimizer(base, window=3, tolerance=float("inf")) for base in bases]
+
+    def closure_of(index: int) -> Callable[[], Tensor]:
+        def closure() -> Tensor:
+            bases[index].zero_grad()
+            x = torch.randn(4, 2)
+            loss = nets[0](nets[1](x)).square().mean() * (1 if index else -1)
+            loss.backward()
+            return loss
+
+        return closure
+
+    closures = [closure_of(0), closure_of(1)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(6):
+            for optimizer, closure in zip(wrapped, closures, strict=True):
+                optimizer.step(closure)
+    texts = [str(each.message) for each in caught]
+    assert any("another ParallelPicardOptimizer" in text and "[a, b]" in text for text in texts), (
+        texts
+    )
+    torch.manual_seed(0)
+    plain = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    bases, nets[:] = [torch.optim.SGD(net.parameters(), lr=0.1) for net in plain], plain
+    for step, index in itertools.product(range(6), range(2)):
+        with step_rng(0, step):
+            closures[index]()
+            bases[index].step()
+    for optimizer, net in zip(wrapped, plain, strict=True):
+        for a, b in zip(optimizer.param_groups[0]["params"], net.parameters(), strict=True):
+            assert torch.equal(a, b)
