@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import pickle
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,12 +210,18 @@ class Run:
         self.scene = torch.nn.Parameter(torch.randn(1, 3, 16, 16))
         self.losses: list[Tensor] = []
 
-    def closure(self, step: int) -> Tensor:
-        for parameter in [self.scene, *self.vsd.lora_parameters]:
-            parameter.grad = None
-        loss = self.vsd(self.scene.sigmoid(), self.prompt, random_cameras(1))
-        loss.backward()
-        return loss
+    def closure(self) -> Callable[[int], Tensor]:
+        """A function of the scene and the guidance, not of this object, whose log of losses grows."""
+        scene, vsd, prompt = self.scene, self.vsd, self.prompt
+
+        def closure(step: int) -> Tensor:
+            for parameter in [scene, *vsd.lora_parameters]:
+                parameter.grad = None
+            loss = vsd(scene.sigmoid(), prompt, random_cameras(1))
+            loss.backward()
+            return loss
+
+        return closure
 
     def signs(self) -> list[torch.optim.Optimizer]:
         """Bases that step by signs alone: a drift at a guess that is nearly right is right in every bit."""
@@ -231,16 +238,18 @@ class Run:
         return ParallelPicardOptimizer([scene, *self.vsd.optimizers()], measured=[scene], **OPTIONS)
 
     def sequential(self, bases: list[torch.optim.Optimizer]) -> Run:
+        closure = self.closure()
         for step in range(STEPS):
             with step_rng(7, step):
-                self.losses.append(self.closure(step).detach())
+                self.losses.append(closure(step).detach())
                 for base in bases:
                     base.step()
         return self
 
     def parallel(self, optimizer: ParallelPicardOptimizer) -> Run:
+        closure = self.closure()
         for _ in range(STEPS):
-            self.losses.append(optimizer.step(self.closure))
+            self.losses.append(optimizer.step(closure))
         return self
 
     def bits(self) -> list[Tensor]:
