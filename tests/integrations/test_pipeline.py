@@ -258,7 +258,10 @@ def test_the_command_runs_the_shipped_guidance_on_two_workers(tmp_path: Path) ->
 def test_a_prompt_outside_the_world_has_no_psnr(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["a velvet armadillo", "--out", str(tmp_path), "--recipe.steps", "2", "--workers", "1"])
+    with pytest.warns(UserWarning, match="reads 16 tokens"):
+        main(
+            ["a velvet armadillo", "--out", str(tmp_path), "--recipe.steps", "2", "--workers", "1"]
+        )
     report = json.loads((tmp_path / "report.json").read_text())
     assert (
         "'a velvet armadillo' is nothing that the model that ships knows" in capsys.readouterr().err
