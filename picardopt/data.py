@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from picardopt.rng import step_rng
@@ -144,10 +144,13 @@ class _Epochs:
             del self._remembered[old]
 
     def _copied(self, samplers: Any) -> Any:
-        """A copy that draws independently; only the dataset is shared."""
-        dataset = self._loader.dataset
+        """A copy that draws independently; only the data that samplers refer to is shared."""
+        data: list[Any] = [self._loader.dataset]
+        for sampler in _samplers(self._loader):
+            data += [v for v in getattr(sampler, "__dict__", {}).values() if isinstance(v, Dataset)]
+            data.append(getattr(sampler, "data_source", None))
         try:
-            return copy.deepcopy(samplers, {id(dataset): dataset})
+            return copy.deepcopy(samplers, {id(each): each for each in data})
         except Exception as error:
             names = ", ".join(type(sampler).__name__ for sampler in _samplers(self._loader))
             raise TypeError(

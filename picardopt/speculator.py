@@ -157,4 +157,6 @@ class Speculator:
         return numbers
 
     def _slots(self, step: int) -> int:
+        if self._auditor.futile:
+            return 1
         return self._options.slots(step, exact=self._tolerance.exact)

@@ -488,3 +488,34 @@ def test_the_optimizers_own_groups_are_its_own_business() -> None:
         scheduler.step()
     assert optimizer.stats.outer_changes == 0
     assert optimizer.stats.sweeps == 3
+
+
+@pytest.mark.parametrize("audit", ["always", "never"])
+def test_what_the_closure_changes_itself_is_not_the_loops_doing(audit: str) -> None:
+    """A count of evaluations does no harm, at tolerance 0 either."""
+    sweeps = []
+    for counts in (False, True):
+        model, seen = Net(), {"calls": 0}
+        base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        optimizer = ParallelPicardOptimizer(base, window=8, tolerance=0, audit=audit)
+
+        def closure(step: int, counts: bool = counts, seen: dict[str, int] = seen) -> Tensor:
+            optimizer.zero_grad()  # noqa: B023
+            loss = error(model)  # noqa: B023
+            loss.backward()
+            seen["calls"] += counts
+            return loss
+
+        for _ in range(100):
+            optimizer.step(closure)
+        sweeps.append(optimizer.stats.sweeps)
+        assert optimizer.stats.outer_changes == 0
+    assert sweeps[0] == sweeps[1] < 80
+    assert seen["calls"] > 100
+
+
+def test_never_looks_at_tolerance_zero_all_the_same() -> None:
+    expected_losses, _ = sequential("changing_weight", 110)
+    losses, _, optimizer = ahead("changing_weight", 110, audit="never")
+    assert all(torch.equal(a, b) for a, b in zip(losses, expected_losses, strict=True))
+    assert optimizer.stats.audits == 0

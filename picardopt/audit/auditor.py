@@ -21,6 +21,7 @@ from picardopt.warn import warn_user
 from picardopt.window import Window
 
 _KEEP, _RECHECK, _DROP = range(3)  # a rank's opinion on a queued drift
+_OFTEN, _RETRY = 8, 16  # drops in a row; sweeps
 _OPINIONS = {Keep: _KEEP, Recheck: _RECHECK, Drop: _DROP}
 
 
@@ -93,10 +94,19 @@ class Auditor:
             if isinstance(verdict, Recheck):
                 changes = self._audit.changes
                 (changes.harmless if stands else changes.harmful)(verdict.names)
-        if not stands and not moved:
+        if stands:
+            self._audit.drops_in_a_row = 0
+        elif not moved:
+            self._audit.drops_in_a_row += 1
             self._stats.outer_changes += 1
         self._warn(opinions)
         return stands
+
+    @property
+    def futile(self) -> bool:
+        """Whether a window would be dropped behind its head again, as the last ones were; tried again now and then."""
+        often = self._audit.drops_in_a_row >= _OFTEN
+        return often and self._stats.sweeps % _RETRY != 0
 
     def _warn(self, opinions: Sequence[int]) -> None:
         """Says what changed, on the first rank that saw it."""

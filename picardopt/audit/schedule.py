@@ -28,6 +28,7 @@ class Audit:
         mode: As given.
         clearing: Which gradients a closure does not clear.
         changes: Which changes of what a closure sees did harm.
+        drops_in_a_row: How many queues in a row were dropped because of such changes; the same on all ranks.
         modules: Modules that ran in closures so far.
 
     Args:
@@ -47,6 +48,7 @@ class Audit:
         self._next = {False: 0, True: 0}
         self.clearing = GradientClearing()
         self.changes = OuterChanges()
+        self.drops_in_a_row = 0
         self._searched = False
         self.modules: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 

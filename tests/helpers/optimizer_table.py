@@ -185,14 +185,14 @@ def told(error: BaseException) -> str:
 
 HEAD = """# Published optimizers
 
-Made by `python -m tests.helpers.optimizer_table`, which runs each of them; the tests fail where this table and a run
-disagree.
+Made by `python -m tests.helpers.optimizer_table`, which runs each of them. A test fails if a run disagrees with
+this table.
 
 - *exact*: {steps} steps at `tolerance=0` and `window={window}` left the same bits as the sequential loop in losses,
   parameters, state, groups and attributes, over strides longer than 1, on parameters of one, two and four dimensions
-  (matrices where it takes nothing else). The last column is steps per sweep at the default tolerance and that
-  window, over {long} steps of this tiny problem: it shows that running ahead works, not what to expect of yours.
-- *refused*: `UnsupportedOptimizerError` at construction, with this reason.
+  (matrices where it takes nothing else). The last column is steps per sweep at the default tolerance and the same
+  window, over {long} steps of this tiny problem. It shows that running ahead works, not what to expect of your problem.
+- *refused*: `UnsupportedOptimizerError` at construction, for this reason.
 - *fails alone*: does not run on this machine (torch {torch} on a CPU) without picardopt either.
 
 heavyball runs without `torch.compile` here, bitsandbytes with 8-bit states from 16 elements on.
@@ -201,24 +201,24 @@ heavyball runs without `torch.compile` here, bitsandbytes with 8-bit states from
 TAIL = """
 ## State in other places
 
-The base is stepped in place, and before running ahead everything that is reachable from it is recorded, and put back
-afterwards: `state`, groups, attributes, nested optimizers, numpy arrays, generators of torch, numpy and `random`, the
-tensors inside tensor subclasses. The global generators are those of the step. So optimizers that draw (SGLD, stochastic
-rounding) and optimizers around others are exact too.
+The base is stepped in place. Before it runs ahead, everything that can be reached from it is recorded, and put back
+afterwards: `state`, groups, attributes, nested optimizers, numpy arrays, generators of torch, numpy and `random`, and
+tensors inside tensor subclasses. The global generators are seeded for the step. So optimizers that draw random numbers
+(SGLD, stochastic rounding) and optimizers that wrap others are exact too.
 
-State that cannot be reached - a class or module variable, a closure, an iterator, an attribute of a parameter, a file -
-would be changed by running ahead. So the first sweep, and now and then a later one, rolls the base out twice from the
-same state over the same gradients: where that ends at other parameters, `UnsupportedOptimizerError` is raised and
-nothing is committed. **What this cannot find** is hidden state that changes nothing within a window of steps, such as a
-module-level counter that matters every 1000 steps. Keep such a counter in the optimizer; or use `window=1` on one
+Running ahead would change state that cannot be reached: a class or module variable, a closure, an iterator, an
+attribute of a parameter, a file. So the first sweep, and now and then a later one, runs the base twice from the same
+state over the same gradients. If the two end at different parameters, `UnsupportedOptimizerError` is raised and nothing
+is committed. **What this cannot find** is hidden state that changes nothing within a window of steps, such as a
+module-level counter that matters every 1000 steps. Keep such a counter in the optimizer, or use `window=1` on one
 process, which never runs ahead and is exact for everything.
 
 ## Schedule-free optimizers
 
-They keep two points and swap the parameters between them. Call `train()` and `eval()` on the base that you wrapped,
-where you would without picardopt: before training, and around validation and checkpoints. Where the swap there and back
-does not restore the parameters' bits (rounding), what was evaluated ahead is dropped: it stays exact at tolerance 0 and
-costs one short stride per validation. A step in eval mode raises their own error.
+They keep two points and swap the parameters between them. Call `train()` and `eval()` on the optimizer that you
+wrapped, where you would without picardopt: before training, and around validation and checkpoints. If swapping there
+and back does not restore the parameters' bits (rounding), what was evaluated ahead is dropped. The run stays exact at
+tolerance 0 and loses one short stride per validation. A step in eval mode raises their own error.
 """
 
 
