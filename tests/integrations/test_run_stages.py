@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from picardopt_3d.config import TextTo3DConfig
+from picardopt_3d.guidance.choose import GuidanceConfig
 from picardopt_3d.methods.dreamfusion import DreamFusion
 from picardopt_3d.problem import Losses
 from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.pipeline import run
 from picardopt_3d.run.record import RunRecord
-from picardopt_3d.run.worker import train
+from picardopt_3d.run.worker import train, train_launched
 from picardopt_3d.scenes import FieldConfig
 from safetensors.torch import load_file
 
@@ -119,6 +120,26 @@ def test_two_processes_hand_the_scene_over(
     config = two_stages(tmp_path, workers=2)
     pools(2).run(train, config, time.time())
     assert_same(scene_of(config), scene_of(whole))
+
+
+def test_what_is_wrong_with_a_later_stage_is_told_in_one_line_by_all(
+    tmp_path: Path, pools: Pools
+) -> None:
+    guidance = GuidanceConfig("stable-diffusion", source=str(tmp_path / "nowhere"))
+    recipe = replace(RECIPE, fine=replace(RECIPE.fine, guidance=guidance))
+    config = two_stages(tmp_path / "run", workers=2, recipe=recipe)
+    errors = pools(2).run(train_launched, config, time.time(), False)
+    assert [type(error) for error in errors] == [FileNotFoundError, FileNotFoundError]
+    assert "nowhere" in str(errors[1])
+    (coarse,) = RunFolder(config.out).begun()
+    assert RunRecord.load(coarse).step == 4
+
+
+def test_reports_need_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Path] = []
+    monkeypatch.setattr("picardopt_3d.run.checkpoint.load_checkpoint", loaded.append)
+    assert len(run(two_stages(tmp_path))["losses"]) == 10
+    assert not loaded
 
 
 def test_the_report_of_a_run_is_of_all_stages(tmp_path: Path) -> None:

@@ -100,8 +100,9 @@ class RunFolder:
     def own(self) -> tuple[Path, ...]:
         """All files and folders that a run writes, and that --overwrite replaces; also those of earlier versions."""
         own = (self.config, self.input, self.report, self.sheet, self.film, self.plot)
-        earlier = (self.path / _CHECKPOINT, self.path / _SCENE, self.path / "progress")
-        return (*own, self.tensorboard, self.path / _STAGES, *earlier)
+        earlier = StageFolder(self.path)
+        of_stage = (earlier.checkpoint, earlier.scene, earlier.record, earlier.picture(0).parent)
+        return (*own, self.tensorboard, self.path / _STAGES, *of_stage)
 
     def stage(self, index: int, name: str) -> StageFolder:
         """Returns the folder of a stage.
