@@ -112,6 +112,7 @@ def plain_loop(config: TextTo3DConfig) -> tuple[list[float], dict[str, torch.Ten
     device = torch.device("cpu")
     stage = build_problem(config.recipe, config.task, Path("none"), device, config.seed)
     (base,), carry, losses = stage.optimizers(), stage.carry(), []
+    scheduler = stage.lr_scheduler()
     for step in range(config.recipe.steps):
         with step_rng(config.seed, step):
             base.zero_grad()
@@ -120,14 +121,18 @@ def plain_loop(config: TextTo3DConfig) -> tuple[list[float], dict[str, torch.Ten
             base.step()
             if carry is not None and carry.update is not None:
                 carry.update(found)
+        if scheduler is not None:
+            scheduler.step()
         losses.append(float(found.total.detach()))
     return losses, dict(stage.scene.state_dict())
 
 
-@pytest.mark.parametrize("kind", ["voxels", "textmesh"])  # with an occupancy grid, too
+@pytest.mark.parametrize("kind", ["voxels", "moving rates", "textmesh"])  # with an occupancy grid
 @pytest.mark.parametrize("mode", [{"sequential": True}, {"window": 4, "tolerance": 0.0}])
 def test_a_run_is_the_plain_loop_bitwise(tmp_path: Path, kind: str, mode: dict[str, Any]) -> None:
     recipe = TINY
+    if kind == "moving rates":
+        recipe = replace(TINY, rates=field_rates(encoding=((0, 0.01), (10, 0.2))))
     if kind == "textmesh":
         small = METHODS["textmesh"].presets["small"]
         grid = replace(small.scene.occupancy, resolution=8, every=3)

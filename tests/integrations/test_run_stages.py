@@ -96,7 +96,15 @@ def test_resume_goes_on_in_the_last_stage_bitwise(
     assert begun == ([4, at] if stage and at else [4] if stage else [at])
     untouched = RunFolder(tmp_path).stage(0, "coarse").checkpoint
     before = untouched.read_bytes()
+    steps, loss = [], DreamFusion.loss
+
+    def noted(self: DreamFusion, step: int) -> Losses:
+        steps.append((self.config.pixels, step))
+        return loss(self, step)
+
+    monkeypatch.setattr(DreamFusion, "loss", noted)
     train(replace(config, window=2), time.time(), resume=True)
+    assert steps[0] == (config.recipe.stages()[stage].config.pixels, at)  # nothing is done again
     assert_same(scene_of(config), scene_of(whole))
     assert (untouched.read_bytes() == before) == bool(stage)
 
