@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch.optim import Optimizer
 
 from picardopt.audit import Audit
-from picardopt.audit.auditor import Auditor
+from picardopt.auditor import Auditor
 from picardopt.bases import JoinedOptimizer
 from picardopt.carry import Carry
 from picardopt.engines import Engine

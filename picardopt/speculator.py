@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from picardopt import replay_check
-from picardopt.audit.auditor import Auditor
+from picardopt.auditor import Auditor
 from picardopt.closure import StepClosure
 from picardopt.drift import Accepted, Drift, Outcome
 from picardopt.engines import Engine
