@@ -26,19 +26,20 @@ from typing import Any
 
 import torch
 from picardopt_3d.cameras import Cameras
-from picardopt_3d.domain import parse_prompt
-from picardopt_3d.export.files import replacing
 from picardopt_3d.guidance import ExactScore, ScoreDistillation, SdsConfig
 from picardopt_3d.guidance.choose import load_score
 from picardopt_3d.guidance.embeddings import identity
 from picardopt_3d.guidance.exact_score import Candidates, ViewSet
 from picardopt_3d.guidance.pixel_diffusion import SHIPPED
+from picardopt_3d.io import replacing
 from picardopt_3d.methods import Context
-from picardopt_3d.methods.base import Rates
 from picardopt_3d.methods.dreamfusion import SMALL
-from picardopt_3d.report import held_out_cameras, psnr_against_truth
+from picardopt_3d.methods.optim import field_rates
+from picardopt_3d.run.loop import closure_of
 from picardopt_3d.scenes import Scene, load_scene, save_scene
-from picardopt_3d.worker import picard_closure, sequential_step
+from picardopt_3d.world import parse_prompt
+from picardopt_3d.world.yardstick import held_out_cameras, psnr_against_truth
+from plain_loop import sequential_step
 from result_store import ResultStore
 from tables import markdown, number
 
@@ -136,16 +137,16 @@ def optimize(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
     """Carry out one run in this process; a reference keeps its scene, a trial is compared with it."""
     torch.set_num_threads(1)
     batch, rate = SETTINGS[run.setting]
-    recipe = replace(SMALL, steps=steps, batch=batch, rates=Rates(encoding=rate))
+    recipe = replace(SMALL, steps=steps, batch=batch, rates=field_rates(encoding=rate))
     guidance = guidance_of(run.guidance, prompt)
     asked = recipe.guidance.text_prompt(prompt)
     stage = recipe.build(Context(guidance, asked, torch.device("cpu")))
-    (base,) = stage.bases()
+    (base,) = stage.optimizers()
     begin = time.perf_counter()
     figures: dict[str, Any] = {}
     if run.rule is None:
         for step in range(steps):
-            sequential_step(base, stage.loss, run.seed, step)
+            sequential_step(stage, run.seed, step)
         with replacing(scene_file(folder, run)) as temporary:
             save_scene(stage.scene, temporary)
     else:
@@ -158,7 +159,7 @@ def optimize(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
             seed=run.seed,
             audit="never",
         )
-        closure = picard_closure(base, stage.loss)
+        closure = closure_of(stage)
         for _ in range(steps):
             optimizer.step(closure)
         stats = optimizer.stats
@@ -181,9 +182,9 @@ def distances(one: Scene, other: Scene, size: int) -> dict[str, float]:
     """Root mean square difference of the parameters and of the held-out views."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     squared = sum(float((a - b).detach().double().square().sum()) for a, b in pairs)
-    rays = held_out_cameras().rays(size, size)
+    cameras = held_out_cameras()
     with torch.no_grad():
-        apart = (one.render(*rays).rgb - other.render(*rays).rgb).square().mean()
+        apart = (one.render(cameras, size).rgb - other.render(cameras, size).rgb).square().mean()
     numel = sum(p.numel() for p in one.parameters())
     return {"parameters": math.sqrt(squared / numel), "pictures": float(apart.sqrt())}
 

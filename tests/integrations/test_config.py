@@ -13,10 +13,8 @@ from picardopt_3d.config import (
     ImageTo3DConfig,
     RunConfig,
     TextTo3DConfig,
-    load_config,
-    plain,
-    save_config,
 )
+from picardopt_3d.config_files import load_config, plain, save_config
 from picardopt_3d.methods import METHODS
 
 
@@ -64,7 +62,7 @@ def test_options_go_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -
         "small",
     )
     assert config.recipe == replace(
-        small, batch=6, steps=40, rates=replace(small.rates, encoding=0.5)
+        small, batch=6, steps=40, rates={**small.rates, "encoding": 0.5}
     )
 
 

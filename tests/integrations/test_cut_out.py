@@ -10,8 +10,8 @@ import pytest
 import torch
 from picardopt_3d.cameras import orbit_cameras
 from picardopt_3d.cut_out import why_not_cut_out
-from picardopt_3d.domain import Subject
 from picardopt_3d.images import load_reference, prepare_reference
+from picardopt_3d.world import Subject
 from picardopt_3d.world.pictures import EXAMPLES, true_reference
 from PIL import Image
 from scipy import ndimage

@@ -14,7 +14,11 @@ from typing import ClassVar
 
 import picardopt_3d
 import pytest
-from picardopt_3d.doctor import KNOWN, devices, loaded, missing_parts, shipped_models
+from picardopt_3d.doctor.devices import devices
+from picardopt_3d.doctor.models import loaded, missing_parts, shipped_models
+from picardopt_3d.models import MODELS
+
+KNOWN = [model.source for kind in MODELS.values() for model in kind.published]
 
 PACKAGE = Path(picardopt_3d.__file__).parent
 
@@ -93,12 +97,14 @@ def test_it_lists_packages_devices_and_models(tmp_path: Path) -> None:
     for name in ("torch", "diffusers", "transformers", "peft", "text-to-view", "cpu"):
         assert line(output, name).startswith("  ok")
     assert "LoRA" in line(output, "peft")
+    assert line(output, "accelerate").startswith("  ok")  # required, and listed once
+    assert "gsplat" not in output  # nothing here uses it
     assert "gloo" in line(output, "cpu")
     assert f"--nproc-per-node {len(os.sched_getaffinity(0))}" in line(output, "processes") or (
         "cuda:0" in output
     )
     for known in KNOWN:
-        assert "--offline" in line(output, known.source)
+        assert "--offline" in line(output, known)
     assert "the shipped path works" in output
 
 
@@ -117,10 +123,10 @@ def test_it_tells_what_the_hub_says_of_each_model(tmp_path: Path, hub: str) -> N
 def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     code, output = doctor(tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert code == 0
-    assert "cannot be reached" in line(output, KNOWN[0].source)
+    assert "cannot be reached" in line(output, KNOWN[0])
     assert "hf download ID --local-dir" in output
     _, output = doctor(tmp_path, HF_HUB_OFFLINE="1")
-    assert "HF_HUB_OFFLINE is set" in line(output, KNOWN[0].source)
+    assert "HF_HUB_OFFLINE is set" in line(output, KNOWN[0])
 
 
 def cached(home: Path, source: str) -> Path:
@@ -247,7 +253,7 @@ def test_a_model_that_names_its_class_otherwise_or_not(
     folder.mkdir()
     (folder / file).write_text(json.dumps(content))
     (folder / "model.safetensors").write_bytes(b"1")
-    monkeypatch.setattr("picardopt_3d.doctor.WEIGHTS", tmp_path)
+    monkeypatch.setattr("picardopt_3d.doctor.models.WEIGHTS", tmp_path)
     [found] = shipped_models()
     assert found.state == "ok"
     assert found.detail.endswith(named)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picardopt_3d.domain import Subject
 from picardopt_3d.evaluate.command import main
+from picardopt_3d.world import Subject
 
 from tests.integrations.test_evaluate import save_run
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from picardopt_3d.cameras import turntable_cameras
-from picardopt_3d.export.files import replacing, write_json
 from picardopt_3d.export.pictures import (
     normal_colours,
     rows_of,
@@ -19,6 +18,8 @@ from picardopt_3d.export.pictures import (
 )
 from picardopt_3d.export.plots import save_strides_plot
 from picardopt_3d.export.turntable import frames_of, save_film
+from picardopt_3d.io import replacing, write_json
+from picardopt_3d.run.record import RunRecord
 from picardopt_3d.scenes import FieldConfig, RadianceField
 from PIL import Image
 
@@ -29,7 +30,7 @@ FIELD = RadianceField(FieldConfig(resolutions=(5,), samples=4))
 
 def some_render(views: int = 2, size: int = 16):
     with torch.no_grad():
-        return FIELD.render(*turntable_cameras(views).rays(size, size), normals=True)
+        return FIELD.render(turntable_cameras(views), size, normals=True)
 
 
 def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_normals_have_colours_only_where_something_is_seen() -> None:
     assert empty.any()
     assert (colours[empty] == 1.0).all()
     with torch.no_grad():
-        bare = FIELD.render(*turntable_cameras(1).rays(4, 4))
+        bare = FIELD.render(turntable_cameras(1), 4)
     with pytest.raises(ValueError, match="normals=True"):
         normal_colours(bare)
 
@@ -116,6 +117,7 @@ def test_a_film_opens_again_with_every_frame(tmp_path: Path) -> None:
 def test_strides_are_plotted_whatever_the_residuals(
     tmp_path: Path, residuals: list[list[float]], tolerances: list[list[float]]
 ) -> None:
-    save_strides_plot([1, 2], residuals, tolerances, 2, tmp_path / "strides.png")
+    record = RunRecord(step=3, sweeps=2, strides=[1, 2], residuals=residuals, tolerances=tolerances)
+    save_strides_plot(record, 2, tmp_path / "strides.png")
     picture = np.asarray(Image.open(tmp_path / "strides.png"))
     assert picture.std() > 1

@@ -8,15 +8,15 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from picardopt_3d.cameras import random_cameras, turntable_cameras
-from picardopt_3d.domain import BACKGROUND, all_subjects, parse_prompt, render
 from picardopt_3d.guidance import ScoreDistillation, ScoreModel, SdsConfig
 from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.guidance.pixel_diffusion import SHIPPED
 from picardopt_3d.guidance.stable_diffusion import StableDiffusion
 from picardopt_3d.prompts import TextPrompt, ViewWords
-from picardopt_3d.report import psnr_against_truth
 from picardopt_3d.scenes import FieldConfig, RadianceField
 from picardopt_3d.training.evaluate_clip import ClipJudge
+from picardopt_3d.world import BACKGROUND, all_subjects, parse_prompt, render
+from picardopt_3d.world.yardstick import psnr_against_truth
 from torch import Tensor
 
 from picardopt import ParallelPicardOptimizer, step_rng
@@ -164,7 +164,7 @@ class Fit:
     def closure(self, step: int) -> Tensor:
         self.base.zero_grad()
         cameras = random_cameras(2)
-        views = self.scene.render(*cameras.rays(self.size, self.size), jitter=True).rgb
+        views = self.scene.render(cameras, self.size, jitter=True).rgb
         loss = self.guidance(views, self.told, cameras)
         loss.backward()
         return loss
@@ -186,7 +186,7 @@ def optimised(score: StableDiffusion, judge: ClipJudge, prompt: str, steps: int)
 
     def measure() -> None:
         with torch.no_grad():
-            views = fit.scene.render(*AROUND.rays(64, 64)).rgb.clamp(0, 1)
+            views = fit.scene.render(AROUND, 64).rgb.clamp(0, 1)
         figures.extend([psnr_against_truth(fit.scene, subject, 32), *rank_of(judge, views, prompt)])
 
     measure()

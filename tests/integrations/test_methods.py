@@ -11,20 +11,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 from picardopt_3d.cameras import orbit_cameras, random_cameras
-from picardopt_3d.domain import Subject
 from picardopt_3d.guidance import ScoreDistillation
 from picardopt_3d.guidance.choose import GuidanceConfig, load_score
 from picardopt_3d.guidance.loading import ModelOptions
-from picardopt_3d.methods import METHODS, Context, RecipeConfig, Stage, losses
+from picardopt_3d.methods import METHODS, Context, Stage, StageConfig, losses
 from picardopt_3d.methods.dreamfusion import DreamFusionConfig, DreamFusionWeights
 from picardopt_3d.methods.lighting import ShadingConfig
 from picardopt_3d.methods.textmesh import TextMeshConfig, TextMeshWeights
 from picardopt_3d.methods.zero123 import Zero123Config, Zero123Weights
+from picardopt_3d.problem import Losses
 from picardopt_3d.scenes import HashConfig, NerfConfig, OccupancyConfig, SdfConfig
+from picardopt_3d.tolerances import build_tolerance
+from picardopt_3d.world import Subject
 from picardopt_3d.world.pictures import true_reference
-from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, step_rng
+from picardopt import ParallelPicardOptimizer, step_rng
 from tests.integrations.helpers.tiny_pipelines import (
     save_deepfloyd,
     save_stable_diffusion,
@@ -48,7 +50,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def build(config: RecipeConfig, seed: int = 0) -> Stage:
+def build(config: StageConfig, seed: int = 0) -> Stage:
     """The recipe on a red chair, from the picture where it takes one."""
     image = None
     prompt: Any = config.guidance.text_prompt(CHAIR.caption)
@@ -61,7 +63,7 @@ def build(config: RecipeConfig, seed: int = 0) -> Stage:
         return config.build(Context(ScoreDistillation(score, config.sds), prompt, CPU, image))
 
 
-def tiny(name: str, folders: dict[str, Path]) -> RecipeConfig:
+def tiny(name: str, folders: dict[str, Path]) -> StageConfig:
     """A recipe of few numbers, all of whose losses count, and whose batch and size change at step 3."""
     changing: dict[str, Any] = {
         "steps": 6,
@@ -95,13 +97,13 @@ def tiny(name: str, folders: dict[str, Path]) -> RecipeConfig:
     )
 
 
-def closure_of(stage: Stage) -> Callable[[int], dict[str, Tensor]]:
-    base = stage.bases()[0]  # only its `zero_grad` is used
+def closure_of(stage: Stage) -> Callable[[int], Losses]:
+    base = stage.optimizers()[0]  # only its `zero_grad` is used
 
-    def closure(step: int) -> dict[str, Tensor]:
+    def closure(step: int) -> Losses:
         base.zero_grad(set_to_none=True)
         values = stage.loss(step)
-        values["loss"].backward()
+        values.total.backward()
         return values
 
     return closure
@@ -136,13 +138,13 @@ def test_dreamfusions_loss_is_the_weighted_sum_of_its_terms(
     torch.manual_seed(step)
     batch, size = (2, 6) if step < 3 else (3, 8)
     cameras = random_cameras(batch, config.cameras)
-    render = stage.scene.render(*cameras.rays(size, size), jitter=True, normals=True, step=step)
+    render = stage.scene.render(cameras, size, jitter=True, normals=True, step=step)
     sds = stage.guidance(render.rgb, stage.prompt, cameras, (0.02, 0.98))
     sparsity = (render.opacity**2 + 0.01).sqrt().mean()
-    assert render.back_facing is not None
-    expected = sds + sparsity + (1.0 + step) * render.back_facing
-    torch.testing.assert_close(found["loss"], expected)
-    assert ("occupancy" in found) == (step % 2 == 0)
+    assert render.orientation_penalty is not None
+    expected = sds + sparsity + (1.0 + step) * render.orientation_penalty
+    torch.testing.assert_close(found.total, expected)
+    assert ("occupancy" in found.aux) == (step % 2 == 0)
 
 
 def test_textmeshs_loss_is_score_distillation_and_unit_gradients(folders: dict[str, Path]) -> None:
@@ -152,11 +154,11 @@ def test_textmeshs_loss_is_score_distillation_and_unit_gradients(folders: dict[s
 
     torch.manual_seed(0)
     cameras = random_cameras(2)
-    render = stage.scene.render(*cameras.rays(6, 6), jitter=True, normals=True, step=0)
+    render = stage.scene.render(cameras, 6, jitter=True, normals=True, step=0)
     sds = stage.guidance(render.rgb, stage.prompt, cameras, (0.02, 0.98))
     assert render.eikonal is not None
-    torch.testing.assert_close(found["loss"], sds + 2.0 * render.eikonal)
-    torch.testing.assert_close(found["eikonal"], render.eikonal)
+    torch.testing.assert_close(found.total, sds + 2.0 * render.eikonal)
+    torch.testing.assert_close(found.terms["eikonal"], render.eikonal)
 
 
 @pytest.mark.parametrize("step", [0, 4])
@@ -170,12 +172,17 @@ def test_zero123s_loss_is_the_weighted_sum_of_both_renders(
 
     torch.manual_seed(step)
     batch, size, large = (2, 6, 8) if step < 3 else (3, 8, 10)
-    both: dict[str, Any] = {"jitter": True, "normals": True, "roughness": True, "step": step}
+    both: dict[str, Any] = {
+        "jitter": True,
+        "normals": True,
+        "normal_smoothness": True,
+        "step": step,
+    }
     cameras, reference = random_cameras(batch, config.cameras), orbit_cameras(20.0, 30.0)
-    around = stage.scene.render(*cameras.rays(size, size), **both)
+    around = stage.scene.render(cameras, size, **both)
     levels = config.timesteps.at(step, config.steps)
     sds = stage.guidance(around.rgb, stage.prompt, cameras, levels)
-    front = stage.scene.render(*reference.rays(large, large), **both)
+    front = stage.scene.render(reference, large, **both)
     rgb, alpha = true_reference(CHAIR, reference, 32).at(large)
     expected = 0.1 * sds + 0.1 * (around.opacity**2 + 0.01).sqrt().mean()
     expected = expected + 500 * F.mse_loss(front.rgb[0], rgb)
@@ -185,13 +192,14 @@ def test_zero123s_loss_is_the_weighted_sum_of_both_renders(
         shown = (F.normalize(render.normal, dim=1) + 1) / 2 * render.opacity
         rows, columns = shown.diff(dim=-2), shown.diff(dim=-1)
         expected = expected + 8 * (rows.square().mean() + columns.square().mean())
-        expected = expected + 8 * render.roughness + render.back_facing
+        expected = expected + 8 * render.normal_smoothness + render.orientation_penalty
         sure = render.opacity.clamp(1e-3, 1 - 1e-3)
         entropy = -(sure * sure.log() + (1 - sure) * (1 - sure).log()).mean()
         expected = expected + 0.1 * entropy
-    torch.testing.assert_close(found["loss"], expected)
-    names = {"loss", "sds", "rgb", "mask", "sparsity", "opaque", "orientation", "occupancy"}
-    assert found.keys() == names | {"normal_smoothness", "normal_smoothness_3d"}
+    torch.testing.assert_close(found.total, expected)
+    names = {"sds", "rgb", "mask", "sparsity", "opaque", "orientation"}
+    assert found.terms.keys() == names | {"normal_smoothness", "normal_smoothness_3d"}
+    assert found.aux.keys() == {"occupancy"}
 
 
 def test_losses_without_a_weight_are_not_computed(folders: dict[str, Path]) -> None:
@@ -199,10 +207,10 @@ def test_losses_without_a_weight_are_not_computed(folders: dict[str, Path]) -> N
         normal_smoothness=0, normal_smoothness_3d=0, orientation=0, sparsity=0, opaque=0
     )
     stage = build(replace(tiny("zero123", folders), weights=weights))  # type: ignore[call-arg]
-    assert stage.loss(1).keys() == {"loss", "sds", "rgb", "mask"}
+    assert stage.loss(1).terms.keys() == {"sds", "rgb", "mask"}
 
 
-def test_light_and_backdrops_are_seen_in_the_loss(folders: dict[str, Path]) -> None:
+def test_light_and_backgrounds_are_seen_in_the_loss(folders: dict[str, Path]) -> None:
     config = tiny("dreamfusion", folders)
     shading = ShadingConfig(ambient_steps=4, diffuse_probability=1.0, textureless_probability=1.0)
     found = []
@@ -211,7 +219,7 @@ def test_light_and_backdrops_are_seen_in_the_loss(folders: dict[str, Path]) -> N
         stage = build(replace(config, **plain))  # type: ignore[arg-type]
         for step in (3, 4):
             torch.manual_seed(0)
-            found.append(stage.loss(step)["loss"].item())
+            found.append(stage.loss(step).total.item())
     assert found[0] == found[2]  # not yet lit
     assert found[1] != found[3]
     assert found[0] != found[4]
@@ -240,7 +248,7 @@ def test_a_recipe_from_a_picture_needs_one(folders: dict[str, Path]) -> None:
 def test_every_parameter_has_the_rate_of_its_group(folders: dict[str, Path]) -> None:
     config = METHODS["textmesh"].presets["paper"]
     stage = build(replace(config, scene=small(config.scene), guidance=GuidanceConfig("exact")))
-    (base,) = stage.bases()
+    (base,) = stage.optimizers()
     rates = {group["name"]: group["lr"] for group in base.param_groups}
     assert rates == {"encoding": 0.01, "networks": 0.001, "background": 0.001}
     held = [id(p) for group in base.param_groups for p in group["params"]]
@@ -259,7 +267,7 @@ def test_at_tolerance_0_a_run_is_bitwise_the_sequential_one(
     """Over milestones of batch and size, through lit and unlit steps, with the occupancy grid as carry."""
     config = tiny(name, folders)
     plain, ahead = build(config), build(config)
-    (base,), carry, closure = plain.bases(), plain.carry(), closure_of(plain)
+    (base,), carry, closure = plain.optimizers(), plain.carry(), closure_of(plain)
     assert carry is not None
     assert carry.update is not None
     expected = []
@@ -270,14 +278,20 @@ def test_at_tolerance_0_a_run_is_bitwise_the_sequential_one(
             carry.update(expected[-1])
 
     optimizer = ParallelPicardOptimizer(
-        ahead.bases(), carry=ahead.carry(), total_steps=config.steps, seed=3, window=3, tolerance=0
+        ahead.optimizers(),
+        carry=ahead.carry(),
+        total_steps=config.steps,
+        seed=3,
+        window=3,
+        tolerance=0,
     )
     closure = closure_of(ahead)
     for step in range(config.steps):
         values = optimizer.step(closure)
-        assert values.keys() == expected[step].keys()
-        for key, value in values.items():
-            assert torch.equal(value, expected[step][key]), (step, key)
+        found, wanted = (pytree.tree_flatten(each) for each in (values, expected[step]))
+        assert found[1] == wanted[1]
+        for one, other in zip(found[0], wanted[0], strict=True):
+            assert torch.equal(one, other), step
     for one, other in zip(plain.scene.parameters(), ahead.scene.parameters(), strict=True):
         assert torch.equal(one, other)
     for one, other in zip(plain.scene.buffers(), ahead.scene.buffers(), strict=True):
@@ -297,7 +311,7 @@ def small(scene: Any) -> Any:
     )
 
 
-def shrunk(config: RecipeConfig, folders: dict[str, Path]) -> RecipeConfig:
+def shrunk(config: StageConfig, folders: dict[str, Path]) -> StageConfig:
     """Published settings at sizes that a CPU can do in seconds: views, batch, samples, tables."""
     sizes: dict[str, Any] = {"batch": 2, "pixels": 8}
     if isinstance(config, Zero123Config):
@@ -335,9 +349,9 @@ def test_published_settings_run_two_sweeps_on_the_real_pipelines(
     stage = build(config)
     before = [parameter.detach().clone() for parameter in stage.scene.parameters()]
     picard = config.picard
-    rule = AdaptiveTolerance(picard.initial, decay=picard.decay, statistic=picard.statistic)
+    rule = build_tolerance(picard.tolerance)
     optimizer = ParallelPicardOptimizer(
-        stage.bases(),
+        stage.optimizers(),
         carry=stage.carry(),
         total_steps=config.steps,
         seed=0,
@@ -348,7 +362,7 @@ def test_published_settings_run_two_sweeps_on_the_real_pipelines(
     closure = closure_of(stage)
     while optimizer.stats.sweeps < 2:
         values = optimizer.step(closure)
-        assert values["loss"].isfinite()
+        assert values.total.isfinite()
     assert optimizer.window == 7
     moved = [
         not torch.equal(one, other)
@@ -374,6 +388,6 @@ def test_published_settings_make_a_step_at_any_time_of_the_run(
     config = shrunk(METHODS[method].presets["paper"], folders)
     stage = build(config)
     torch.manual_seed(0)
-    stage.loss(step)["loss"].backward()
+    stage.loss(step).total.backward()
     for name, parameter in stage.scene.named_parameters():
         assert parameter.grad is None or parameter.grad.isfinite().all(), name

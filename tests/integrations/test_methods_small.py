@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from picardopt_3d.cameras import orbit_cameras
-from picardopt_3d.domain import Subject
 from picardopt_3d.guidance import ScoreDistillation
 from picardopt_3d.guidance.choose import load_score
 from picardopt_3d.methods import METHODS, Context
-from picardopt_3d.report import psnr_against_truth
+from picardopt_3d.world import Subject
 from picardopt_3d.world.pictures import true_reference
+from picardopt_3d.world.yardstick import psnr_against_truth
 
 from picardopt import step_rng
 
@@ -41,7 +41,7 @@ def test_a_small_preset_shows_the_chair(method: str, preset: str, least: float) 
         torch.manual_seed(0)
         guidance = ScoreDistillation(score, config.sds)
         stage = config.build(Context(guidance, prompt, torch.device("cpu"), image))
-    (base,), carry = stage.bases(), stage.carry()
+    (base,), carry = stage.optimizers(), stage.carry()
     assert carry is not None
     assert carry.update is not None
     before = psnr_against_truth(stage.scene, CHAIR, config.final_pixels)
@@ -49,7 +49,7 @@ def test_a_small_preset_shows_the_chair(method: str, preset: str, least: float) 
         with step_rng(0, step):
             base.zero_grad(set_to_none=True)
             values = stage.loss(step)
-            values["loss"].backward()
+            values.total.backward()
             base.step()
             carry.update(values)
     found = psnr_against_truth(stage.scene, CHAIR, config.final_pixels)

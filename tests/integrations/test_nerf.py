@@ -43,15 +43,15 @@ def test_a_render_is_finite_in_range_and_every_parameter_is_in_one_group(
     background: str, depth: int
 ) -> None:
     field = grown(replace(SMALL, background=background, depth=depth))
-    options = {"normals": True, "roughness": True, "light": lamps()}
-    render = field.render(*rays_of(), jitter=True, **options)
+    options = {"normals": True, "normal_smoothness": True, "light": lamps()}
+    render = field.render_rays(*rays_of(), jitter=True, **options)
     assert render.eikonal is None
     assert render.rgb.shape == (2, 3, 6, 6)
     assert 0 <= render.rgb.min() < render.rgb.max() <= 1
     assert render.normal is not None
-    assert render.back_facing is not None
-    assert render.roughness is not None
-    loss = render.rgb.square().sum() + render.back_facing + render.roughness
+    assert render.orientation_penalty is not None
+    assert render.normal_smoothness is not None
+    loss = render.rgb.square().sum() + render.orientation_penalty + render.normal_smoothness
     loss.backward()
     grouped = [p for parameters in field.groups().values() for p in parameters]
     assert {id(p) for p in grouped} == {id(p) for p in field.parameters()}
@@ -67,33 +67,33 @@ def test_a_fresh_field_is_the_blob() -> None:
         for parameter in field.network.parameters():
             parameter.zero_()
     points = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.5, 0.0], [0.3, 0.0, 0.4]])
-    density = field.occupied_density(points).detach()
+    density = field.density(points).detach()
     assert density.tolist() == pytest.approx([math.log1p(math.exp(10))] + 2 * [math.log(2)])
     assert field.colour(points).detach().unique().tolist() == [0.5]
     points = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.6]])
-    assert (field.inside(points) > 0).tolist() == [True, False]  # density 10.00005
+    assert (field.level_set(points) > 0).tolist() == [True, False]  # density 10.00005
     field.config = replace(SMALL, surface_density=11.0)
-    assert (field.inside(points) > 0).tolist() == [False, False]
+    assert (field.level_set(points) > 0).tolist() == [False, False]
 
 
 def test_normals_of_a_fresh_field_point_outward() -> None:
-    render = NerfField(SMALL).render(*turntable_cameras(2).rays(9, 9), normals=True)
+    render = NerfField(SMALL).render(turntable_cameras(2), 9, normals=True)
     assert render.normal is not None
     towards = torch.nn.functional.normalize(turntable_cameras(2).position, dim=1)
     middle = render.normal[:, :, 4, 4]
     assert ((middle * towards).sum(1) > 0.85).all()
-    assert render.back_facing is not None
+    assert render.orientation_penalty is not None
     share = (render.opacity > 0).float().mean()  # of the rays: those that see something
-    assert render.back_facing.item() * share < 0.02
+    assert render.orientation_penalty.item() * share < 0.02
 
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_analytic_normals_are_those_of_finite_differences(depth: int) -> None:
     config = replace(SMALL, depth=depth)
     field = grown(config)
-    by_slope = field.render(*rays_of(), normals=True).normal
+    by_slope = field.render_rays(*rays_of(), normals=True).normal
     field.config = replace(config, normals="finite_difference", normal_step=1e-7)
-    by_difference = field.render(*rays_of(), normals=True).normal
+    by_difference = field.render_rays(*rays_of(), normals=True).normal
     assert by_slope is not None
     assert by_slope.abs().max() > 0.3
     assert torch.allclose(by_slope, by_difference, atol=1e-5)
@@ -107,7 +107,7 @@ def test_what_trains_through_normals_has_the_gradient_of_finite_differences(norm
     weights = torch.randn(1, 3, 3, 3, generator=generator, dtype=torch.float64)
 
     def loss() -> torch.Tensor:
-        render = field.render(*rays, normals=True, light=lamps(1))
+        render = field.render_rays(*rays, normals=True, light=lamps(1))
         return (render.rgb * weights).sum() + (render.normal * weights).sum()
 
     loss().backward()
@@ -130,14 +130,16 @@ def test_light_shades_what_is_seen_and_textureless_hides_the_colour() -> None:
         field.network.layers[-1].bias[1:] = torch.tensor([-2.0, 0.0, 2.0]).double()
     rays, light = rays_of(), lamps()
     black = torch.zeros(2, 3)
-    albedo = field.render(*rays, backdrop=black).rgb
-    lit = field.render(*rays, light=light, backdrop=black).rgb
-    plain = field.render(*rays, light=replace(light, textureless=True), backdrop=black).rgb
-    ambient = field.render(*rays, light=replace(light, ambient=1.0, diffuse=0.0), backdrop=black)
+    albedo = field.render_rays(*rays, background=black).rgb
+    lit = field.render_rays(*rays, light=light, background=black).rgb
+    plain = field.render_rays(*rays, light=replace(light, textureless=True), background=black).rgb
+    ambient = field.render_rays(
+        *rays, light=replace(light, ambient=1.0, diffuse=0.0), background=black
+    )
     assert torch.allclose(ambient.rgb, albedo)
     assert torch.allclose(lit, plain * torch.sigmoid(torch.tensor([-2.0, 0, 2]))[:, None, None])
     assert torch.allclose(plain[:, :1].expand(-1, 3, -1, -1), plain)
-    opacity = field.render(*rays).opacity
+    opacity = field.render_rays(*rays).opacity
     assert (plain[:, :1] >= 0.2 * opacity - 1e-9).all()
     assert (plain[:, :1] <= opacity + 1e-9).all()
     assert (plain[:, :1] - 0.2 * opacity).max() > 0.2
@@ -149,14 +151,14 @@ def test_a_neural_background_is_a_function_of_the_direction_and_gives_way_to_a_b
         field.network.layers[-1].weight[0].zero_()
         field.network.layers[-1].bias[0] = -1e3  # nothing there
     origins, directions = rays_of()
-    seen = field.render(origins, directions).rgb
+    seen = field.render_rays(origins, directions).rgb
     expected = field.background(directions.view(-1, 3)).view(2, 6, 6, 3).permute(0, 3, 1, 2)
     assert torch.allclose(seen, expected)
     assert seen.std(dim=(0, 2, 3)).min() > 0.005
-    elsewhere = field.render(0.9 * origins + 0.1, directions).rgb
+    elsewhere = field.render_rays(0.9 * origins + 0.1, directions).rgb
     assert torch.allclose(seen, elsewhere)
     backdrop = torch.rand(2, 3)
-    over = field.render(origins, directions, backdrop=backdrop).rgb
+    over = field.render_rays(origins, directions, background=backdrop).rgb
     assert torch.allclose(over, backdrop.double()[:, :, None, None].expand(2, 3, 6, 6))
 
 
@@ -168,11 +170,11 @@ def test_a_grid_that_is_full_changes_nothing_and_an_empty_one_shows_the_backgrou
     pictures = []
     for field in (plain, culled):  # a new grid counts as full
         torch.manual_seed(0)
-        pictures.append(field.render(*rays_of(), **options))
-    for name in ("rgb", "opacity", "depth", "normal", "back_facing"):
+        pictures.append(field.render_rays(*rays_of(), **options))
+    for name in ("rgb", "opacity", "depth", "normal", "orientation_penalty"):
         assert torch.equal(*(getattr(picture, name) for picture in pictures))
     culled.occupancy.values.zero_()
-    empty = culled.render(*rays_of(), **options)
+    empty = culled.render_rays(*rays_of(), **options)
     expected = torch.tensor(SMALL.background_colour).double()[None, :, None, None]
     assert torch.equal(empty.rgb, expected.expand(2, 3, 6, 6))
     assert not empty.opacity.any()
@@ -186,19 +188,19 @@ def test_what_a_render_draws_does_not_depend_on_what_is_there() -> None:
     for occupied in (1.0, 0.0):
         field.occupancy.values.fill_(occupied)
         torch.manual_seed(0)
-        field.render(*rays_of(), jitter=True, normals=True, roughness=True)
+        field.render_rays(*rays_of(), jitter=True, normals=True, normal_smoothness=True)
         after.append(torch.rand(3))
     assert torch.equal(*after)
 
 
-def test_roughness_measures_how_normals_turn() -> None:
+def test_normal_smoothness_measures_how_normals_turn() -> None:
     torch.manual_seed(0)
     smooth, rough = NerfField(SMALL).double(), grown()
     values = []
     for field in (smooth, rough):
-        render = field.render(*rays_of(), normals=True, roughness=True)
-        assert render.roughness is not None
-        values.append(render.roughness.item())
+        render = field.render_rays(*rays_of(), normals=True, normal_smoothness=True)
+        assert render.normal_smoothness is not None
+        values.append(render.normal_smoothness.item())
     # On a sphere normals turn by displacement / r: with 0.01 and r of 0.1 to 0.5 that is a few hundredths.
     assert 0.005 < values[0] < 0.05
     assert values[1] > 1.2 * values[0]
@@ -208,7 +210,7 @@ def test_levels_come_in_with_the_step() -> None:
     encoding = replace(SMALL.encoding, start_level=1, every=10, after=100)
     field = grown(replace(SMALL, encoding=encoding))
     rays = rays_of()
-    pictures = [field.render(*rays, step=step).rgb for step in (0, 100, 110, 120, None)]
+    pictures = [field.render_rays(*rays, step=step).rgb for step in (0, 100, 110, 120, None)]
     assert torch.equal(pictures[0], pictures[1])
     assert not torch.allclose(pictures[1], pictures[2])
     assert not torch.allclose(pictures[2], pictures[3])
@@ -223,8 +225,8 @@ def test_a_step_repeats_to_the_bit() -> None:
     for _ in range(2):
         torch.manual_seed(1)
         field.zero_grad()
-        render = field.render(*rays, jitter=True, normals=True, light=lamps())
-        (render.rgb.square().sum() + render.back_facing).backward()
+        render = field.render_rays(*rays, jitter=True, normals=True, light=lamps())
+        (render.rgb.square().sum() + render.orientation_penalty).backward()
         gradients.append([p.grad.clone() for p in field.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 

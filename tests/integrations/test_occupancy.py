@@ -124,7 +124,7 @@ class Run:
         returned = {"loss": (render - 0.3).square().mean()}
         returned["loss"].backward()
         if self.grid.due(step):
-            returned["occupancy"] = self.grid.measure(self.scene.occupied_density)
+            returned["occupancy"] = self.grid.measure(self.scene.density)
         return returned
 
     def update(self, returned: dict[str, torch.Tensor]) -> None:
@@ -143,7 +143,7 @@ class Rendering(torch.nn.Module):
         self.scene = scene
 
     def forward(self, origins: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-        return self.scene.render(origins, directions, jitter=True).rgb
+        return self.scene.render_rays(origins, directions, jitter=True).rgb
 
 
 def prefixed(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

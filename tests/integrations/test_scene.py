@@ -8,8 +8,10 @@ import pytest
 import torch
 from picardopt_3d.cameras import random_cameras, turntable_cameras
 from picardopt_3d.scenes import (
+    Field,
     FieldConfig,
     HashConfig,
+    Light,
     NerfConfig,
     NerfField,
     RadianceField,
@@ -35,7 +37,7 @@ def random_field(config: FieldConfig = SMALL, seed: int = 0) -> RadianceField:
 
 
 def test_a_render_is_finite_in_range_and_shaped() -> None:
-    render = random_field().render(*turntable_cameras(3).rays(8, 10), normals=True)
+    render = random_field().render(turntable_cameras(3), (8, 10), normals=True)
     assert render.rgb.shape == (3, 3, 8, 10)
     assert render.opacity.shape == render.depth.shape == (3, 1, 8, 10)
     assert render.normal is not None
@@ -52,7 +54,7 @@ def test_rays_that_miss_see_exactly_the_background() -> None:
     config = FieldConfig(resolutions=(5,), samples=4, background=(0.25, 0.5, 0.75))
     origins = torch.tensor([2.0, 0.0, 0.0]).expand(1, 2, 2, 3)
     away = torch.tensor([1.0, 0.0, 0.0]).expand(1, 2, 2, 3)  # behind the camera
-    render = random_field(config).render(origins, away)
+    render = random_field(config).render_rays(origins, away)
     expected = torch.tensor(config.background)[None, :, None, None].expand(1, 3, 2, 2)
     assert torch.equal(render.rgb, expected)
     assert render.opacity.abs().max() == 0
@@ -68,7 +70,7 @@ def test_opacity_is_that_of_the_absorption_law() -> None:
         field.levels[0][0] = raw - field.blob
     origins = torch.tensor([0.0, 0.0, 2.0]).expand(1, 1, 1, 3)
     down = torch.tensor([0.0, 0.0, -1.0]).expand(1, 1, 1, 3)
-    render = field.render(origins, down)
+    render = field.render_rays(origins, down)
     assert render.opacity.item() == pytest.approx(1 - math.exp(-density * 1.0), rel=1e-4)
 
 
@@ -77,15 +79,15 @@ def test_normals_of_the_blob_point_outward() -> None:
     with torch.no_grad():
         field.levels[0][0] = 20.0 * torch.sign(field.blob)  # a hard ball
     cameras = turntable_cameras(2, elevation=0.0)
-    render = field.render(*cameras.rays(9, 9), normals=True)
+    render = field.render(cameras, 9, normals=True)
     assert render.normal is not None
     middle = render.normal[:, :, 4, 4]  # [batch, 3], at the pixel that looks at the centre
     towards = torch.nn.functional.normalize(cameras.position, dim=1)
     assert ((middle * towards).sum(1) > 0.9).all()
     assert render.depth[:, 0, 4, 4].tolist() == pytest.approx([1.8 - 0.5] * 2, abs=0.15)
-    assert render.back_facing is not None
+    assert render.orientation_penalty is not None
     share = (render.opacity > 0).float().mean()  # of the rays: those that see something
-    assert render.back_facing.item() * share < 1e-3
+    assert render.orientation_penalty.item() * share < 1e-3
 
 
 class Rendering(torch.nn.Module):
@@ -96,7 +98,7 @@ class Rendering(torch.nn.Module):
         self.field, self.normals = field, normals
 
     def forward(self, origins: torch.Tensor, directions: torch.Tensor) -> Render:
-        return self.field.render(origins, directions, normals=self.normals)
+        return self.field.render_rays(origins, directions, normals=self.normals)
 
 
 @pytest.mark.parametrize("normals", [False, True])
@@ -124,7 +126,7 @@ def test_a_render_is_repeated_to_the_bit_and_jitter_follows_the_generator() -> N
     def gradients(seed: int) -> list[torch.Tensor]:
         torch.manual_seed(seed)
         field.zero_grad()
-        field.render(*rays, jitter=True, normals=True).rgb.square().sum().backward()
+        field.render_rays(*rays, jitter=True, normals=True).rgb.square().sum().backward()
         return [level.grad.clone() for level in field.levels if level.grad is not None]
 
     first, again, other = gradients(1), gradients(1), gradients(2)
@@ -138,7 +140,7 @@ def test_a_field_can_be_kept_and_read_again(tmp_path: Path) -> None:
     again = load_scene(tmp_path / "scene.safetensors")
     assert again.config == field.config
     rays = random_cameras(2).rays(8, 8)
-    assert torch.equal(field.render(*rays).rgb, again.render(*rays).rgb)
+    assert torch.equal(field.render_rays(*rays).rgb, again.render_rays(*rays).rgb)
 
 
 def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
@@ -187,17 +189,59 @@ def test_many_points_are_looked_at_in_parts_that_are_computed_again(
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            render = scene.render(*(x.double() for x in rays), normals=True, roughness=True)
-            assert render.back_facing is not None
-            assert render.roughness is not None
-            loss = render.rgb.square().sum() + render.back_facing + render.roughness
+            render = scene.render_rays(
+                *(x.double() for x in rays), normals=True, normal_smoothness=True
+            )
+            assert render.orientation_penalty is not None
+            assert render.normal_smoothness is not None
+            loss = render.rgb.square().sum() + render.orientation_penalty + render.normal_smoothness
         loss.backward()
         gradients = [p.grad for p in scene.parameters() if p.grad is not None]
         return render.rgb, gradients, sum(kept.values())
 
     whole, gradients, memory = run()
-    monkeypatch.setattr("picardopt_3d.scenes.scene._AT_ONCE", 100)
+    monkeypatch.setattr("picardopt_3d.scenes.field._POINTS_AT_ONCE", 100)
     parts, again, less = run()
     torch.testing.assert_close(parts, whole)
     torch.testing.assert_close(again, gradients)
     assert less < memory / 3
+
+
+@pytest.mark.parametrize("kind", ["voxels", "sdf"])
+def test_pictures_are_rendered_some_rays_at_a_time_with_the_same_result(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    scene: Field = random_field()
+    if kind == "sdf":
+        encoding = HashConfig(levels=2, log2_size=8, base=4)
+        scene = SdfField(SdfConfig(encoding, 8, radius=0.55, samples=8, surface_radius=0.4))
+        scene.prepare()
+    cameras = turntable_cameras(3)
+    options = {
+        "normals": True,
+        "background": torch.rand(3, 3),
+        "light": Light(torch.randn(3, 3), ambient=0.4),
+    }
+    whole = scene.render(cameras, (10, 12), **options)
+    monkeypatch.setattr("picardopt_3d.scenes.field._RAYS_AT_ONCE", 3 * 12)  # strips of 3 rows
+    asked: list[int] = []
+    query = scene.query
+    monkeypatch.setattr(
+        scene, "query", lambda points, *a: asked.append(len(points)) or query(points, *a)
+    )
+    with torch.no_grad():
+        strips = scene.render(cameras, (10, 12), **options)
+    assert len(asked) == 3 * 4
+    monkeypatch.setattr("picardopt_3d.scenes.field._RAYS_AT_ONCE", 2 * 120)  # two views, then one
+    with torch.no_grad():
+        pairs = scene.render(cameras, (10, 12), **options)
+    assert len(asked) == 3 * 4 + 2
+    for found in (strips, pairs):
+        for name, value in vars(whole).items():
+            torch.testing.assert_close(getattr(found, name), value, msg=name)
+    with torch.no_grad():  # what is drawn at random is drawn at once
+        torch.manual_seed(1)
+        drawn = scene.render(cameras, 12, jitter=True).rgb
+    torch.manual_seed(1)
+    torch.testing.assert_close(scene.render(cameras, 12, jitter=True).rgb, drawn)

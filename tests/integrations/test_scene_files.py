@@ -56,9 +56,9 @@ def test_a_scene_can_be_kept_and_read_again(name: str, tmp_path: Path) -> None:
         torch.equal(a, b) for a, b in zip(scene.parameters(), again.parameters(), strict=True)
     )
     rays = random_cameras(2).rays(6, 6)
-    assert torch.equal(scene.render(*rays).rgb, again.render(*rays).rgb)
+    assert torch.equal(scene.render_rays(*rays).rgb, again.render_rays(*rays).rgb)
     points = torch.rand(7, 3) - 0.5
-    assert torch.equal(scene.inside(points), again.inside(points))
+    assert torch.equal(scene.level_set(points), again.level_set(points))
     assert torch.equal(scene.colour(points), again.colour(points))
 
 
@@ -67,15 +67,21 @@ def test_every_scene_takes_what_a_recipe_may_ask_for(name: str) -> None:
     scene = build_scene(CONFIGS[name])
     rays = random_cameras(2).rays(5, 5)
     backdrop = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.5, 0.0]])
-    render = scene.render(*rays, backdrop=backdrop, step=3)
+    render = scene.render_rays(*rays, background=backdrop, step=3)
     assert torch.allclose(
         render.rgb[:, :, 0, 0], backdrop, atol=0.15
     )  # corners see next to nothing
-    assert render.normal is render.back_facing is render.roughness is render.eikonal is None
+    assert (
+        render.normal
+        is render.orientation_penalty
+        is render.normal_smoothness
+        is render.eikonal
+        is None
+    )
     assert sum(map(len, scene.groups().values())) == len(
         [p for p in scene.parameters() if p.requires_grad]
     )
-    assert (scene.inside(torch.tensor([[0.6, 0.0, 0.0]])) < 0).all()
+    assert (scene.level_set(torch.tensor([[0.6, 0.0, 0.0]])) < 0).all()
     assert scene.colour(torch.zeros(4, 3)).shape == (4, 3)
 
 

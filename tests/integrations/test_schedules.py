@@ -8,7 +8,7 @@ import pytest
 import torch
 from picardopt_3d.methods import dreamfusion, textmesh, zero123
 from picardopt_3d.methods.dreamfusion import DreamFusionWeights
-from picardopt_3d.methods.lighting import ShadingConfig, random_backdrop, random_light
+from picardopt_3d.methods.lighting import ShadingConfig, random_background, random_light
 from picardopt_3d.methods.schedules import current, value_at
 from picardopt_3d.scenes import HashGrid
 
@@ -110,12 +110,12 @@ def test_light_begins_after_2001_steps_and_only_then_draws() -> None:
 
 def test_a_backdrop_comes_in_its_share_of_the_steps() -> None:
     torch.manual_seed(0)
-    backdrops = [random_backdrop(3, 0.25, torch.device("cpu")) for _ in range(2000)]
+    backdrops = [random_background(3, 0.25, torch.device("cpu")) for _ in range(2000)]
     there = [colours for colours in backdrops if colours is not None]
     assert len(there) / len(backdrops) == pytest.approx(0.25, abs=0.04)
     assert there[0].shape == (3, 3)
     before = torch.get_rng_state()
-    assert random_backdrop(3, 0.0, torch.device("cpu")) is None
+    assert random_background(3, 0.0, torch.device("cpu")) is None
     assert torch.equal(torch.get_rng_state(), before)
 
 

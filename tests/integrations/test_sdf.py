@@ -48,8 +48,8 @@ def points_of(count: int) -> torch.Tensor:
 def test_it_starts_as_a_sphere(normals: str) -> None:
     field, points = fresh(replace(SMALL, normals=normals)), points_of(100)
     assert torch.equal(field.signed_distance(points), points.norm(dim=1) - 0.4)
-    assert torch.equal(field.inside(points) > 0, points.norm(dim=1) < 0.4)
-    render = field.render(*rays_of(), normals=True)
+    assert torch.equal(field.level_set(points) > 0, points.norm(dim=1) < 0.4)
+    render = field.render_rays(*rays_of(), normals=True)
     assert render.eikonal is not None
     assert render.eikonal.item() < 1e-6
     assert render.depth[:, 0, 4, 4].tolist() == pytest.approx([1.65 - 0.4] * 2, abs=0.05)
@@ -59,8 +59,8 @@ def test_it_starts_as_a_sphere(normals: str) -> None:
     assert render.normal is not None
     middle = render.normal[:, :, 4, 4]
     assert torch.allclose(middle, towards.double(), atol=5e-3)
-    assert render.back_facing is not None
-    assert render.back_facing.item() < 1e-2
+    assert render.orientation_penalty is not None
+    assert render.orientation_penalty.item() < 1e-2
 
 
 def test_the_density_is_laplaces_distribution_over_its_deviation() -> None:
@@ -69,7 +69,7 @@ def test_the_density_is_laplaces_distribution_over_its_deviation() -> None:
     laplace = torch.distributions.Laplace(0.0, torch.tensor(1 / 20, dtype=torch.float64))
     expected = 20.0 * laplace.cdf(-distances)
     points = torch.stack([distances + 0.4, 0 * distances, 0 * distances], 1)
-    assert field.occupied_density(points).tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+    assert field.density(points).tolist() == pytest.approx(expected.tolist(), rel=1e-6)
 
 
 def test_the_surface_grows_no_thinner_than_its_bound() -> None:
@@ -78,14 +78,14 @@ def test_the_surface_grows_no_thinner_than_its_bound() -> None:
     inside = torch.zeros(1, 3, dtype=torch.float64)
     with torch.no_grad():
         field.sharpness.fill_(8.9)  # exp(89) is beyond float32
-    assert field.occupied_density(inside).item() == pytest.approx(40.0, rel=1e-3)
+    assert field.density(inside).item() == pytest.approx(40.0, rel=1e-3)
 
 
 def test_its_opacity_is_that_of_the_integrated_density() -> None:
     field = fresh(replace(SMALL, samples=4000, inverse_deviation=15.0))
     origins = torch.tensor([0.0, 0.45, 2.0]).double().expand(1, 1, 1, 3)
     down = torch.tensor([0.0, 0.0, -1.0]).double().expand(1, 1, 1, 3)
-    opacity = field.render(origins, down).opacity.item()
+    opacity = field.render_rays(origins, down).opacity.item()
     along = torch.linspace(-1, 1, 200_001, dtype=torch.float64) * math.sqrt(0.6**2 - 0.45**2)
     distance = (
         torch.hypot(along, torch.tensor(0.45).double()) - 0.4
@@ -102,9 +102,9 @@ def test_analytic_slopes_are_those_of_finite_differences() -> None:
     rays = [
         x.double() for x in orbit_cameras(33.0, torch.tensor([17.0, 120.0]), 1.6, 40.0).rays(8, 8)
     ]
-    by_slope = field.render(*rays, normals=True)
+    by_slope = field.render_rays(*rays, normals=True)
     field.config = replace(SMALL, normals="finite_difference", normal_step=1e-7)
-    by_difference = field.render(*rays, normals=True)
+    by_difference = field.render_rays(*rays, normals=True)
     assert by_slope.eikonal is not None
     assert by_slope.eikonal.item() > 0.01
     for name in ("normal", "eikonal", "rgb"):
@@ -120,7 +120,7 @@ def test_gradients_are_those_of_finite_differences(normals: str) -> None:
     light = Light(torch.tensor([[1.0, 2.0, 1.5]]))
 
     def loss() -> torch.Tensor:
-        render = field.render(*rays, normals=True, light=light)
+        render = field.render_rays(*rays, normals=True, light=light)
         return ((render.rgb + render.normal) * weights).sum() + render.eikonal
 
     loss().backward()
@@ -150,12 +150,12 @@ def test_culling_where_there_is_next_to_nothing_changes_next_to_nothing() -> Non
     field = fresh(replace(SMALL, occupancy=OccupancyConfig(resolution=16, threshold=0.05)))
     assert field.occupancy is not None
     rays = rays_of()
-    full = field.render(*rays, normals=True)
+    full = field.render_rays(*rays, normals=True)
     for step in range(3):
         torch.manual_seed(step)
-        field.occupancy.update(field.occupancy.measure(field.occupied_density))
+        field.occupancy.update(field.occupancy.measure(field.density))
     assert 0.2 < field.occupancy.occupied().float().mean() < 0.8
-    culled = field.render(*rays, normals=True)
+    culled = field.render_rays(*rays, normals=True)
     assert (full.rgb - culled.rgb).abs().max() < 0.02
     assert not torch.equal(full.rgb, culled.rgb)
 

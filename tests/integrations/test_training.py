@@ -15,14 +15,14 @@ from picardopt_3d.guidance.pixel_diffusion import PixelDiffusion
 from picardopt_3d.guidance.zero123_pipeline import Zero123Pipeline
 from picardopt_3d.training.autoencoder import AutoencoderConfig, AutoencoderTrainer
 from picardopt_3d.training.clip import ClipConfig, ClipTrainer
-from picardopt_3d.training.evaluate import kind_of, main
-from picardopt_3d.training.evaluation import EvaluationConfig
+from picardopt_3d.training.evaluate import evaluation_of, main
 from picardopt_3d.training.latent_text_to_view import (
     LatentTextToViewConfig,
     LatentTextToViewTrainer,
 )
 from picardopt_3d.training.loop import Trainer, run
 from picardopt_3d.training.models import TextSizes, UNetSizes, VisionSizes
+from picardopt_3d.training.tables import EvaluationConfig
 from picardopt_3d.training.text_to_view import TextToViewConfig, TextToViewTrainer
 from picardopt_3d.training.zero123 import Zero123Config, Zero123Trainer
 from transformers import CLIPModel, CLIPTokenizer
@@ -165,4 +165,4 @@ def test_a_budget_of_minutes_ends_a_run(shared: Path, tmp_path: Path) -> None:
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="TextToViewPipeline"):
-        kind_of(tmp_path)
+        evaluation_of(tmp_path)

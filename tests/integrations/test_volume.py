@@ -5,17 +5,10 @@ import math
 import pytest
 import torch
 from picardopt_3d.cameras import random_cameras, turntable_cameras
-from picardopt_3d.scenes import Light, OccupancyConfig, OccupancyGrid, nerfacc_sampling, volume
-from picardopt_3d.scenes.volume import (
-    Rays,
-    Samples,
-    behind,
-    chord,
-    composite,
-    cut_out,
-    sample,
-    shade,
-)
+from picardopt_3d.scenes import Light, OccupancyConfig, OccupancyGrid, nerfacc_sampling, sampling
+from picardopt_3d.scenes.rays import Rays, ray_sphere
+from picardopt_3d.scenes.sampling import Samples, sample
+from picardopt_3d.scenes.volume import composite, cut_out, shade
 from torch import Tensor
 
 RADIUS = 0.5  # the corners of the views miss it
@@ -47,9 +40,9 @@ def test_a_constant_density_absorbs_exponentially_with_the_chord() -> None:
 
 def test_a_camera_inside_sees_what_is_before_it() -> None:
     origin, direction = torch.tensor([[[[0.0, 0.0, 0.2]]]]), torch.tensor([[[[0.0, 0.0, 1.0]]]])
-    near, far = chord(Rays.of(origin, direction), RADIUS)
+    near, far = ray_sphere(Rays.of(origin, direction), RADIUS)
     assert (near.item(), far.item()) == pytest.approx((0.0, 0.3))
-    near, far = chord(Rays.of(origin + 1, direction), RADIUS)
+    near, far = ray_sphere(Rays.of(origin + 1, direction), RADIUS)
     assert near.item() == far.item()
 
 
@@ -99,7 +92,7 @@ def test_culling_leaves_out_the_samples_in_empty_cells_and_no_others() -> None:
     black = torch.zeros(3).double()
     culled = composite(rays, some, density[kept], colour[:, kept], black, colour[:, kept])
     zeroed = composite(rays, everything, density * kept, colour, black, colour)
-    for name in ("rgb", "opacity", "depth", "normal", "back_facing"):
+    for name in ("rgb", "opacity", "depth", "normal", "orientation_penalty"):
         assert torch.allclose(getattr(culled, name), getattr(zeroed, name), atol=1e-12)
     most = kept.view(-1, 12).sum(1).max()
     assert some.distance.shape == (len(some.hit), most)  # empty samples have no place on the table
@@ -111,7 +104,7 @@ def test_rays_are_looked_up_some_at_a_time_with_the_same_result(
     rays = rays_of()
     occupancy = occupancy_of(torch.rand(4, 4, 4).round())
     whole = sample(rays, RADIUS, 12, jitter=False, occupancy=occupancy)
-    monkeypatch.setattr(volume, "_AT_ONCE", 30)  # two rays of twelve samples
+    monkeypatch.setattr(sampling, "_AT_ONCE", 30)  # two rays of twelve samples
     parts = sample(rays, RADIUS, 12, jitter=False, occupancy=occupancy)
     for name in ("hit", "distance", "delta", "points", "where"):
         assert torch.equal(getattr(whole, name), getattr(parts, name))
@@ -125,7 +118,7 @@ def test_rays_through_empty_space_have_no_samples() -> None:
     )
     assert len(samples.points) == 0
     assert (render.rgb == 1).all()
-    assert render.back_facing == 0
+    assert render.orientation_penalty == 0
 
 
 def test_light_falls_off_with_the_cosine_from_each_views_own_lamp() -> None:
@@ -143,7 +136,7 @@ def test_light_falls_off_with_the_cosine_from_each_views_own_lamp() -> None:
     assert torch.allclose(plain, brightness.expand(3, 2))
 
 
-def test_back_facing_normals_are_penalised_by_weight_and_the_weights_are_left_alone() -> None:
+def test_normals_that_face_away_are_penalised_by_weight_and_the_weights_are_left_alone() -> None:
     rays = rays_of(1, 1)
     samples = sample(rays, RADIUS, 2, jitter=False)
     density = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
@@ -151,24 +144,22 @@ def test_back_facing_normals_are_penalised_by_weight_and_the_weights_are_left_al
     tilted = torch.stack([0.5 * along, -along], 1).requires_grad_()  # away by half; towards
     black = torch.zeros(3).double()
     render = composite(rays, samples, density, torch.zeros(3, 2).double(), black, tilted)
-    assert render.back_facing is not None
+    assert render.orientation_penalty is not None
     first = 1 - math.exp(-1.0 * RADIUS)  # weight of the first sample: half the chord is the radius
-    assert render.back_facing.item() == pytest.approx(first * 0.25)
+    assert render.orientation_penalty.item() == pytest.approx(first * 0.25)
     by_density, by_normal = torch.autograd.grad(
-        render.back_facing, (density, tilted), allow_unused=True
+        render.orientation_penalty, (density, tilted), allow_unused=True
     )
     assert by_density is None
     assert by_normal[:, 0] == pytest.approx((2 * first * 0.5 * along).numpy())
     assert not by_normal[:, 1].any()
 
 
-def test_a_backdrop_stands_behind_its_own_view() -> None:
+def test_a_background_stands_behind_its_own_view() -> None:
     rays = rays_of(2, 2)
     colours = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]).double()
-    own = torch.ones(3).double()
-    assert torch.equal(behind(rays, own, None), own)
     samples = sample(rays, 1e-3, 2, jitter=False)
-    render = composite(rays, samples, *nothing(rays, samples), behind(rays, own, colours))
+    render = composite(rays, samples, *nothing(rays, samples), rays.repeated(colours))
     assert torch.allclose(render.rgb, colours[:, :, None, None].expand(2, 3, 2, 2))
 
 

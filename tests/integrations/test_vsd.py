@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import gc
 import pickle
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +12,25 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from picardopt_3d.cameras import random_cameras, turntable_cameras
+from picardopt_3d.guidance.choose import GuidanceConfig, load_guidance
 from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.guidance.pixel_diffusion import PixelDiffusion
 from picardopt_3d.guidance.protocol import Guidance
 from picardopt_3d.guidance.sds import ScoreDistillation
 from picardopt_3d.guidance.stable_diffusion import StableDiffusion
 from picardopt_3d.guidance.vsd import VSD, VsdConfig
+from picardopt_3d.methods import METHODS, Context
 from picardopt_3d.prompts import TextPrompt, ViewWords
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from picardopt import ImpureClosureError, ParallelPicardOptimizer, step_rng
+from picardopt import (
+    ImpureClosureError,
+    ParallelPicardOptimizer,
+    load_checkpoint,
+    save_checkpoint,
+    step_rng,
+)
 from tests.helpers.pool import Pools
 from tests.integrations.helpers.tiny_pipelines import save_stable_diffusion
 
@@ -198,12 +210,18 @@ class Run:
         self.scene = torch.nn.Parameter(torch.randn(1, 3, 16, 16))
         self.losses: list[Tensor] = []
 
-    def closure(self, step: int) -> Tensor:
-        for parameter in [self.scene, *self.vsd.lora_parameters]:
-            parameter.grad = None
-        loss = self.vsd(self.scene.sigmoid(), self.prompt, random_cameras(1))
-        loss.backward()
-        return loss
+    def closure(self) -> Callable[[int], Tensor]:
+        """A function of the scene and the guidance, not of this object, whose log of losses grows."""
+        scene, vsd, prompt = self.scene, self.vsd, self.prompt
+
+        def closure(step: int) -> Tensor:
+            for parameter in [scene, *vsd.lora_parameters]:
+                parameter.grad = None
+            loss = vsd(scene.sigmoid(), prompt, random_cameras(1))
+            loss.backward()
+            return loss
+
+        return closure
 
     def signs(self) -> list[torch.optim.Optimizer]:
         """Bases that step by signs alone: a drift at a guess that is nearly right is right in every bit."""
@@ -215,17 +233,23 @@ class Run:
     def adam(self) -> torch.optim.Optimizer:
         return torch.optim.Adam([self.scene], lr=0.01)
 
+    def wrapped(self) -> ParallelPicardOptimizer:
+        scene = self.adam()
+        return ParallelPicardOptimizer([scene, *self.vsd.optimizers()], measured=[scene], **OPTIONS)
+
     def sequential(self, bases: list[torch.optim.Optimizer]) -> Run:
+        closure = self.closure()
         for step in range(STEPS):
             with step_rng(7, step):
-                self.losses.append(self.closure(step).detach())
+                self.losses.append(closure(step).detach())
                 for base in bases:
                     base.step()
         return self
 
     def parallel(self, optimizer: ParallelPicardOptimizer) -> Run:
+        closure = self.closure()
         for _ in range(STEPS):
-            self.losses.append(optimizer.step(self.closure))
+            self.losses.append(optimizer.step(closure))
         return self
 
     def bits(self) -> list[Tensor]:
@@ -246,7 +270,7 @@ def job(folder: Path, bases: str) -> tuple[bytes, list[int], int]:
         optimizers = run.signs()
         optimizer = ParallelPicardOptimizer(optimizers, measured=optimizers[:1], **OPTIONS)
     else:
-        optimizer = run.vsd.wrap(run.adam(), **OPTIONS)
+        optimizer = run.wrapped()
     run.parallel(optimizer)
     stats = optimizer.stats
     return pickle.dumps([t.numpy() for t in run.bits()]), stats.strides, stats.drift_evaluations
@@ -280,7 +304,7 @@ def test_two_processes_at_tolerance_0_are_the_sequential_run_bitwise(
 
 def test_the_usual_optimizers_are_exact_too(folders: dict[str, Path]) -> None:
     run = Run(folders["epsilon"])
-    run.sequential(run.vsd.bases(run.adam()))
+    run.sequential([run.adam(), run.vsd.optimizer])
     dumped, _, evaluations = job(folders["epsilon"], "adam")
     assert same(as_tensors(dumped), run.bits())
     assert evaluations > STEPS  # it ran ahead
@@ -288,7 +312,7 @@ def test_the_usual_optimizers_are_exact_too(folders: dict[str, Path]) -> None:
 
 def test_only_the_scene_and_the_lora_are_in_the_rows(folders: dict[str, Path]) -> None:
     run = Run(folders["epsilon"])
-    optimizer = run.vsd.wrap(run.adam(), **OPTIONS)
+    optimizer = run.wrapped()
     held = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     lora = sum(p.numel() for p in run.vsd.lora_parameters)
     assert held == run.scene.numel() + lora
@@ -300,12 +324,14 @@ def test_the_papers_lora_is_not_exact(folders: dict[str, Path]) -> None:
     results = {}
     for window in (1, 4):
         run = Run(folders["epsilon"], "paper")
-        with pytest.warns(UserWarning, match="not the sequential run"):
-            optimizer = run.vsd.wrap(run.adam(), **{**OPTIONS, "window": window})
+        assert run.vsd.optimizers() == []
+        optimizer = ParallelPicardOptimizer(
+            run.adam(), audit="never", **{**OPTIONS, "window": window}
+        )
         assert len(optimizer.param_groups) == 1
         results[window] = run.parallel(optimizer).bits()
     run = Run(folders["epsilon"], "paper")
-    run.sequential(run.vsd.bases(run.adam()))
+    run.sequential([run.adam(), run.vsd.optimizer])
     assert same(results[1], run.bits())
     assert not same(results[4][:1], run.bits()[:1])
 
@@ -316,6 +342,112 @@ def test_the_papers_lora_is_what_the_audit_looks_for(folders: dict[str, Path]) -
     optimizer = ParallelPicardOptimizer(run.adam(), **{**OPTIONS, "tolerance": 1.0})
     with pytest.raises(ImpureClosureError):
         run.parallel(optimizer)
+
+
+# -- from options -----------------------------------------------------------------------------------------
+
+
+def small_nerf(**changed: Any) -> Any:
+    """The shipped preset with VSD, three steps long and small."""
+    preset = METHODS["dreamfusion"].presets["small-nerf"]
+    guidance = replace(preset.guidance, loss="vsd")
+    return replace(
+        preset, **({"guidance": guidance, "steps": 4, "batch": 1, "pixels": 16} | changed)
+    )
+
+
+class CommandRun:
+    """A stage as a run loop holds it; what `save` returns is all that goes on."""
+
+    def __init__(self, window: int) -> None:
+        config = small_nerf()
+        torch.manual_seed(0)
+        guidance = load_guidance(config.guidance, "a blue chair", 16, "cpu", vsd=config.vsd)
+        prompt = config.guidance.text_prompt("a blue chair")
+        self.stage = config.build(Context(guidance, prompt, torch.device("cpu")))
+        self.optimizer = ParallelPicardOptimizer(
+            self.stage.optimizers(),
+            measured=self.stage.measured(),
+            carry=self.stage.carry(),
+            total_steps=config.steps,
+            window=window,
+            tolerance=0,
+        )
+
+    def closure(self, step: int) -> Any:
+        self.optimizer.zero_grad()
+        losses = self.stage.loss(step)
+        losses.total.backward()
+        return losses
+
+    def go_on(self, steps: int) -> CommandRun:
+        for _ in range(steps):
+            self.optimizer.step(self.closure)
+        return self
+
+    def bits(self) -> list[Tensor]:
+        assert isinstance(self.stage.guidance, VSD)
+        return [*self.stage.scene.state_dict().values(), *self.stage.guidance.lora_parameters]
+
+
+def test_a_stage_with_vsd_resumes_bitwise(tmp_path: Path) -> None:
+    whole, stopped, again = CommandRun(1).go_on(4), CommandRun(3).go_on(2), CommandRun(3)
+    assert not same(again.bits()[-4:], stopped.bits()[-4:])  # the LoRA has learnt
+    state = stopped.stage.state_dict() | {"optimizer": stopped.optimizer.state_dict()}
+    save_checkpoint(tmp_path / "checkpoint.pt", state)
+    kept = load_checkpoint(tmp_path / "checkpoint.pt")
+    again.stage.load_state_dict(kept)
+    again.optimizer.load_state_dict(kept["optimizer"])
+    assert same(again.go_on(2).bits(), whole.bits())
+    assert again.optimizer.stats.drift_evaluations > 2  # it ran ahead
+
+
+def test_the_scene_alone_is_measured(folders: dict[str, Path]) -> None:
+    stage = CommandRun(1).stage
+    scene, lora = stage.optimizers()
+    assert stage.measured() == [scene]
+    held = {id(p) for group in lora.param_groups for p in group["params"]}
+    assert held == {id(p) for p in stage.guidance.lora_parameters}
+
+
+def test_the_state_of_another_lora_is_refused(folders: dict[str, Path]) -> None:
+    vsd = VSD(load(folders["epsilon"]), VsdConfig(rank=2))
+    other = VSD(load(folders["epsilon"]), VsdConfig(rank=3))
+    with pytest.raises(RuntimeError, match="other layers or another rank"):
+        vsd.load_state_dict(other.state_dict())
+    with pytest.raises(KeyError, match="without variational score distillation"):
+        vsd.load_state_dict({})
+    plain = ScoreDistillation(load(folders["epsilon"]))
+    with pytest.raises(RuntimeError, match="learns nothing, but the state holds lora"):
+        plain.load_state_dict(vsd.state_dict())
+
+
+def test_options_that_vsd_cannot_keep_are_refused() -> None:
+    for model in ("exact", "zero123"):
+        with pytest.raises(ValueError, match=f"loss='vsd' with model='{model}'"):
+            GuidanceConfig(model, loss="vsd")
+    with pytest.raises(ValueError, match="loss='nds': give one of sds, vsd"):
+        GuidanceConfig(loss="nds")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"vsd\.lora='paper'"):
+        load_guidance(GuidanceConfig(loss="vsd"), "a", 16, "cpu", vsd=VsdConfig(lora="paper"))
+
+
+def test_stages_share_a_network_as_long_as_one_uses_it(folders: dict[str, Path]) -> None:
+    def loaded(**changed: Any) -> Any:
+        config = GuidanceConfig("stable-diffusion", str(folders["epsilon"]), IN_MEMORY, **changed)
+        return load_guidance(config, "a mug", 16, "cpu")
+
+    first, second = loaded(), loaded(negative="blurred")
+    assert first.score is second.score
+    other = GuidanceConfig("stable-diffusion", str(folders["v_prediction"]), IN_MEMORY)
+    assert load_guidance(other, "a mug", 16, "cpu").score is not first.score
+    vsd = loaded(loss="vsd")  # it changes its network
+    assert vsd.score is not first.score
+    assert loaded().score is first.score
+    gone = weakref.ref(first.score)
+    del first, second
+    gc.collect()
+    assert gone() is None
 
 
 # -- misuse -----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..scenes import Scene
+from picardopt_3d.scenes import Scene, Surface
 
 POINTS_AT_ONCE = 1 << 17
 """Points that a scene is asked about in one call, for memory's sake."""
@@ -55,12 +55,12 @@ def extract_mesh(
     faces: int | None = None,
     progress: Progress | None = None,
 ) -> Mesh:
-    """Cut a mesh out of a scene.
+    """Cuts a mesh out of a scene.
 
     Args:
         scene: What to cut it out of.
-        resolution: Samples of `scene.inside` along each edge of the cube about the scene's sphere.
-        level: The surface is where `scene.inside` has this value: above 0 it lies deeper, below 0 farther out.
+        resolution: Samples of the scene's level set along each edge of the cube about the scene's sphere.
+        level: The surface is where the scene's level set has this value: above 0 it lies deeper, below 0 farther out.
         components: Keep this many connected pieces, the ones of largest area; None keeps all.
         faces: Simplify to about this many triangles, or as few as leave the shape what it is; None leaves them all.
         progress: Told how many points were evaluated.
@@ -69,7 +69,7 @@ def extract_mesh(
         A closed mesh: what reaches out of the scene's sphere is cut off there, as it is in renders.
 
     Raises:
-        NoSurfaceError: `scene.inside` is on one side of `level` everywhere.
+        NoSurfaceError: the scene's level set is on one side of `level` everywhere.
         ValueError: An option cannot be used, or the scene holds values that are not finite.
     """
     if resolution < _LEAST_RESOLUTION:
@@ -77,7 +77,8 @@ def extract_mesh(
     for name, value, least in (("components", components, 1), ("faces", faces, 4)):
         if value is not None and value < least:
             raise ValueError(f"{name}={value}: give at least {least}, or leave it out")
-    values, spacing = _sample(scene, resolution, level, progress)
+    surface = scene.surface()
+    values, spacing = _sample(surface, resolution, level, progress)
     # Here, not above: it takes a second to import.
     from skimage.measure import marching_cubes
 
@@ -88,14 +89,14 @@ def extract_mesh(
     if components is not None:
         corners, triangles = largest_components(corners, triangles, components)
     if faces is not None and faces < len(triangles):
-        corners, triangles = _simplified(corners / scene.radius, triangles, faces)
-        corners = corners * scene.radius
+        corners, triangles = _simplified(corners / surface.radius, triangles, faces)
+        corners = corners * surface.radius
     corners = corners.astype(np.float32)
-    return Mesh(corners, triangles.astype(np.int64), _colours(scene, corners))
+    return Mesh(corners, triangles.astype(np.int64), _colours(surface, corners))
 
 
 def points_of(resolution: int) -> int:
-    """How many points of the grid `extract_mesh` evaluates at a resolution."""
+    """Returns how many points of the grid `extract_mesh` evaluates at a resolution."""
     axis = _axis(resolution).square()
     squared = axis[:, None, None] + axis[:, None] + axis
     return int((squared < 1).sum())
@@ -104,7 +105,7 @@ def points_of(resolution: int) -> int:
 def largest_components(
     vertices: npt.NDArray[np.floating], faces: npt.NDArray[np.integer], count: int
 ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]:
-    """The connected pieces of largest area.
+    """Returns the connected pieces of largest area.
 
     Args:
         vertices: [vertices, 3]
@@ -136,24 +137,23 @@ def _axis(resolution: int) -> Tensor:
 
 
 def _sample(
-    scene: Scene, resolution: int, level: float, progress: Progress | None
+    surface: Surface, resolution: int, level: float, progress: Progress | None
 ) -> tuple[npt.NDArray[np.float32], float]:
-    """`scene.inside - level` on the grid, negative outside of the sphere; and the grid's spacing.
+    """The surface's level set less `level` on the grid, negative outside of the sphere; and the grid's spacing.
 
     Returns:
         [x, y, z], and world units.
     """
-    device = next(scene.parameters()).device
-    axis = _axis(resolution) * scene.radius
-    spacing = 2 * scene.radius / (resolution - 3)
+    axis = _axis(resolution) * surface.radius
+    spacing = 2 * surface.radius / (resolution - 3)
     squared = axis.square()
     distance = (squared[:, None, None] + squared[:, None] + squared).sqrt().flatten()
-    within = torch.nonzero(distance < scene.radius).squeeze(1)
+    within = torch.nonzero(distance < surface.radius).squeeze(1)
     found = []
     for part in within.split(POINTS_AT_ONCE):
         x, rest = part // resolution**2, part % resolution**2
         points = torch.stack([axis[x], axis[rest // resolution], axis[rest % resolution]], dim=-1)
-        found.append(scene.inside(points.to(device, torch.float32)).double().cpu())
+        found.append(surface.level_set(points.to(surface.device, torch.float32)).double().cpu())
         if progress is not None:
             progress(len(part))
     inside = torch.cat(found)
@@ -161,7 +161,7 @@ def _sample(
     inside -= level
     # The sphere's own distance, so steep that it only counts within a cell of the sphere.
     steep = float(inside.abs().max()) / spacing
-    values = steep * (scene.radius - distance)
+    values = steep * (surface.radius - distance)
     values[within] = torch.minimum(inside, values[within])
     # Marching cubes makes holes or specks where a sample is exactly at the level.
     values[values == 0] = -1e-12 * steep * spacing
@@ -169,7 +169,7 @@ def _sample(
 
 
 def _check(inside: Tensor, level: float) -> None:
-    """Refuse a scene that has no surface there."""
+    """Raises an error if the scene has no surface there."""
     if not bool(inside.isfinite().all()):
         raise ValueError(
             "the scene holds values that are not finite: its optimization diverged; take another checkpoint, or run "
@@ -211,10 +211,9 @@ def _simplified(
     return fewer
 
 
-def _colours(scene: Scene, vertices: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _colours(surface: Surface, vertices: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """The scene's colour at the vertices. [vertices, 3]."""
-    device = next(scene.parameters()).device
     parts = torch.from_numpy(vertices).split(POINTS_AT_ONCE)
-    colours = torch.cat([scene.colour(part.to(device)).float().cpu() for part in parts])
+    colours = torch.cat([surface.colour(part.to(surface.device)).float().cpu() for part in parts])
     found: npt.NDArray[np.float32] = colours.clamp(0, 1).numpy()
     return found

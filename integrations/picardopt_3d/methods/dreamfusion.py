@@ -13,19 +13,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor
-
-from ..cameras import CameraConfig, random_cameras
-from ..domain import BACKGROUND
-from ..guidance import SdsConfig
-from ..guidance.choose import GuidanceConfig
-from ..guidance.loading import ModelOptions
-from ..prompts import ViewWords
-from ..scenes import FieldConfig, HashConfig, NerfConfig, OccupancyConfig
-from . import losses
-from .base import Context, PicardConfig, Rates, RecipeConfig, Stage, Weights
-from .lighting import ShadingConfig, random_backdrop, random_light
-from .schedules import Points, current
+from picardopt_3d.cameras import CameraConfig, random_cameras
+from picardopt_3d.guidance import SdsConfig
+from picardopt_3d.guidance.choose import GuidanceConfig
+from picardopt_3d.guidance.loading import ModelOptions
+from picardopt_3d.methods import losses
+from picardopt_3d.methods.lighting import ShadingConfig, random_background, random_light
+from picardopt_3d.methods.optim import field_rates
+from picardopt_3d.methods.recipe import Context, StageConfig
+from picardopt_3d.methods.schedules import Points, Weights, current
+from picardopt_3d.methods.stage import Stage
+from picardopt_3d.picard import PicardConfig
+from picardopt_3d.problem import Losses
+from picardopt_3d.prompts import ViewWords
+from picardopt_3d.scenes import WHITE, FieldConfig, HashConfig, NerfConfig, OccupancyConfig, Scene
+from picardopt_3d.tolerances import AdaptiveTol
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class DreamFusionWeights(Weights):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DreamFusionConfig(RecipeConfig):
+class DreamFusionConfig(StageConfig):
     """The recipe's numbers.
 
     Args:
@@ -56,44 +58,48 @@ class DreamFusionConfig(RecipeConfig):
     shading: ShadingConfig = field(default_factory=ShadingConfig)
     random_background: float = 0.0
 
-    def build(self, context: Context) -> DreamFusion:
-        """The recipe at work on a new scene."""
-        return DreamFusion(self, context)
+    def build(self, context: Context, previous: Scene | None = None) -> DreamFusion:
+        """Builds the stage; see `StageConfig.build`."""
+        return DreamFusion(self, context, previous)
 
 
 class DreamFusion(Stage):
     """A scene and the loss of each step.
 
     Args:
-        config: the numbers.
-        context: what they are used on.
+        config: The numbers.
+        context: What they are used on.
+        previous: The scene that the stage before has made.
     """
 
-    def __init__(self, config: DreamFusionConfig, context: Context) -> None:
-        super().__init__(config, context)
+    def __init__(
+        self, config: DreamFusionConfig, context: Context, previous: Scene | None = None
+    ) -> None:
+        super().__init__(config, context, previous)
         self.config = config
 
-    def loss(self, step: int) -> dict[str, Tensor]:
-        """The losses of one step: a function of the parameters, the step and its randomness."""
+    def loss(self, step: int) -> Losses:
+        """Evaluates the losses of one step: a function of the parameters, the step and its randomness."""
         config = self.config
         batch, size = current(config.batch, step), current(config.pixels, step)
         weights = config.weights.at(step)
         cameras = random_cameras(batch, config.cameras, self.device)
         light = random_light(cameras, config.shading, step)
         render = self.scene.render(
-            *cameras.rays(size, size),
+            cameras,
+            size,
             jitter=True,
             normals=light is not None or bool({"orientation", "eikonal"} & weights.keys()),
             light=light,
-            backdrop=random_backdrop(batch, config.random_background, self.device),
+            background=random_background(batch, config.random_background, self.device),
             step=step,
         )
         levels = config.timesteps.at(step, config.steps)
         terms = {"sds": self.guidance(render.rgb, self.prompt, cameras, levels)}
         if "sparsity" in weights:
             terms["sparsity"] = losses.sparsity(render.opacity)
-        if render.back_facing is not None:
-            terms["orientation"] = render.back_facing
+        if render.orientation_penalty is not None:
+            terms["orientation"] = render.orientation_penalty
         if render.eikonal is not None:
             terms["eikonal"] = render.eikonal
         return self.total(terms, weights, step)
@@ -103,8 +109,8 @@ SMALL = DreamFusionConfig(
     steps=300,
     batch=4,
     pixels=32,
-    scene=FieldConfig(background=BACKGROUND),
-    rates=Rates(encoding=0.04),
+    scene=FieldConfig(background=WHITE),
+    rates=field_rates(encoding=0.04),
     sds=SdsConfig(guidance_scale=3.0),
     weights=DreamFusionWeights(sparsity=0.0, orientation=0.0),
     shading=ShadingConfig(diffuse_probability=0.0),
@@ -122,7 +128,7 @@ SMALL_NERF = DreamFusionConfig(
         radius=0.55,
         samples=24,
         background="solid",
-        background_colour=BACKGROUND,
+        background_colour=WHITE,
         # Fresh density is everywhere, and the run is short: it has to be forgotten sooner.
         occupancy=OccupancyConfig(resolution=24, threshold=0.3, decay=0.8, every=8),
     ),
@@ -160,7 +166,7 @@ PAPER = DreamFusionConfig(
         centre_jitter=0.2,
         up_jitter=0.02,
     ),
-    picard=PicardConfig(window=7, rule="adaptive", initial=5e-6, predictor="hold"),
+    picard=PicardConfig(window=7, tolerance=AdaptiveTol(5e-6, 0.9, "median"), predictor="hold"),
 )
 
 PAPER_SD = replace(
@@ -173,7 +179,7 @@ PAPER_SD = replace(
     ),
     sds=SdsConfig(guidance_scale=100.0, guidance_form="cond", weighting="sds"),
     cameras=replace(PAPER.cameras, elevation=(-10.0, 45.0)),
-    picard=replace(PAPER.picard, initial=30e-6),
+    picard=replace(PAPER.picard, tolerance=AdaptiveTol(30e-6, 0.9, "median")),
 )
 
 PRESETS = {"small": SMALL, "small-nerf": SMALL_NERF, "paper": PAPER, "paper-sd": PAPER_SD}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..cameras import Cameras
-from ..scenes import Light
+from picardopt_3d.cameras import Cameras
+from picardopt_3d.scenes import Light
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def random_light(cameras: Cameras, config: ShadingConfig, step: int) -> Light | 
     return Light(position, config.ambient, config.diffuse, textureless)
 
 
-def random_backdrop(batch: int, probability: float, device: torch.device) -> Tensor | None:
+def random_background(batch: int, probability: float, device: torch.device) -> Tensor | None:
     """A plain random colour a view in place of the scene's background, in some of the steps. [batch, 3] or None."""
     if probability <= 0:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import dataclass, fields
 
 Points = float | tuple[tuple[int, float], ...]
 """A number, or (step, value) pairs between which it moves linearly and outside of which it stays."""
@@ -27,6 +28,27 @@ def current(milestones: Milestones, step: int) -> int:
     if isinstance(milestones, int):
         return milestones
     return milestones[bisect_right([first for first, _ in milestones], step) - 1][1]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a recipe's losses by name, each a number or (step, value) pairs that it moves between."""
+
+    sds: Points = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the weights.
+
+        Raises:
+            ValueError: One is negative or goes backwards in time.
+        """
+        for item in fields(self):
+            check_points(f"weights.{item.name}", getattr(self, item.name))
+
+    def at(self, step: int) -> dict[str, float]:
+        """Returns the weights of one step, by name; those of 0 are left out."""
+        values = {item.name: value_at(getattr(self, item.name), step) for item in fields(self)}
+        return {name: value for name, value in values.items() if value > 0}
 
 
 def check_points(name: str, points: Points) -> None:

@@ -11,16 +11,15 @@ are matt and lit from one side, so that views are not lit a second time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from ..domain import BACKGROUND
-from ..guidance import SdsConfig
-from ..scenes import HashConfig, OccupancyConfig, SdfConfig
-from . import dreamfusion
-from .base import Rates
-from .dreamfusion import DreamFusionConfig, DreamFusionWeights
-from .lighting import ShadingConfig
-from .schedules import Points
+from picardopt_3d.guidance import SdsConfig
+from picardopt_3d.methods import dreamfusion
+from picardopt_3d.methods.dreamfusion import DreamFusionConfig, DreamFusionWeights
+from picardopt_3d.methods.lighting import ShadingConfig
+from picardopt_3d.methods.optim import field_rates
+from picardopt_3d.methods.schedules import Points
+from picardopt_3d.scenes import WHITE, HashConfig, OccupancyConfig, SdfConfig
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,12 @@ SMALL = TextMeshConfig(
         surface_radius=0.4,
         normals="analytic",
         background="solid",
-        background_colour=BACKGROUND,
+        background_colour=WHITE,
         # Fresh density is everywhere, and the run is short: it has to be forgotten sooner.
         occupancy=OccupancyConfig(resolution=24, threshold=0.3, decay=0.8, every=8),
     ),
     # Slower networks than hash tables, as in the paper: guesses of the next steps are right for longer.
-    rates=Rates(encoding=0.01, networks=0.003),
+    rates=field_rates(encoding=0.01, networks=0.003),
     sds=SdsConfig(guidance_scale=3.0),
     weights=TextMeshWeights(eikonal=1.0),
     shading=ShadingConfig(diffuse_probability=0.0),
@@ -74,11 +73,11 @@ PAPER = TextMeshConfig(
         encoding=HashConfig(scale=1.381912879967776, start_level=8, after=2000, every=500),
         occupancy=OccupancyConfig(threshold=dreamfusion.OCCUPIED),
     ),
-    rates=Rates(encoding=0.01, networks=0.001, background=0.001),
+    rates=field_rates(encoding=0.01, networks=0.001, background=0.001),
     guidance=dreamfusion.PAPER.guidance,
     sds=dreamfusion.PAPER.sds,
     cameras=dreamfusion.PAPER.cameras,
-    picard=replace(dreamfusion.PAPER.picard, initial=5e-6),
+    picard=dreamfusion.PAPER.picard,
 )
 
 PRESETS = {"small": SMALL, "paper": PAPER}

@@ -15,17 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cameras import CameraConfig, Cameras, random_cameras
-from ..domain import BACKGROUND
-from ..guidance import SdsConfig, TimestepSchedule
-from ..guidance.choose import GuidanceConfig
-from ..guidance.loading import ModelOptions
-from ..images import ReferenceImage
-from ..scenes import HashConfig, NerfConfig, OccupancyConfig, Render
-from . import losses
-from .base import Context, PicardConfig, Rates, RecipeConfig, Stage, Weights
-from .dreamfusion import OCCUPIED
-from .schedules import Milestones, Points, check_milestones, current
+from picardopt_3d.cameras import CameraConfig, Cameras, random_cameras
+from picardopt_3d.guidance import SdsConfig, TimestepSchedule
+from picardopt_3d.guidance.choose import GuidanceConfig
+from picardopt_3d.guidance.loading import ModelOptions
+from picardopt_3d.images import ReferenceImage
+from picardopt_3d.methods import losses
+from picardopt_3d.methods.dreamfusion import OCCUPIED
+from picardopt_3d.methods.optim import field_rates
+from picardopt_3d.methods.recipe import Context, StageConfig
+from picardopt_3d.methods.schedules import Milestones, Points, Weights, check_milestones, current
+from picardopt_3d.methods.stage import Stage
+from picardopt_3d.picard import PicardConfig
+from picardopt_3d.problem import Losses
+from picardopt_3d.scenes import WHITE, HashConfig, NerfConfig, OccupancyConfig, Render, Scene
+from picardopt_3d.tolerances import AdaptiveTol
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Zero123Weights(Weights):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Zero123Config(RecipeConfig):
+class Zero123Config(StageConfig):
     """The recipe's numbers.
 
     Args:
@@ -71,36 +75,34 @@ class Zero123Config(RecipeConfig):
         super().__post_init__()
         check_milestones("reference_pixels", self.reference_pixels)
 
-    @property
-    def final_reference_pixels(self) -> int:
-        """Pixels along each edge of the picture in the last step, the most that are asked of it."""
-        return current(self.reference_pixels, self.steps - 1)
-
-    def build(self, context: Context) -> Zero123Stage:
-        """The recipe at work on a new scene."""
-        return Zero123Stage(self, context)
+    def build(self, context: Context, previous: Scene | None = None) -> Zero123Stage:
+        """Builds the stage; see `StageConfig.build`."""
+        return Zero123Stage(self, context, previous)
 
 
 class Zero123Stage(Stage):
     """A scene and the loss of each step.
 
     Args:
-        config: the numbers.
-        context: what they are used on; the prompt is the reference picture's.
+        config: The numbers.
+        context: What they are used on; the prompt is the reference picture's.
+        previous: The scene that the stage before has made.
 
     Raises:
-        ValueError: there is no reference picture.
+        ValueError: There is no reference picture.
     """
 
-    def __init__(self, config: Zero123Config, context: Context) -> None:
+    def __init__(
+        self, config: Zero123Config, context: Context, previous: Scene | None = None
+    ) -> None:
         if context.image is None:
             raise ValueError("context.image is None: give the picture, `load_reference(path, ...)`")
-        super().__init__(config, context)
+        super().__init__(config, context, previous)
         self.config, self.camera = config, context.image.camera.to(context.device)
         self.pictures = _sizes(context.image, config.reference_pixels, context.device)
 
-    def loss(self, step: int) -> dict[str, Tensor]:
-        """The losses of one step: a function of the parameters, the step and its randomness."""
+    def loss(self, step: int) -> Losses:
+        """Evaluates the losses of one step: a function of the parameters, the step and its randomness."""
         config = self.config
         weights = config.weights.at(step)
         batch, size = current(config.batch, step), current(config.pixels, step)
@@ -123,10 +125,11 @@ class Zero123Stage(Stage):
     def _render(self, cameras: Cameras, size: int, weights: dict[str, float], step: int) -> Render:
         """Albedo over white; normals where a loss needs them."""
         return self.scene.render(
-            *cameras.rays(size, size),
+            cameras,
+            size,
             jitter=True,
             normals=bool(_OF_NORMALS & weights.keys()),
-            roughness="normal_smoothness_3d" in weights,
+            normal_smoothness="normal_smoothness_3d" in weights,
             step=step,
         )
 
@@ -140,10 +143,10 @@ def _regularity(render: Render, weights: dict[str, float]) -> dict[str, Tensor]:
     if render.normal is not None and "normal_smoothness" in weights:
         normal = F.normalize(render.normal, dim=1, eps=1e-6)
         terms["normal_smoothness"] = losses.image_smoothness((normal + 1) / 2 * render.opacity)
-    if render.roughness is not None:
-        terms["normal_smoothness_3d"] = render.roughness
-    if render.back_facing is not None and "orientation" in weights:
-        terms["orientation"] = render.back_facing
+    if render.normal_smoothness is not None:
+        terms["normal_smoothness_3d"] = render.normal_smoothness
+    if render.orientation_penalty is not None and "orientation" in weights:
+        terms["orientation"] = render.orientation_penalty
     if "opaque" in weights:
         terms["opaque"] = losses.opaqueness(render.opacity)
     return terms
@@ -172,7 +175,7 @@ SMALL = Zero123Config(
         radius=0.55,
         samples=24,
         background="solid",
-        background_colour=BACKGROUND,
+        background_colour=WHITE,
         # Fresh density is everywhere, and the run is short: it has to be forgotten sooner.
         occupancy=OccupancyConfig(resolution=24, threshold=0.3, decay=0.8, every=8),
     ),
@@ -193,7 +196,7 @@ PAPER = Zero123Config(
     reference_pixels=((0, 128), (600, 256), (900, 512)),
     scene=NerfConfig(depth=2, background="solid", occupancy=OccupancyConfig(threshold=OCCUPIED)),
     eps=1e-8,
-    rates=Rates(encoding=0.01, networks=0.01),
+    rates=field_rates(encoding=0.01, networks=0.01),
     guidance=GuidanceConfig(
         "zero123", "ashawkey/zero123-xl-diffusers", ModelOptions(dtype="float16")
     ),
@@ -202,7 +205,7 @@ PAPER = Zero123Config(
     cameras=CameraConfig(
         elevation=(-10.0, 80.0), distance=(3.8, 3.8), fov=(20.0, 20.0), stratified=False
     ),
-    picard=PicardConfig(window=7, rule="adaptive", initial=30e-6, predictor="hold"),
+    picard=PicardConfig(window=7, tolerance=AdaptiveTol(30e-6, 0.9, "median"), predictor="hold"),
 )
 
 PRESETS = {"small": SMALL, "paper": PAPER}

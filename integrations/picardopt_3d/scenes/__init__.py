@@ -1,20 +1,23 @@
-"""Scenes: what is optimised and rendered."""
+"""Scenes: what is trained and rendered."""
 
-from .files import SceneConfig, build_scene, load_scene, save_scene
-from .hash_grid import HashConfig, HashGrid
-from .nerf import NerfConfig, NerfField
-from .occupancy import OccupancyConfig, OccupancyGrid
-from .radiance_field import FieldConfig, RadianceField
-from .scene import Look, Scene
-from .sdf import SdfConfig, SdfField
-from .views import Light, Render
+from picardopt_3d.scenes.field import Field, FieldSample
+from picardopt_3d.scenes.files import SceneConfig, build_scene, load_scene, save_scene
+from picardopt_3d.scenes.hash_grid import HashConfig, HashGrid
+from picardopt_3d.scenes.nerf import NerfConfig, NerfField
+from picardopt_3d.scenes.occupancy import OccupancyConfig, OccupancyGrid
+from picardopt_3d.scenes.radiance_field import FieldConfig, RadianceField
+from picardopt_3d.scenes.scene import Scene, Surface
+from picardopt_3d.scenes.sdf import SdfConfig, SdfField
+from picardopt_3d.scenes.views import WHITE, Light, Render
 
 __all__ = [
+    "WHITE",
+    "Field",
     "FieldConfig",
+    "FieldSample",
     "HashConfig",
     "HashGrid",
     "Light",
-    "Look",
     "NerfConfig",
     "NerfField",
     "OccupancyConfig",
@@ -25,6 +28,7 @@ __all__ = [
     "SceneConfig",
     "SdfConfig",
     "SdfField",
+    "Surface",
     "build_scene",
     "load_scene",
     "save_scene",

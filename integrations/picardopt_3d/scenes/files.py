@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,16 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .hash_grid import HashConfig
-from .nerf import NerfConfig, NerfField
-from .occupancy import OccupancyConfig
-from .radiance_field import FieldConfig, RadianceField
-from .scene import Scene
-from .sdf import SdfConfig, SdfField
+from picardopt_3d.scenes.hash_grid import HashConfig
+from picardopt_3d.scenes.nerf import NerfConfig, NerfField
+from picardopt_3d.scenes.occupancy import OccupancyConfig
+from picardopt_3d.scenes.radiance_field import FieldConfig, RadianceField
+from picardopt_3d.scenes.scene import Scene
+from picardopt_3d.scenes.sdf import SdfConfig, SdfField
 
 SceneConfig = FieldConfig | NerfConfig | SdfConfig
 
-KINDS: dict[str, tuple[type[SceneConfig], Callable[[Any], Scene]]] = {
+KINDS: dict[str, tuple[type[SceneConfig], type[Scene]]] = {
     "voxels": (FieldConfig, RadianceField),
     "nerf": (NerfConfig, NerfField),
     "sdf": (SdfConfig, SdfField),
@@ -30,13 +29,19 @@ KINDS: dict[str, tuple[type[SceneConfig], Callable[[Any], Scene]]] = {
 _PARTS = {"encoding": HashConfig, "occupancy": OccupancyConfig}  # configurations within one
 
 
-def build_scene(config: SceneConfig) -> Scene:
-    """A fresh scene of the kind that the configuration is of.
+def build_scene(config: SceneConfig, other: Scene | None = None) -> Scene:
+    """Builds a scene of the kind that the configuration is of.
+
+    Args:
+        config: Its shape.
+        other: A scene that it is to look like, such as that of a recipe's previous stage; None: it starts fresh.
 
     Raises:
-        TypeError: The configuration is of no scene.
+        TypeError: The configuration is of no scene, or its kind cannot be made of the other one.
     """
-    return KINDS[_kind_of(config)][1](config)
+    kind: Any = KINDS[_kind_of(config)][1]
+    scene: Scene = kind(config) if other is None else kind.from_scene(config, other)
+    return scene
 
 
 def save_scene(scene: Scene, path: Path) -> None:

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .hash_grid import HashConfig, HashGrid
-from .networks import Background, Mlp, check_background
-from .occupancy import OccupancyConfig, OccupancyGrid
-from .scene import Look, Scene
-from .volume import cut_out
+from picardopt_3d.scenes.field import Field, FieldSample
+from picardopt_3d.scenes.hash_grid import HashConfig, HashGrid
+from picardopt_3d.scenes.networks import Background, Mlp, check_background
+from picardopt_3d.scenes.occupancy import OccupancyConfig, OccupancyGrid
+from picardopt_3d.scenes.volume import cut_out
 
 NORMALS = ("analytic", "finite_difference")
 
@@ -65,7 +65,7 @@ class NerfConfig:
         check_background(self.background, self.background_colour)
 
 
-class NerfField(Scene):
+class NerfField(Field):
     """Density and colour by a network over a hash encoding, inside a sphere, rendered by alpha compositing.
 
     Args:
@@ -73,9 +73,8 @@ class NerfField(Scene):
     """
 
     def __init__(self, config: NerfConfig | None = None) -> None:
-        super().__init__()
-        self.config = config = config or NerfConfig()
-        self.radius, self.samples = config.radius, config.samples
+        config = config or NerfConfig()
+        super().__init__(config)
         self.encoding = HashGrid(config.encoding, config.radius)
         self.network = Mlp(self.encoding.width, config.width, config.depth, 4)
         self.background = Background(config.background, config.background_colour)
@@ -90,18 +89,13 @@ class NerfField(Scene):
             "background": list(self.background.parameters()),
         }
 
-    def look(self, points: Tensor, step: int | None, normals: bool) -> Look:
-        """What is at some points; see `Scene.look`."""
+    def query(self, points: Tensor, step: int | None, normals: bool) -> FieldSample:
+        """Evaluates the field; see `Field.query`."""
         raw, normal = self._evaluate(points, step, normals)
-        return Look(F.softplus(raw[0]), torch.sigmoid(raw[1:]), normal)
+        return FieldSample(F.softplus(raw[0]), torch.sigmoid(raw[1:]), normal)
 
-    def backdrop(self, directions: Tensor) -> Tensor:
-        """The background; see `Scene.backdrop`."""
-        colour: Tensor = self.background(directions)
-        return colour
-
-    def inside(self, points: Tensor) -> Tensor:
-        """Positive inside of the surface; see `Scene.inside`."""
+    def level_set(self, points: Tensor) -> Tensor:
+        """Returns values that are positive inside of the surface; see `Field.level_set`."""
         raw = self._evaluate(points, None, False)[0][0]
         return cut_out(raw, self.config.surface_density, self.radius - points.norm(dim=1))
 

@@ -13,7 +13,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from .occupancy import OccupancyGrid
+from picardopt_3d.scenes.occupancy import OccupancyGrid
 
 
 def usable(device: torch.device) -> bool:

@@ -8,13 +8,18 @@ density) ride along as further channels of the same look-up.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .scene import Look, Scene
-from .volume import cut_out
+from picardopt_3d.scenes.field import Field, FieldSample
+from picardopt_3d.scenes.networks import Background
+from picardopt_3d.scenes.scene import Scene
+from picardopt_3d.scenes.volume import cut_out, inverse_softplus
+
+_DENSITIES = (1e-3, 1e4)  # of a converted field: at 0 nothing could be learnt any more
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class FieldConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give a positive number")
 
 
-class RadianceField(Scene):
+class RadianceField(Field):
     """Density and colour on voxel grids inside a sphere, rendered by alpha compositing.
 
     Args:
@@ -63,24 +68,45 @@ class RadianceField(Scene):
     blob: Tensor
 
     def __init__(self, config: FieldConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or FieldConfig()
-        self.radius, self.samples = self.config.radius, self.config.samples
+        super().__init__(config or FieldConfig())
         self.levels = nn.ParameterList(
             torch.zeros(4, size, size, size) for size in self.config.resolutions
         )
-        finest = self.config.resolutions[-1]
-        axis = torch.linspace(-self.config.radius, self.config.radius, finest)
-        z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+        x, y, z = self.voxels().unbind(-1)
         distance = (x * x + y * y + z * z).sqrt()
         # The density bias of DreamFusion: scale * (1 - r / radius). # [z, y, x]
         blob = self.config.blob_scale * (1.0 - distance / self.config.blob_radius)
         self.register_buffer("blob", blob, persistent=False)
+        self.background = Background("solid", self.config.background)
+
+    @classmethod
+    @torch.no_grad()
+    def from_scene(cls, config: FieldConfig, other: Scene) -> Self:
+        """Takes another field's values at the voxels of the finest grid; see `Field.from_scene`."""
+        if not isinstance(other, Field) or config == other.config:
+            return super().from_scene(config, other)
+        field = cls(config).to(other.device)
+        points = field.voxels().to(other.device)
+        there = other.query(points.view(-1, 3), None, False)
+        density = there.density.clamp(*_DENSITIES)
+        raw = torch.cat([inverse_softplus(density)[None], there.colour.logit(1e-4)])
+        finest = field.levels[-1]
+        finest.copy_(raw.view_as(finest))
+        finest[0] -= field.blob
+        return field
+
+    def voxels(self) -> Tensor:
+        """Returns where the voxels of the finest grid are, world units. [z, y, x, 3]."""
+        config: FieldConfig = self.config
+        axis = torch.linspace(-config.radius, config.radius, config.resolutions[-1])
+        z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+        return torch.stack([x, y, z], dim=-1)
 
     @property
     def voxel(self) -> float:
         """Edge of a voxel of the finest grid, in world units."""
-        return 2.0 * self.config.radius / (self.config.resolutions[-1] - 1)
+        config: FieldConfig = self.config
+        return 2.0 * config.radius / (config.resolutions[-1] - 1)
 
     def raw_grid(self) -> Tensor:
         """All levels summed on the finest grid, with the density bias.
@@ -100,8 +126,8 @@ class RadianceField(Scene):
         """The grids; there is nothing else."""
         return {"encoding": list(self.levels), "networks": [], "background": []}
 
-    def look(self, points: Tensor, step: int | None, normals: bool) -> Look:
-        """What is at some points; nothing comes in progressively; see `Scene.look`.
+    def query(self, points: Tensor, step: int | None, normals: bool) -> FieldSample:
+        """Evaluates the field; nothing comes in progressively; see `Field.query`.
 
         Normals are interpolated: a little shorter than 1 where the surface bends.
         """
@@ -110,14 +136,10 @@ class RadianceField(Scene):
             grid = torch.cat([grid, self._normals(grid[0])])
         values = self._look_up(grid, points)  # [4 or 7, count]
         normal = values[4:] if normals else None
-        return Look(F.softplus(values[0]), torch.sigmoid(values[1:4]), normal)
+        return FieldSample(F.softplus(values[0]), torch.sigmoid(values[1:4]), normal)
 
-    def backdrop(self, directions: Tensor) -> Tensor:
-        """The background; see `Scene.backdrop`."""
-        return directions.new_tensor(self.config.background)
-
-    def inside(self, points: Tensor) -> Tensor:
-        """Positive inside of the surface; see `Scene.inside`."""
+    def level_set(self, points: Tensor) -> Tensor:
+        """Returns values that are positive inside of the surface; see `Field.level_set`."""
         raw = self._look_up(self.raw_grid()[:1], points)[0]
         return cut_out(raw, self.config.surface_density, self.radius - points.norm(dim=1))
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .hash_grid import HashConfig, HashGrid
-from .nerf import NORMALS
-from .networks import Background, Mlp, check_background
-from .occupancy import OccupancyConfig, OccupancyGrid
-from .scene import Look, Scene
+from picardopt_3d.scenes.field import Field, FieldSample
+from picardopt_3d.scenes.hash_grid import HashConfig, HashGrid
+from picardopt_3d.scenes.nerf import NORMALS
+from picardopt_3d.scenes.networks import Background, Mlp, check_background
+from picardopt_3d.scenes.occupancy import OccupancyConfig, OccupancyGrid
 
 _PACE = 10.0  # NeuS learns log(1 / deviation) / 10, so that a network's learning rate suits it
 
@@ -76,7 +76,7 @@ class SdfConfig:
         check_background(self.background, self.background_colour)
 
 
-class SdfField(Scene):
+class SdfField(Field):
     """A signed distance, a sphere's plus a network's, rendered with the density of VolSDF.
 
     The network's last layer starts at zero, so that the field is exactly a sphere at first.
@@ -89,9 +89,8 @@ class SdfField(Scene):
     """
 
     def __init__(self, config: SdfConfig | None = None) -> None:
-        super().__init__()
-        self.config = config = config or SdfConfig()
-        self.radius, self.samples = config.radius, config.samples
+        config = config or SdfConfig()
+        super().__init__(config)
         self.encoding = HashGrid(config.encoding, config.radius)
         self.network = Mlp(self.encoding.width, config.width, config.depth, 1, fresh=0.0)
         self.colours = Mlp(self.encoding.width, config.width, config.depth, 3)
@@ -112,27 +111,22 @@ class SdfField(Scene):
             "background": list(self.background.parameters()),
         }
 
-    def look(self, points: Tensor, step: int | None, normals: bool) -> Look:
-        """What is at some points; see `Scene.look`."""
+    def query(self, points: Tensor, step: int | None, normals: bool) -> FieldSample:
+        """Evaluates the field; see `Field.query`."""
         distance, features, slope = self._evaluate(points, step, normals)
         density, colour = self._density(distance), torch.sigmoid(self.colours(features))
         if slope is None:
-            return Look(density, colour)
+            return FieldSample(density, colour)
         length = (slope.square().sum(0) + 1e-12).sqrt()
         normal = F.normalize(slope, dim=0, eps=1e-6)
-        return Look(density, colour, normal, (length - 1.0).square())
-
-    def backdrop(self, directions: Tensor) -> Tensor:
-        """The background; see `Scene.backdrop`."""
-        colour: Tensor = self.background(directions)
-        return colour
+        return FieldSample(density, colour, normal, (length - 1.0).square())
 
     def signed_distance(self, points: Tensor, step: int | None = None) -> Tensor:
         """Distance to the surface, negative inside. [count, 3] -> [count]."""
         return self._evaluate(points, step, False)[0]
 
-    def inside(self, points: Tensor) -> Tensor:
-        """Positive inside of the surface; see `Scene.inside`."""
+    def level_set(self, points: Tensor) -> Tensor:
+        """Returns values that are positive inside of the surface; see `Field.level_set`."""
         return torch.minimum(-self.signed_distance(points), self.radius - points.norm(dim=1))
 
     def _density(self, distance: Tensor) -> Tensor:

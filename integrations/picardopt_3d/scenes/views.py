@@ -1,4 +1,4 @@
-"""How a scene is looked at: lights, and what a batch of rays sees."""
+"""How a scene is looked at: lights, and what a batch of views shows."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+WHITE = (1.0, 1.0, 1.0)
+"""The plain background of the presets, RGB."""
+
 
 @dataclass(frozen=True)
 class Light:
     """A point light a view, and what is to be seen of the surface under it (DreamFusion, section 3.1).
 
-    Args:
-        position: where the lights are, world units. # [batch, 3]
-        ambient: share of the colour that is there without the light.
-        diffuse: share that falls off with the cosine between normal and light.
-        textureless: show the shading alone, as if all albedo were white.
+    Attributes:
+        position: Where the lights are, world units. [batch, 3]
+        ambient: Share of the colour that is there without the light.
+        diffuse: Share that falls off with the cosine between normal and light.
+        textureless: Show the shading alone, as if all albedo were white.
     """
 
     position: Tensor
@@ -26,26 +29,25 @@ class Light:
 
 @dataclass(frozen=True)
 class Render:
-    """What a batch of rays sees.
+    """What a batch of views shows.
 
-    Args:
-        rgb: colour over the background. # [batch, 3, height, width], in [0, 1]
-        opacity: accumulated alpha. # [batch, 1, height, width], in [0, 1]
-        depth: expected distance from the camera, world units. # [batch, 1, height, width]
-        normal: expected outward normal, not normalised; None if not asked for.
-            # [batch, 3, height, width]
-        back_facing: mean over rays that see something of the weight on normals that face away from the camera,
-            sum_i w_i max(0, n_i . d)^2 (Ref-NeRF's orientation penalty); None without normals.
-        roughness: mean over samples and axes of |n(x) - n(x + 0.01 noise)|, the 3D normal smoothness penalty of
+    Attributes:
+        rgb: Colour over the background, in [0, 1]. [batch, 3, height, width]
+        opacity: Accumulated alpha, in [0, 1]. [batch, 1, height, width]
+        depth: Expected distance from the camera, world units. [batch, 1, height, width]
+        normal: Expected outward normal, not normalized; None if not asked for. [batch, 3, height, width]
+        orientation_penalty: Mean over the pixels that see something of the weight on normals that face away from the
+            camera, sum_i w_i max(0, n_i . d)^2 (Ref-NeRF); None without normals.
+        normal_smoothness: Mean over samples and axes of |n(x) - n(x + 0.01 noise)|, the 3D normal smoothness penalty of
             threestudio's Zero-1-to-3; None if not asked for.
-        eikonal: mean over samples of (|grad sdf| - 1)^2; None unless the scene is a signed distance
-            and normals were asked for.
+        eikonal: Mean over samples of (|grad sdf| - 1)^2; None unless the scene is a signed distance and normals were
+            asked for.
     """
 
     rgb: Tensor
     opacity: Tensor
     depth: Tensor
     normal: Tensor | None = None
-    back_facing: Tensor | None = None
-    roughness: Tensor | None = None
+    orientation_penalty: Tensor | None = None
+    normal_smoothness: Tensor | None = None
     eikonal: Tensor | None = None

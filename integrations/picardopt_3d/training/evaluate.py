@@ -14,21 +14,12 @@ from pathlib import Path
 import torch
 import tyro
 
-from picardopt_3d.training.evaluate_clip import print_clip_table
-from picardopt_3d.training.evaluate_latent import print_latent_tables, print_zero123_tables
-from picardopt_3d.training.evaluate_pixels import print_pixel_tables
-from picardopt_3d.training.evaluation import EvaluationConfig
-
-EVALUATIONS: dict[str, Callable[[EvaluationConfig], None]] = {
-    "TextToViewPipeline": print_pixel_tables,
-    "StableDiffusionPipeline": print_latent_tables,
-    "Zero123Pipeline": print_zero123_tables,
-    "CLIPModel": print_clip_table,
-}
+from picardopt_3d.models import MODELS, kind_of, named
+from picardopt_3d.training.tables import EvaluationConfig
 
 
-def kind_of(folder: Path) -> str:
-    """The class that a folder's own index names.
+def evaluation_of(folder: Path) -> Callable[[EvaluationConfig], None]:
+    """Returns what measures the model that a folder holds, by its own index.
 
     Raises:
         ValueError: The folder holds no model that is known here.
@@ -37,18 +28,20 @@ def kind_of(folder: Path) -> str:
         path = folder / name
         if path.exists():
             found = json.loads(path.read_text()).get(entry)
-            kind = found[0] if isinstance(found, list) else found
-            if kind in EVALUATIONS:
-                return str(kind)
+            kind = kind_of(found[0] if isinstance(found, list) else found)
+            if kind is not None and kind.evaluation is not None:
+                evaluation: Callable[[EvaluationConfig], None] = named(kind.evaluation)
+                return evaluation
+    known = [name for kind in MODELS.values() if kind.evaluation for name in kind.classes]
     raise ValueError(
-        f"folder={str(folder)!r} holds none of {', '.join(EVALUATIONS)}: give a model that a training wrote"
+        f"folder={str(folder)!r} holds none of {', '.join(known)}: give a model that a training wrote"
     )
 
 
 def main(config: EvaluationConfig) -> None:
-    """Print the tables of the model that the folder holds."""
+    """Prints the tables of the model that the folder holds."""
     with torch.no_grad():
-        EVALUATIONS[kind_of(config.folder)](config)
+        evaluation_of(config.folder)(config)
 
 
 if __name__ == "__main__":

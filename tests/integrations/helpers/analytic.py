@@ -3,46 +3,50 @@
 from __future__ import annotations
 
 import torch
-from picardopt_3d.scenes import FieldConfig, Look, RadianceField, Render, Scene
+from picardopt_3d.cameras import Cameras
+from picardopt_3d.scenes import FieldConfig, RadianceField, Render, Scene, Surface
 from torch import Tensor, nn
 
 
 class Balls(Scene):
-    """Balls whose colour at a point is 0.5 + the point's coordinates (so that axes can be told apart).
+    """Balls whose colour at a point is 0.5 + the point's coordinates (so that axes can be told apart); not a field.
 
     Args:
-        balls: centre (3 numbers) and radius of each; they must not overlap.
+        balls: Centre (3 numbers) and radius of each; they must not overlap.
     """
 
     def __init__(self, balls: list[tuple[float, float, float, float]] | None = None) -> None:
         super().__init__()
-        self.radius = 0.5
         self.balls = nn.Parameter(torch.tensor(balls or [(0.0, 0.0, 0.0, 0.4)]))
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"encoding": [self.balls]}
+        return {"balls": [self.balls]}
 
-    def inside(self, points: Tensor) -> Tensor:
+    def level_set(self, points: Tensor) -> Tensor:
         centres, radii = self.balls[:, :3], self.balls[:, 3]
         return (radii - (points[:, None] - centres).norm(dim=-1)).amax(1)
 
-    def look(self, points: Tensor, step: int | None, normals: bool) -> Look:
-        return Look(1e4 * (self.inside(points) > 0).float(), (points + 0.5).T)
-
-    def backdrop(self, directions: Tensor) -> Tensor:
-        return torch.zeros(3)
+    def surface(self) -> Surface:
+        return Surface(0.5, self.level_set, lambda points: points + 0.5, self.device)
 
     def render(
-        self, origins: Tensor, directions: Tensor, *, backdrop: Tensor | None = None, **_: object
+        self,
+        cameras: Cameras,
+        size: int | tuple[int, int],
+        *,
+        background: Tensor | None = None,
+        **_: object,
     ) -> Render:
         """Of the first ball alone: where rays meet it."""
+        height, width = (size, size) if isinstance(size, int) else size
+        origins, directions = cameras.rays(height, width)
         away = origins - self.balls[0, :3]
         middle = -(away * directions).sum(-1)
         squared = self.balls[0, 3] ** 2 - (away.square().sum(-1) - middle.square())
         hit = squared > 0
         depth = torch.where(hit, middle - squared.clamp_min(0).sqrt(), 0.0)
         seen = origins + depth[..., None] * directions + 0.5
-        behind = torch.zeros(len(origins), 3) if backdrop is None else backdrop
+        behind = torch.zeros(len(origins), 3) if background is None else background
         rgb = torch.where(hit[..., None], seen, behind[:, None, None])
         return Render(rgb.movedim(-1, 1), hit[:, None].float(), depth[:, None])
 

@@ -1,0 +1,140 @@
+"""How a scene is stepped: any optimizer of torch by name, with a rate for each of the scene's groups."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from picardopt_3d.methods.schedules import Points, check_points, value_at
+
+
+def field_rates(
+    encoding: Points = 0.01, networks: Points = 0.01, background: Points = 0.001
+) -> dict[str, Points]:
+    """Returns learning rates for the groups of a field.
+
+    Args:
+        encoding: Of grids and hash tables.
+        networks: Of MLP heads, and of the variance of a signed distance.
+        background: Of a background that is learned.
+    """
+    return {"encoding": encoding, "networks": networks, "background": background}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The part of a stage's numbers that says how its scene is stepped.
+
+    Attributes:
+        optimizer: Class of `torch.optim`.
+        rates: Learning rates by the scene's parameter groups, each a number or (step, rate) pairs that it moves
+            between.
+        betas: Of optimizers that have them, such as Adam.
+        eps: Of optimizers that have it.
+        momentum: Of optimizers that have it, such as SGD; None: the class's own.
+        weight_decay: None: the class's own.
+    """
+
+    optimizer: str = "Adam"
+    rates: Mapping[str, Points] = field(default_factory=field_rates)
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-15
+    momentum: float | None = None
+    weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks names and numbers.
+
+        Raises:
+            ValueError: A rate is not positive, or there is no such optimizer or it has no such number.
+        """
+        for name, points in self.rates.items():
+            check_points(f"rates.{name}", points)
+            pairs = ((0, points),) if isinstance(points, float | int) else points
+            if not all(rate > 0 for _, rate in pairs):
+                raise ValueError(f"rates.{name}={points}: give a positive number")
+        known = _numbers_of(self.optimizer)
+        for name in ("momentum", "weight_decay"):
+            if getattr(self, name) is not None and name not in known:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: {self.optimizer} has none; leave it out"
+                )
+
+
+def build_optimizer(
+    config: OptimizerConfig, groups: Mapping[str, Sequence[nn.Parameter]]
+) -> Optimizer:
+    """Builds the optimizer of a scene.
+
+    Args:
+        config: Which, and its numbers.
+        groups: The scene's parameters by role; empty groups are left out.
+
+    Raises:
+        ValueError: A group has no rate, or a rate has no group.
+    """
+    for name in config.rates:
+        if name not in groups:
+            raise ValueError(
+                f"rates.{name}: the scene has no such parameters; it has {', '.join(groups)}"
+            )
+    missing = [
+        name for name, parameters in groups.items() if parameters and name not in config.rates
+    ]
+    if missing:
+        raise ValueError(
+            f"rates={dict(config.rates)}: give a rate for the scene's {', '.join(missing)} too"
+        )
+    known, given = _numbers_of(config.optimizer), {}
+    for name in ("betas", "eps", "momentum", "weight_decay"):
+        if name in known and getattr(config, name) is not None:
+            given[name] = getattr(config, name)
+    listed = [
+        {"params": list(parameters), "lr": value_at(config.rates[name], 0), "name": name}
+        for name, parameters in groups.items()
+        if parameters
+    ]
+    optimizer: Optimizer = _class_of(config.optimizer)(listed, **given)
+    return optimizer
+
+
+def build_scheduler(config: OptimizerConfig, optimizer: Optimizer) -> LRScheduler | None:
+    """Builds the scheduler of rates that move; None if none does.
+
+    Args:
+        config: The rates.
+        optimizer: From `build_optimizer`.
+    """
+    moving = [config.rates[group["name"]] for group in optimizer.param_groups]
+    if all(isinstance(points, float | int) for points in moving):
+        return None
+    for group in optimizer.param_groups:
+        group["lr"] = 1.0  # which the scheduler multiplies with the rate of each step
+    return LambdaLR(optimizer, [partial(value_at, points) for points in moving])
+
+
+def _class_of(name: str) -> Any:
+    """The class of an optimizer.
+
+    Raises:
+        ValueError: torch has none of that name.
+    """
+    found = getattr(torch.optim, name, None)
+    if not (inspect.isclass(found) and issubclass(found, Optimizer) and found is not Optimizer):
+        raise ValueError(
+            f"optimizer={name!r}: give the name of a class of torch.optim, such as Adam, AdamW or SGD"
+        )
+    return found
+
+
+def _numbers_of(name: str) -> set[str]:
+    """The arguments that an optimizer's class takes."""
+    return set(inspect.signature(_class_of(name)).parameters)
