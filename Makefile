@@ -30,7 +30,7 @@ export OMP_NUM_THREADS ?= 1
 run = XDG_CACHE_HOME="$(CURDIR)/.cache" MPLCONFIGDIR="$(CURDIR)/.cache/matplotlib"
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow bench lint format types wheels check clean
+.PHONY: help env demo test test-slow nightly bench lint format types wheels check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -50,10 +50,14 @@ demo: $(STAMP)  ## a 3D object from a text prompt, on two worker processes (PROM
 	$(run) $(BIN)/picardopt text-to-3d "$(PROMPT)" --out "$(OUT)" --workers $(WORKERS) --overwrite
 
 test: $(STAMP)  ## the tests, without those that take long or need an accelerator
-	$(run) $(BIN)/python -m pytest -m "not slow and not gpu"
+	$(run) $(BIN)/python -m pytest -m "not slow and not gpu" --durations=10
 
-test-slow: $(STAMP)  ## the long tests (nightly)
-	$(run) $(BIN)/python -m pytest -m "slow and not gpu"
+test-slow: $(STAMP)  ## the long tests, the benchmarks' smoke among them
+	$(run) $(BIN)/python -m pytest -m "slow and not gpu" --durations=10
+
+nightly: test-slow  ## the long tests, and the property tests on random examples (what fails is kept in .hypothesis/)
+	$(run) $(BIN)/python -m pytest -m "hypothesis and not gpu" --hypothesis-profile=nightly --timeout=1800 --durations=10
+	$(run) $(BIN)/python -m pytest tests/test_readme.py tests/test_doc_blocks.py tests/frameworks/test_page.py
 
 bench: $(STAMP)  ## cost of rollout, snapshot and commit, and the overhead of a sweep
 	@mkdir -p .benchmarks
@@ -61,16 +65,18 @@ bench: $(STAMP)  ## cost of rollout, snapshot and commit, and the overhead of a 
 	$(run) $(BIN)/python benchmarks/tables.py .benchmarks/rollout.json benchmarks/results/rollout.md
 	$(run) $(BIN)/python benchmarks/overhead.py --out benchmarks/results/overhead.md
 
-lint: $(STAMP)  ## ruff: rules and format
+lint: $(STAMP)  ## ruff: rules and format; which module may import which (.importlinter)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(STAMP)  ## mypy --strict on both packages
+types: $(STAMP)  ## mypy --strict on both packages and on what tests share
 	$(BIN)/mypy --strict picardopt integrations/picardopt_3d
+	$(BIN)/mypy --strict tests/helpers tests/golden
 
 wheels: $(STAMP)  ## source archives and wheels of both distributions, in DIST=dist
 	$(BIN)/python -m build --outdir $(DIST) .
@@ -79,4 +85,4 @@ wheels: $(STAMP)  ## source archives and wheels of both distributions, in DIST=d
 check: lint types test  ## what every commit must pass
 
 clean:  ## remove the environment, caches and builds (not outputs/)
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks build dist
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks build dist

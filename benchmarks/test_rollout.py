@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from picardopt.rollout import Rollout, Snapshot
 
 from picardopt.drift import Drift
 from picardopt.layout import ParameterLayout, Row
+from picardopt.snapshot import Snapshot
+from picardopt.stepper import BaseStepper
 from picardopt.sweep import measure
 
 WINDOW = 8
@@ -30,7 +31,7 @@ class Case:
     layout: ParameterLayout
     drift: Drift
     rows: list[Row]
-    rollout: Rollout
+    stepper: BaseStepper
 
 
 @pytest.fixture(autouse=True)
@@ -68,17 +69,17 @@ def case(numel: int, tensors: int, foreach: bool, request) -> Case:
     row = layout.row()
     row.store([torch.randn(p.shape, generator=generator) for p in parameters])
     drift = Drift(step=0, row=row, present=(True,) * tensors)
-    rollout = Rollout(base, owner=None)
-    commit(rollout, parameters, drift)  # Adam makes its state in the first step
+    stepper = BaseStepper(base)
+    commit(stepper, parameters, drift)  # Adam makes its state in the first step
     rows = [layout.row() for _ in range(WINDOW + 1)]
     for row in rows:
         row.store([p.detach() for p in parameters])
-    return Case(parameters, base, layout, drift, rows, rollout)
+    return Case(parameters, base, layout, drift, rows, stepper)
 
 
-def commit(rollout: Rollout, parameters: list[torch.Tensor], drift: Drift) -> None:
-    with rollout.committing():
-        rollout.apply(parameters, drift)
+def commit(stepper: BaseStepper, parameters: list[torch.Tensor], drift: Drift) -> None:
+    with stepper.commit((), (), user_code=False):
+        stepper.apply(parameters, drift)
 
 
 def test_plain_step(benchmark, case: Case):
@@ -101,7 +102,7 @@ def test_snapshot(benchmark, case: Case):
 
 def test_commit(benchmark, case: Case):
     before = int(case.base.state[case.parameters[0]]["step"])
-    benchmark(commit, case.rollout, case.parameters, case.drift)
+    benchmark(commit, case.stepper, case.parameters, case.drift)
     assert int(case.base.state[case.parameters[0]]["step"]) > before
 
 
@@ -109,9 +110,9 @@ def test_rollout(benchmark, case: Case):
     head = case.rows[0]
 
     def sweep_without_drifts():
-        with case.rollout.speculation(case.parameters, head):
+        with case.stepper.speculation(case.parameters, head):
             for row in case.rows[1:]:
-                case.rollout.advance(case.parameters, case.drift)
+                case.stepper.advance(case.parameters, case.drift)
                 row.store(case.parameters)
 
     benchmark(sweep_without_drifts)

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator
 
 import hypothesis
+import hypothesis.database
 import pytest
 import torch
 
@@ -14,6 +15,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile(
     "picardopt", deadline=None, derandomize=True, max_examples=60, print_blob=True
+)
+# `make nightly` (--hypothesis-profile=nightly): other examples each time; what failed once is kept and tried first.
+hypothesis.settings.register_profile(
+    "nightly",
+    hypothesis.settings.get_profile("picardopt"),
+    derandomize=False,
+    max_examples=300,
+    database=hypothesis.database.DirectoryBasedExampleDatabase(".hypothesis/examples"),
 )
 hypothesis.settings.load_profile("picardopt")
 

@@ -28,19 +28,20 @@ def torch_optimizers() -> dict[str, tuple[type[torch.optim.Optimizer], dict[str,
         optim_db,
     )
 
-    found = {}
+    found: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {}
     for info in optim_db:
-        name = info.optim_cls.__name__
+        kind: Any = info.optim_cls
+        name = kind.__name__
         if name in UNSUPPORTED:
             continue
         for sample in _get_optim_inputs_including_global_cliquey_kwargs(
             "cpu", None, info, skip=("differentiable", "foreach")
         ):
-            found[f"{name}: {sample.desc}"] = (info.optim_cls, sample.kwargs)
+            found[f"{name}: {sample.desc}"] = (kind, sample.kwargs)
             # The database runs foreach on accelerators only, but it is legal and different here.
             if "foreach" in info.supported_impls and not sample.kwargs.get("fused"):
                 options = {**copy.deepcopy(sample.kwargs), "foreach": True}
-                found[f"{name}: {sample.desc} & foreach"] = (info.optim_cls, options)
+                found[f"{name}: {sample.desc} & foreach"] = (kind, options)
     return found
 
 
@@ -152,7 +153,10 @@ class Generators(torch.optim.SGD):
     def __init__(self, params: Iterable[Any], lr: float = 1e-3) -> None:
         super().__init__(params, lr=lr)
         self.torch = torch.Generator().manual_seed(1)
-        self.numpy = {"new": np.random.default_rng(2), "old": np.random.RandomState(3)}
+        self.numpy: dict[str, Any] = {
+            "new": np.random.default_rng(2),
+            "old": np.random.RandomState(3),
+        }
         self.python = [random.Random(4)]
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ import picardopt.drift
 import picardopt.engines.average
 from picardopt import ParallelPicardOptimizer, step_rng
 from picardopt.engines.average import mean
+from picardopt.rng import step_seed
 from tests.helpers.problems import Problem, quantise
 from tests.helpers.runs import (
     Trace,
@@ -127,8 +128,9 @@ def plain_run(run: Run) -> Trace:
         for parameter, own in zip(parameters, zip(*gradients, strict=True), strict=True):
             parameter.grad = None
             if any(g is not None for g in own):
-                own = [torch.zeros_like(parameter) if g is None else g for g in own]
-                parameter.grad = sum(g / run.parts for g in own)
+                parts = [torch.zeros_like(parameter) if g is None else g for g in own]
+                mean_of_parts: Any = sum(part / run.parts for part in parts)
+                parameter.grad = mean_of_parts
         base.step()
         record(trace, sum(loss / run.parts for loss in losses), model, base)
     return trace
@@ -208,7 +210,7 @@ def _not_averaged() -> Any:
 
 
 def _seed_by_rank() -> Any:
-    honest = picardopt.drift.step_seed
+    honest = step_seed
     return mock.patch.object(
         picardopt.drift, "step_seed", lambda seed, step: honest(seed + dist.get_rank(), step)
     )

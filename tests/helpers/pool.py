@@ -69,7 +69,7 @@ def _work(rank: int, world_size: int, store: str, connection: Connection) -> Non
     warnings.simplefilter("error")
     dist.init_process_group(
         "gloo",
-        store=dist.FileStore(store, world_size),
+        store=dist.FileStore(store, world_size),  # type: ignore[attr-defined]
         rank=rank,
         world_size=world_size,
         timeout=datetime.timedelta(seconds=GROUP_TIMEOUT),
@@ -155,7 +155,7 @@ class Pool:
             if not ready:
                 self.kill()
                 raise TimeoutError(f"ranks {sorted(pending.values())} hang after {timeout} s")
-            for connection in ready:
+            for connection in (one for one in self.connections if one in ready):
                 rank = pending.pop(connection)
                 try:
                     outcomes[rank] = pickle.loads(connection.recv_bytes())

@@ -16,6 +16,9 @@ class Splats(nn.Module):
     Statistics are buffers that the closure rewrites: summed position gradients and counts.
     """
 
+    slopes: Tensor
+    seen: Tensor
+
     def __init__(self, count: int = 6, coarse: bool = False) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
@@ -43,6 +46,7 @@ class Splats(nn.Module):
         loss = (self(x) - torch.sin(5 * x)).square().mean()
         loss.backward()
         with torch.no_grad():
+            assert self.means.grad is not None
             self.slopes += self.means.grad.abs().float()
             self.seen += 1
         return loss

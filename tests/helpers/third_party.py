@@ -282,7 +282,7 @@ def surroundings(entry: Entry) -> Iterator[None]:
     """What an optimizer wants around it: its warnings ignored, perhaps a process group of one rank."""
     grouped = GROUPED.fullmatch(entry.name) is not None
     if grouped:
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,0 +1,60 @@
+"""Every script in benchmarks/ runs at a tiny size. Those that have no tiny size show their options."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+MODULES = {"tables", "plain_loop", "result_store"}
+"""What the scripts share."""
+TINY = {
+    "gpu_drift": ["--help"],  # one size: that of Stable Diffusion's UNet
+    "gpu_smoke": ["--device", "cpu", "--parameters", "1000", "--skip-command"],
+    "methods": ["--help"],  # whole recipes, or none
+    "overhead": ["--ranks", "1", "2", "--parameters", "1000", "--drift-ms", "1", "--repeats", "2"],
+    "prompts": ["--steps", "2", "--seeds", "1", "--out", "r.json", "--scenes", "scenes"],
+    "restructure": ["--steps", "12", "--every", "5", "--windows", "3", "--seeds", "2"],
+    "rounds": [
+        *("--guidance", "exact", "--steps", "4", "--seeds", "2", "--only", "fixed"),
+        *("--out", "r.json", "--scenes", "scenes"),
+    ],
+    "side_by_side": ["--help"],  # of runs that `methods` made
+}
+
+
+def run(folder: Path, *command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1100,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_every_script_is_here() -> None:
+    scripts = {path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("test_")}
+    assert scripts == TINY.keys() | MODULES
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", TINY)
+def test_a_script_runs(name: str, tmp_path: Path) -> None:
+    assert run(tmp_path, str(FOLDER / f"{name}.py"), *TINY[name])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_timed_tests_run(tmp_path: Path) -> None:
+    out = run(
+        FOLDER.parent,
+        *("-m", "pytest", "benchmarks", "-q", "--benchmark-disable", "-p", "no:cacheprovider"),
+    )
+    assert "passed" in out
