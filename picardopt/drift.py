@@ -43,6 +43,7 @@ class Drift:
         error: What the closure raised, if it did.
         trace: That exception's formatted traceback.
         uncleared: Indices of the parameters whose ``.grad`` the closure does not clear; None if that was not tested.
+        tainted: Whether the test of clearing may have changed the gradients or made the closure raise: evaluate again.
     """
 
     step: int
@@ -54,6 +55,7 @@ class Drift:
     error: BaseException | None = None
     trace: str = field(default="", repr=False)
     uncleared: tuple[int, ...] | None = None
+    tainted: bool = False
 
 
 EvaluateSlot = Callable[[int, Row], Drift]
@@ -124,14 +126,18 @@ def evaluate_drift(
         test_clearing: Whether to test that the closure clears ``.grad``, which then holds NaN before it.
 
     Returns:
-        The drift; `outcome` and `error` say what went wrong. With `test_clearing`, and if `uncleared` is not empty, the
-        gradients cannot be used: evaluate again without it.
+        The drift; `outcome` and `error` say what went wrong. If it is `tainted`, neither they nor the gradients can be
+        used: evaluate again without `test_clearing`.
     """
     drift, parameters = Drift(step, row), layout.parameters
+    placed: list[Tensor | None] = [None] * len(parameters)
     try:
-        for parameter in parameters:
-            testable = test_clearing and parameter.requires_grad
-            parameter.grad = torch.full_like(parameter, torch.nan) if testable else None
+        if test_clearing:
+            placed = [
+                torch.full_like(p, torch.nan) if p.requires_grad else None for p in parameters
+            ]
+        for parameter, grad in zip(parameters, placed, strict=True):
+            parameter.grad = grad
         with preserved_rng():
             seed_all(step_seed(seed, step))
             with torch.enable_grad(), around, interrupts_allowed():
@@ -140,7 +146,8 @@ def evaluate_drift(
         if test_clearing:
             drift.uncleared = _uncleared(parameters)
         drift.returned = map_tensors(lambda tensor: tensor.detach().clone(), returned)
-        if not drift.uncleared:
+        drift.tainted = bool(drift.uncleared) or _still_placed(parameters, placed)
+        if not drift.tainted:
             _collect(drift, parameters)
         if layout.carry:
             torch._foreach_copy_(row.carry, layout.carry)
@@ -149,10 +156,19 @@ def evaluate_drift(
         drift.outcome = Outcome.FAILED if own else Outcome.INTERRUPTED
         drift.error = error
         drift.trace = "".join(traceback.format_exception(error))
+        drift.tainted = own and _still_placed(parameters, placed)
     finally:
         for parameter in parameters:
             parameter.grad = None
     return drift
+
+
+def _still_placed(parameters: Sequence[Tensor], placed: Sequence[Tensor | None]) -> bool:
+    """Whether a test gradient is still in place: added to, zeroed in place, or untouched when the closure raised."""
+    return any(
+        grad is not None and parameter.grad is grad
+        for parameter, grad in zip(parameters, placed, strict=True)
+    )
 
 
 def _uncleared(parameters: Sequence[Tensor]) -> tuple[int, ...]:

@@ -120,17 +120,20 @@ class Evaluator:
             guess: Values of the parameters and the carry.
             out: Where the gradients are written, and the carry as the closure left it.
             watched: Whether module buffers are watched too.
-            test_clearing: Whether to find out which gradients the closure does not clear (`Drift.uncleared`). If there
-                are any, it is evaluated twice.
+            test_clearing: Whether to find out which gradients the closure does not clear (`Drift.uncleared`). A closure
+                that leaves a test gradient in place, or sets it to zero there, is evaluated twice.
         """
         drift = self._evaluate(closure, step, guess, out, watched, test_clearing)
-        if not drift.uncleared:
+        if not drift.tainted:
             return drift
         again = self._evaluate(closure, step, guess, out, watched, False)
+        # A closure that raised only in the test adds to what stood there, as far as can be known.
+        everything = range(len(self._layout.parameters)) if again.error is None else ()
+        suspects = everything if drift.uncleared is None else drift.uncleared
         # A gradient that is NaN by itself says nothing.
         again.uncleared = tuple(
             index
-            for index in drift.uncleared
+            for index in suspects
             if not (again.present and again.present[index] and out.tensors[index].isnan().all())
         )
         return again

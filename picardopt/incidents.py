@@ -45,6 +45,8 @@ class Incidents:
         if last is head or last.outcome is Outcome.FINITE:
             return drifts
         self.failed_ahead(last.step, last.trace or last.error)
+        # Its traceback holds the closure's variables, and through a frame of ours the drift that holds it.
+        last.error = None
         return drifts[:-1]
 
     def failed_ahead(self, step: int, what: object) -> None:

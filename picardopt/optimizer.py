@@ -207,7 +207,10 @@ class ParallelPicardOptimizer(OptimizerFacade):
         change, holders = self._options.change_at(self._step_index, self._carry.tensors)
         then = [] if change is None else [change]
         if closure is not None and self._carry.update is not None:
-            then.insert(0, partial(self._carry.update, map_tensors(Tensor.detach, returned)))
+            then.insert(
+                0,
+                partial(torch.no_grad()(self._carry.update), map_tensors(Tensor.detach, returned)),
+            )
         with interrupts_deferred(), self.stats.phase("commit"):
             self._stepper.plain_step(self._carry.present(), then, holders)
             self._count()

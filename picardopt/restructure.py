@@ -7,7 +7,9 @@ lies within tolerance of the remapped earlier one (supplement C: ``||theta - unp
 
 from __future__ import annotations
 
+import functools
 import inspect
+import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -67,6 +69,8 @@ def _holders(value: object, depth: int) -> Iterator[object]:
         for item in fields(value):
             yield from _holders(getattr(value, item.name), depth - 1)
     elif depth and callable(value):
+        if not isinstance(value, type | types.FunctionType | functools.partial):
+            yield value  # an object with __call__
         for captured in captured_by(value):
             yield from _holders(captured, depth - 1)
 

@@ -88,12 +88,22 @@ class Snapshot:
         """Puts the captured state back; may be called again."""
         with torch.no_grad():
             for tensor, backup in zip(self._tensors, self._backups, strict=True):
-                if tensor.shape != backup.shape:
+                if tensor.shape == backup.shape:
+                    continue
+                if tensor.requires_grad:  # assigned through .data: such tensors cannot be resized
+                    tensor.data = torch.empty_like(backup)
+                else:
                     tensor.resize_(backup.shape)
             if self._tensors:
                 torch._foreach_copy_(self._tensors, self._backups)
         for undo in self._undo:
             undo()
+
+    def release(self, *, backups: bool) -> None:
+        """Lets go of what was captured, and with `backups` also of the memory that later captures would reuse."""
+        self._tensors, self._undo = [], []
+        if backups:
+            self._backups = []
 
     def _visit(self, obj: Any, seen: set[int]) -> None:
         if isinstance(obj, _LEAVES) or id(obj) in seen:

@@ -146,6 +146,9 @@ class BaseStepper:
                 for parameter, grad in zip(parameters, grads, strict=True):
                     parameter.grad = grad
                 raise
+            finally:
+                # A restructuring step is rare, and the shapes are others afterwards.
+                self._before.release(backups=bool(holders))
 
 
 @contextmanager
