@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = (ROOT / "picardopt", ROOT / "integrations" / "picardopt_3d")
 FILES = [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
 LINES, FUNCTION_LINES = 300, 60
-ARITHMETIC = ("sweep", "window", "tolerance", "predictor", "layout", "protocols")
-"""Modules of the core that know nothing of torch.distributed, torch.optim or neural networks' modules."""
+ARITHMETIC = ("sweep", "window", "tolerance", "predictor", "protocols")
+"""Modules of the core that know nothing of torch.distributed, torch.optim and the like."""
 
 
 def too_long(source: str) -> Iterator[str]:
@@ -36,9 +36,8 @@ def torch_parts(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
             _, *rest = (node.module or "").split(".")
             found |= {rest[0]} if rest else {a.name for a in node.names}
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.value.id == "torch":
-                found.add(node.attr)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "torch":
+            found.add(node.attr)
     return found
 
 
