@@ -1,4 +1,4 @@
-"""Puts the parts behind the wrapper together, anew whenever parameters were added or replaced."""
+"""Builds the speculator; needed again whenever parameters are added or replaced."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def make_speculator(
     audit: Audit,
     stats: Stats,
 ) -> Speculator:
-    """Returns a speculator over the base's present parameters.
+    """Returns a speculator for the base's present parameters.
 
     Args:
         owner: The wrapper; only its id is kept.
         stepper: Steps the base.
-        carry: What steps rewrite besides parameters.
+        carry: The tensors besides parameters that steps rewrite.
         unmeasured: Bases whose parameters do not count in residuals.
         engine: Spreads evaluations over the ranks.
         options: The run's options.
         tolerance: Decides what is accepted.
-        audit: When closures are checked.
-        stats: Counts.
+        audit: The schedule of checks.
+        stats: Counters and records.
     """
     base = stepper.base
     left_out = [parameter for other in unmeasured for parameter in parameters_of(other)]

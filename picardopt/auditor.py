@@ -1,4 +1,4 @@
-"""Decides at each step whether a queued drift still stands, and checks now and then that the closure is pure."""
+"""Decides at each step whether a queued drift is still valid, and checks now and then that the closure is pure."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _OPINIONS = {Keep: _KEEP, Recheck: _RECHECK, Drop: _DROP}
 
 
 class Auditor:
-    """Looks at queued drifts before they are committed.
+    """Checks queued drifts before they are committed.
 
     Args:
         layout: The live tensors.
         window: The iterates; its head is the guess of the next queued drift.
         evaluator: Evaluates drifts again.
         engine: Averages them over a data row, and lets the ranks agree.
-        audit: When to check.
+        audit: The schedule of checks.
         options: The optimizer's options.
         stats: Counts the checks.
         exact: Whether the tolerance is 0.
-        own: The wrapper, then its bases: a closure may see them change.
+        own: The wrapper, its bases and their groups: a closure may see these change.
     """
 
     def __init__(
@@ -57,26 +57,26 @@ class Auditor:
         self._exact, self._seed, self._stride = exact, options.seed, 0
         self._speculates = options.window > 1 or engine.size > 1
         self._owner = id(own[0])
-        # At tolerance 0 it is no matter of taste: the run is the sequential one.
+        # At tolerance 0 even with audit="never": the run must be the sequential one.
         self._watches = self._speculates and (exact or audit.mode != "never")
         self._surroundings = Surroundings([*layout.tensors, *own])
         self._live, self._scratch = layout.row(), layout.scratch()
 
     def end_sweep(self, closure: StepClosure, stride: int) -> None:
-        """Notes a new queue, and what its closure could see."""
+        """Records the length of a new queue, and the surroundings of its closure."""
         self._stride = stride
         if self._watches and stride > 1:
             self._surroundings.add_modules(self._audit.ran)
             self._note(closure)
 
     def _note(self, closure: StepClosure) -> None:
-        """Takes what the closure sees as it is now: what an evaluation changed is not the loop's doing."""
+        """Records the surroundings anew, so that changes by an evaluation are not taken for the loop's."""
         self._surroundings.changed(closure.source)
 
-    def stands(self, closure: StepClosure, accepted: Accepted) -> bool:
-        """Whether the next queued drift is still that of the present parameters, and of what the closure sees now.
+    def valid(self, closure: StepClosure, accepted: Accepted) -> bool:
+        """Returns whether the next queued drift is valid for the present parameters and surroundings of the closure.
 
-        The ranks decide together: a progress bar, say, may change on one of them only.
+        The ranks decide together: a progress bar, for instance, may change on one of them only.
         """
         if not self._watches:
             return not self._moved(accepted)
@@ -87,36 +87,36 @@ class Auditor:
         if moved or (opinion and accepted.remapped):
             opinion = _DROP
         opinions = [each for (each,) in self._engine.share_numbers([opinion])]
-        stands = max(opinions) == _KEEP
+        valid = max(opinions) == _KEEP
         if max(opinions) == _RECHECK:
             differences, _ = self._evaluate_again(closure, accepted.drift)
-            stands = not any(differences)
+            valid = not any(differences)
             if isinstance(verdict, Recheck):
                 changes = self._audit.changes
-                (changes.harmless if stands else changes.harmful)(verdict.names)
-        if stands:
+                (changes.harmless if valid else changes.harmful)(verdict.names)
+        if valid:
             self._audit.drops_in_a_row = 0
         elif not moved:
             self._audit.drops_in_a_row += 1
             self._stats.outer_changes += 1
         self._warn(opinions)
-        return stands
+        return valid
 
     @property
     def futile(self) -> bool:
-        """Whether a window would be dropped behind its head again, as the last ones were; tried again now and then."""
+        """Whether a window would probably be dropped after its head, as the last ones were; retried now and then."""
         often = self._audit.drops_in_a_row >= _OFTEN
         return often and self._stats.sweeps % _RETRY != 0
 
     def _warn(self, opinions: Sequence[int]) -> None:
-        """Says what changed, on the first rank that saw it."""
+        """Warns about a change, on the first rank that saw it."""
         text = self._audit.changes.message()
         first = next((rank for rank, opinion in enumerate(opinions) if opinion), None)
         if text and self._engine.rank == first:
             warn_user(text + advice(self._owner))
 
     def _moved(self, accepted: Accepted) -> bool:
-        """Whether the live parameters have left the point at which the drift was evaluated."""
+        """Returns whether the live parameters have left the point at which the drift was evaluated."""
         self._live.store(self._layout.tensors)
         if self._exact or accepted.slot == 0:
             return not bool(same_bits(self._live, self._window.head))
@@ -126,7 +126,7 @@ class Auditor:
         return not accepts(float(distance), accepted.threshold, False, exact=False)
 
     def check(self, closure: StepClosure, accepted: Accepted) -> None:
-        """Refuses gradients that stand before the closure, and evaluates a drift again if the schedule says so.
+        """Refuses gradients left over from before the closure, and evaluates a drift again if the schedule asks for it.
 
         Raises:
             ImpureClosureError: If the closure is not a function of (parameters, step).

@@ -99,6 +99,7 @@ def test_it_lists_packages_devices_and_models(tmp_path: Path) -> None:
     assert "LoRA" in line(output, "peft")
     assert line(output, "accelerate").startswith("  ok")  # required, and listed once
     assert "gsplat" not in output  # nothing here uses it
+    assert "needed by picardopt" not in output  # each package has a purpose of its own
     assert "gloo" in line(output, "cpu")
     assert f"--nproc-per-node {len(os.sched_getaffinity(0))}" in line(output, "processes") or (
         "cuda:0" in output

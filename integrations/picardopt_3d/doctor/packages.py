@@ -25,6 +25,14 @@ _PURPOSES = {
     "matplotlib": "plots",
     "imageio": "films",
     "imageio-ffmpeg": "films",
+    "numpy": "arrays",
+    "scipy": "connected pieces of meshes",
+    "scikit-image": "surfaces of meshes, SSIM",
+    "fast-simplification": "meshes with fewer triangles",
+    "dacite": "configurations",
+    "pyyaml": "configurations in files",
+    "tensorboard": "curves, with --tensorboard",
+    "packaging": "this report",
 }
 _OPTIONAL = {
     "nerfacc": "samples occupied space on a GPU",
