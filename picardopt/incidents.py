@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from picardopt.drift import Drift, Outcome
-from picardopt.errors import ImpureClosureError, NonFiniteGradientError
+from picardopt.errors import ImpureClosureError, NonFiniteGradientError, PicardError
 from picardopt.stats import Stats
 from picardopt.warn import warn_user
 
@@ -57,6 +57,27 @@ class Incidents:
             "no result (warned once, counted in stats.failed_speculations): "
             f"{cause or 'its gradient has a NaN or an infinity'}"
         )
+
+    def check_rollout(
+        self, table: Sequence[Sequence[float]], step: int, steps: int, error: Exception | None
+    ) -> None:
+        """Handles a rollout that the base's own step ended early.
+
+        Args:
+            table: The agreed measures, as far as the rollout came on every rank.
+            step: Step of the head.
+            steps: How many steps this rank's rollout took.
+            error: The error that ended it, if one did.
+
+        Raises:
+            Exception: The error, if it is the head's.
+        """
+        if not table[0]:
+            raise error or PicardError(
+                f"the base optimizer's step failed at step {step} on another rank: see that rank's error for the cause"
+            )
+        if error is not None:
+            self.failed_ahead(step + steps, error)
 
     def check_residuals(self, residuals: Sequence[float]) -> None:
         """Prepares a warning if the residuals are NaN."""

@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from picardopt import replay_check
 from picardopt.auditor import Auditor
 from picardopt.closure import StepClosure
 from picardopt.drift import Accepted, Drift, Outcome
 from picardopt.engines import Engine
-from picardopt.errors import PicardError
 from picardopt.evaluation import Evaluator
 from picardopt.incidents import Incidents
 from picardopt.layout import ParameterLayout
@@ -123,8 +120,9 @@ class Speculator:
         # theta[tau+j+1] <- h(s(theta[tau+j]), ... h(s(theta[tau]), theta[tau]))
         after, error = self.rollout.refine(drifts, check_replay=check_replay)
         # error <- {d(new theta[tau+j], old theta[tau+j])^2 / D} for j = 1..p
-        table = self.rollout.measure(after, tolerance)
-        measures = as_measures(self._agree(table, len(drifts), step, error))
+        table = self._engine.agree(self.rollout.measure(after, tolerance), len(drifts))
+        self._incidents.check_rollout(table, step, len(after) - 1, error)
+        measures = as_measures(table)
         # skip <- min({j : error_j > e} + {p})
         thresholds = tolerance.thresholds(measures)
         stride = choose_stride(measures, thresholds, exact=tolerance.exact)
@@ -138,23 +136,6 @@ class Speculator:
         compared = (measures.residuals, tuple(thresholds), measures.step_lengths)
         flags = (measures.distances, measures.same_bits)
         return SweepRecord(step, slots, stride, evaluations, *compared, *flags)
-
-    def _agree(
-        self, table: Tensor, columns: int, step: int, error: Exception | None
-    ) -> list[list[float]]:
-        """Returns rank 0's measures on every rank, so that rounding cannot make ranks decide differently.
-
-        Raises:
-            Exception: The error of the base's step at the head.
-        """
-        numbers = self._engine.agree(table, columns)
-        if not numbers[0]:
-            raise error or PicardError(
-                f"the base optimizer's step failed at step {step} on another rank: see that rank's error for the cause"
-            )
-        if error is not None:
-            self._incidents.failed_ahead(step + table.shape[1], error)
-        return numbers
 
     def _slots(self, step: int) -> int:
         if self._auditor.futile:
