@@ -21,15 +21,16 @@ from typing import Any
 import torch
 from picardopt_3d.cameras import orbit_cameras, turntable_cameras
 from picardopt_3d.config import ImageTo3DConfig, RunConfig, TextTo3DConfig
-from picardopt_3d.domain import Subject, all_subjects
 from picardopt_3d.evaluate.clip import ClipJudge
-from picardopt_3d.evaluate.pictures import render_views
 from picardopt_3d.images import save_reference
 from picardopt_3d.methods import METHODS
-from picardopt_3d.report import psnr_against_truth
+from picardopt_3d.rendering import render_rgb
+from picardopt_3d.run.folder import RunFolder
+from picardopt_3d.run.worker import train
 from picardopt_3d.scenes import load_scene
-from picardopt_3d.worker import INPUT_FILE, SCENE_FILE, train
+from picardopt_3d.world import Subject, all_subjects
 from picardopt_3d.world.pictures import true_reference
+from picardopt_3d.world.yardstick import psnr_against_truth
 from result_store import Figures, ResultStore
 from safetensors.torch import load_file
 from tables import markdown
@@ -108,7 +109,7 @@ def configuration(run: Run, scenes: Path) -> RunConfig[Any]:
     if method.command == "text-to-3d":
         return TextTo3DConfig(prompt=run.caption, **options)
     elevation, azimuth = PICTURES[run.caption]
-    picture = run.folder(scenes) / INPUT_FILE
+    picture = RunFolder(run.folder(scenes)).input
     return ImageTo3DConfig(
         image=picture, elevation=elevation, azimuth=azimuth, subject=run.caption, **options
     )
@@ -148,19 +149,19 @@ def optimize(task: tuple[Run, Path]) -> tuple[str, Figures]:
 def quality(run: Run, config: RunConfig[Any]) -> Figures:
     """PSNR of held-out views, R-precision as in the paper, and whether the bits are the sequential run's."""
     torch.set_num_threads(1)
-    file = config.out / SCENE_FILE
+    file = RunFolder(config.out).scene
     scene = load_scene(file)
     cameras = turntable_cameras(VIEWS, elevation=ELEVATION)
-    chosen = judge().similarity(render_views(scene, cameras, VIEW_SIZE)).argmax(-1)
+    chosen = judge().similarity(render_rgb(scene, cameras, VIEW_SIZE)).argmax(-1)
     right = [each.caption for each in all_subjects()].index(run.caption)
     pixels = config.recipe.final_pixels
     found: Figures = {
         "psnr": psnr_against_truth(scene, subject(run.caption), pixels),
         "r_precision": float((chosen == right).float().mean()),
     }
-    other = run.sequential().folder(config.out.parents[2]) / SCENE_FILE
-    if not config.sequential and other.exists():
-        own, kept = load_file(file), load_file(other)
+    other = RunFolder(run.sequential().folder(config.out.parents[2]))
+    if not config.sequential and other.begun():
+        own, kept = load_file(file), load_file(other.scene)
         found["bitwise"] = all(torch.equal(own[name], kept[name]) for name in kept)
     return found
 

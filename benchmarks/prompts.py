@@ -23,14 +23,15 @@ from typing import Any
 
 import torch
 from picardopt_3d.cameras import turntable_cameras
-from picardopt_3d.domain import COLOURS, SHAPES, all_subjects, held_out_subjects, parse_prompt
 from picardopt_3d.evaluate.clip import ClipJudge
-from picardopt_3d.export.files import replacing
+from picardopt_3d.io import replacing
 from picardopt_3d.methods import Context
 from picardopt_3d.methods.dreamfusion import SMALL
-from picardopt_3d.report import psnr_against_truth
+from picardopt_3d.run.loop import closure_of
 from picardopt_3d.scenes import Scene, load_scene, save_scene
-from picardopt_3d.worker import picard_closure, sequential_step
+from picardopt_3d.world import COLOURS, SHAPES, all_subjects, held_out_subjects, parse_prompt
+from picardopt_3d.world.yardstick import psnr_against_truth
+from plain_loop import sequential_step
 from result_store import ResultStore
 from rounds import distances, guidance_of
 from safetensors.torch import load_file, save_file
@@ -101,11 +102,11 @@ def optimize(run: Run, steps: int, folder: Path) -> dict[str, Any]:
     (base,) = stage.optimizers()
     figures: dict[str, Any] = {}
     if run.kind == "sequential":
-        losses = [sequential_step(base, stage.loss, run.seed, t).total for t in range(steps)]
+        losses = [sequential_step(stage, run.seed, t) for t in range(steps)]
     else:
         options = KINDS[run.kind] | {"total_steps": steps, "seed": run.seed, "audit": "never"}
         optimizer = ParallelPicardOptimizer(base, **options)
-        closure = picard_closure(base, stage.loss)
+        closure = closure_of(stage)
         losses = [optimizer.step(closure).total for _ in range(steps)]
         stats = optimizer.stats
         figures["steps_per_sweep"] = steps / stats.sweeps

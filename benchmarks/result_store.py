@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from picardopt_3d.export.files import write_json
+from picardopt_3d.io import write_json
 from tables import document, machine
 
 Figures = dict[str, Any]

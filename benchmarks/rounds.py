@@ -26,19 +26,20 @@ from typing import Any
 
 import torch
 from picardopt_3d.cameras import Cameras
-from picardopt_3d.domain import parse_prompt
-from picardopt_3d.export.files import replacing
 from picardopt_3d.guidance import ExactScore, ScoreDistillation, SdsConfig
 from picardopt_3d.guidance.choose import load_score
 from picardopt_3d.guidance.embeddings import identity
 from picardopt_3d.guidance.exact_score import Candidates, ViewSet
 from picardopt_3d.guidance.pixel_diffusion import SHIPPED
+from picardopt_3d.io import replacing
 from picardopt_3d.methods import Context
 from picardopt_3d.methods.dreamfusion import SMALL
 from picardopt_3d.methods.optim import field_rates
-from picardopt_3d.report import held_out_cameras, psnr_against_truth
+from picardopt_3d.run.loop import closure_of
 from picardopt_3d.scenes import Scene, load_scene, save_scene
-from picardopt_3d.worker import picard_closure, sequential_step
+from picardopt_3d.world import parse_prompt
+from picardopt_3d.world.yardstick import held_out_cameras, psnr_against_truth
+from plain_loop import sequential_step
 from result_store import ResultStore
 from tables import markdown, number
 
@@ -145,7 +146,7 @@ def optimize(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     if run.rule is None:
         for step in range(steps):
-            sequential_step(base, stage.loss, run.seed, step)
+            sequential_step(stage, run.seed, step)
         with replacing(scene_file(folder, run)) as temporary:
             save_scene(stage.scene, temporary)
     else:
@@ -158,7 +159,7 @@ def optimize(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
             seed=run.seed,
             audit="never",
         )
-        closure = picard_closure(base, stage.loss)
+        closure = closure_of(stage)
         for _ in range(steps):
             optimizer.step(closure)
         stats = optimizer.stats

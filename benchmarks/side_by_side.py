@@ -12,12 +12,12 @@ import torch
 from methods import PICTURES, Run, configuration, subject
 from picardopt_3d.cameras import orbit_cameras
 from picardopt_3d.config import ImageTo3DConfig
-from picardopt_3d.domain import render
-from picardopt_3d.evaluate.pictures import render_views
 from picardopt_3d.export.pictures import save_contact_sheet
 from picardopt_3d.images import load_reference
+from picardopt_3d.rendering import render_rgb
+from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.scenes import load_scene
-from picardopt_3d.worker import SCENE_FILE, middle_view
+from picardopt_3d.world import render
 from picardopt_3d.world.pictures import EXAMPLES
 
 SIZE = 96
@@ -29,7 +29,7 @@ def rows(caption: str, scenes: Path) -> list[tuple[str, torch.Tensor]]:
     """One picture's part of the sheet."""
     config = configuration(Run("zero123", caption, "sequential"), scenes)
     assert isinstance(config, ImageTo3DConfig)
-    distance, fov = middle_view(config)
+    distance, fov = config.recipe.cameras.middle
     picture = load_reference(
         config.image,
         elevation=config.elevation,
@@ -42,8 +42,8 @@ def rows(caption: str, scenes: Path) -> list[tuple[str, torch.Tensor]]:
     cameras = orbit_cameras(config.elevation, around, distance, fov)
     found = [("picture", picture.at(SIZE)[0][None])]
     for label, mode in (("sequential", "sequential"), ("Picard", "default")):
-        scene = load_scene(Run("zero123", caption, mode).folder(scenes) / SCENE_FILE)
-        found.append((label, render_views(scene, cameras, SIZE)))
+        scene = load_scene(RunFolder(Run("zero123", caption, mode).folder(scenes)).scene)
+        found.append((label, render_rgb(scene, cameras, SIZE)))
     return [*found, ("true views", render(subject(caption), cameras, SIZE, SIZE)[0])]
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 import tyro
 from picardopt_3d.cameras import turntable_cameras
-from picardopt_3d.domain import parse_prompt, render
 from picardopt_3d.guidance.pixel_diffusion import SHIPPED
 from picardopt_3d.guidance.text_to_view import TextToViewPipeline
+from picardopt_3d.world import parse_prompt, render
 from PIL import Image
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Puts the parts behind the wrapper together, anew whenever parameters were added or replaced."""
+"""Builds the speculator; needed again whenever parameters are added or replaced."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch.optim import Optimizer
 
 from picardopt.audit import Audit
-from picardopt.audit.auditor import Auditor
+from picardopt.auditor import Auditor
 from picardopt.bases import JoinedOptimizer
 from picardopt.carry import Carry
 from picardopt.engines import Engine
@@ -33,18 +33,18 @@ def make_speculator(
     audit: Audit,
     stats: Stats,
 ) -> Speculator:
-    """Returns a speculator over the base's present parameters.
+    """Returns a speculator for the base's present parameters.
 
     Args:
         owner: The wrapper; only its id is kept.
         stepper: Steps the base.
-        carry: What steps rewrite besides parameters.
+        carry: The tensors besides parameters that steps rewrite.
         unmeasured: Bases whose parameters do not count in residuals.
         engine: Spreads evaluations over the ranks.
         options: The run's options.
         tolerance: Decides what is accepted.
-        audit: When closures are checked.
-        stats: Counts.
+        audit: The schedule of checks.
+        stats: Counters and records.
     """
     base = stepper.base
     left_out = [parameter for other in unmeasured for parameter in parameters_of(other)]
@@ -52,7 +52,8 @@ def make_speculator(
     window = Window(layout)
     evaluator = Evaluator(layout, carry, base, id(owner), engine, options, tolerance, audit, stats)
     rollout = Rollout(stepper, layout, carry, options.predictor, window)
-    own = [owner, base, *base.optimizers] if isinstance(base, JoinedOptimizer) else [owner, base]
+    bases = [base, *base.optimizers] if isinstance(base, JoinedOptimizer) else [base]
+    own = [owner, *bases, *base.param_groups]
     auditor = Auditor(
         layout, window, evaluator, engine, audit, options, stats, tolerance.exact, own
     )

@@ -1,6 +1,6 @@
-"""Several optimizers stepped as one: one per tensor group as Gaussian-splatting codebases keep, or scene + LoRA.
+"""Joins several optimizers: one per tensor, as in Gaussian-splatting codebases, or one each for scene and LoRA.
 
-Each keeps its own class, code, groups and state; this class only lists them.
+Each keeps its own class, code, groups and state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class JoinedOptimizer(Optimizer):
         optimizers: The optimizers, over disjoint parameters.
 
     Raises:
-        ValueError: If there is none, or if two hold the same parameter.
+        ValueError: If the list is empty, or two optimizers hold the same parameter.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
@@ -32,7 +32,7 @@ class JoinedOptimizer(Optimizer):
             own = {id(p) for group in optimizer.param_groups for p in group["params"]}
             if seen & own:
                 raise ValueError(
-                    f"base[{index}] holds a parameter that an earlier optimizer holds too: give each to one only"
+                    f"base[{index}] holds a parameter that an earlier optimizer holds too: give each to one optimizer"
                 )
             seen |= own
         Optimizer.__setstate__(self, {})
@@ -61,12 +61,12 @@ class JoinedOptimizer(Optimizer):
             optimizer.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Each optimizer's own zero_grad."""
+        """Calls each optimizer's own zero_grad."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refuses: which optimizer would take it?
+        """Refuses a new group, because it could belong to any of the optimizers.
 
         Raises:
             TypeError: Always.
@@ -98,14 +98,14 @@ class JoinedOptimizer(Optimizer):
 
 
 def unmeasured_bases(base: Optimizer, measured: Sequence[Optimizer] | None) -> list[Optimizer]:
-    """The optimizers whose parameters do not count in residuals.
+    """Returns the optimizers whose parameters do not count in residuals.
 
     Args:
         base: The optimizer, or several joined.
-        measured: Those that count; None for all.
+        measured: The optimizers that count; None for all.
 
     Raises:
-        ValueError: If one is not among them, or none is left to measure.
+        ValueError: If one of `measured` is not a base, or `measured` is empty.
     """
     if measured is None:
         return []
@@ -113,10 +113,10 @@ def unmeasured_bases(base: Optimizer, measured: Sequence[Optimizer] | None) -> l
     for index, optimizer in enumerate(measured):
         if all(optimizer is not member for member in members):
             raise ValueError(
-                f"measured[{index}] is none of the base optimizers: give some of those in base=[...]"
+                f"measured[{index}] is not one of the base optimizers: give some of those in base=[...]"
             )
     if not measured:
         raise ValueError(
-            "measured=[]: nothing would be measured, so that every guess would be accepted"
+            "measured=[]: with nothing measured, every guess would be accepted; give at least one base, or None for all"
         )
     return [member for member in members if all(member is not m for m in measured)]

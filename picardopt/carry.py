@@ -1,8 +1,8 @@
-"""Carry: tensors besides parameters that a step reads and rewrites.
+"""The carry: tensors besides parameters that a step reads and rewrites.
 
-An occupancy grid, BatchNorm's statistics, a teacher's moving average. A slot evaluates with its guess of
-the carry; the rollout and the commits apply the steps' changes in order, so that accepting seven steps
-keeps seven updates.
+Examples are an occupancy grid, BatchNorm's statistics, a teacher's moving average. A slot evaluates with its guess of
+the carry; the rollout and the commits apply the steps' changes in order, so that accepting seven steps applies seven
+updates.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from picardopt.drift import Drift
+from picardopt.drift import Drift, map_tensors
 from picardopt.layout import Row
 
 
 @dataclass(frozen=True)
 class Carry:
-    """What a step rewrites besides parameters, and how.
+    """The tensors besides parameters that a step rewrites, and the way in which it does.
 
     Without `update` the closure writes into the tensors itself, and a step that was evaluated at a guess of them
-    contributes its increment (after - before). With `update` the closure leaves them alone and returns what is
-    needed; sequentially that is ``returned = closure(step); base.step(); update(returned)``. It may read the
-    parameters, which are then the step's, and draw from the global generators.
+    contributes its increment (after - before). With `update` the closure does not change them, and returns the data
+    for the update; sequentially: ``returned = closure(step); base.step(); update(returned)``. The update runs without
+    autograd. It may read the parameters, as they are after that step, and draw from the global generators.
 
     Attributes:
-        tensors: The tensors, or a module, whose buffers are meant.
-        update: Rewrites the tensors in place from what the closure returned (its tensors detached).
+        tensors: The tensors, or a module for its buffers.
+        update: Rewrites the tensors in place from the closure's return value (its tensors detached).
     """
 
     tensors: torch.nn.Module | Sequence[Tensor] = ()
     update: Callable[[Any], None] | None = None
 
     def present(self) -> list[Tensor]:
-        """The tensors that are carried now."""
+        """Returns the present tensors."""
         if isinstance(self.tensors, torch.nn.Module):
             return list(self.tensors.buffers())
         return list(self.tensors)
 
     def check(self, parameters: Sequence[Tensor]) -> None:
-        """Refuses what cannot be carried.
+        """Refuses tensors that cannot be carried.
 
         Raises:
-            TypeError: If it is not a module or a sequence of tensors, or the update cannot be called.
+            TypeError: If `tensors` is neither a module nor a sequence of tensors, or `update` cannot be called.
             ValueError: If a tensor is a parameter of the optimizer, requires a gradient, or is listed twice.
         """
         if isinstance(self.tensors, Tensor) or not isinstance(
@@ -57,28 +57,36 @@ class Carry:
             )
         if self.update is not None and not callable(self.update):
             raise TypeError(
-                f"carry has update={self.update!r}: give a function of what the closure returns"
+                f"carry has update={self.update!r}: give a function of the closure's return value"
             )
         seen = {id(p) for p in parameters}
         for index, tensor in enumerate(self.present()):
             if not isinstance(tensor, Tensor):
-                raise TypeError(f"carry[{index}]={tensor!r}: give tensors")
+                raise TypeError(f"carry[{index}]={tensor!r}: give a tensor")
             if tensor.requires_grad:
                 raise ValueError(
-                    f"carry[{index}] requires a gradient: carry is what no optimizer steps"
+                    f"carry[{index}] requires a gradient, but the carry is not trained: give a detached tensor"
                 )
             if id(tensor) in seen:
-                raise ValueError(f"carry[{index}] is a parameter of the optimizer, or listed twice")
+                raise ValueError(
+                    f"carry[{index}] is a parameter of the optimizer, or listed twice: leave it out"
+                )
             seen.add(id(tensor))
 
     @torch.no_grad()
+    def run_update(self, returned: Any) -> None:
+        """Calls `update`, if there is one, with a closure's return value, after a plain step."""
+        if self.update is not None:
+            self.update(map_tensors(Tensor.detach, returned))
+
+    @torch.no_grad()
     def apply(self, live: Sequence[Tensor], guess: Row, drift: Drift) -> None:
-        """Applies one step's change to the carry's present values, in place, after the base's step.
+        """Applies one step's change to the live carry, in place, after the base's step.
 
         Args:
-            live: The carry as the steps before left it.
-            guess: The row that the step was evaluated at.
-            drift: The step's drift: its row holds the carry as the closure left it.
+            live: The carry after the earlier steps.
+            guess: The row at which the step was evaluated.
+            drift: The step's drift; its row holds the carry after the closure.
         """
         if self.update is None:
             add_changes(live, guess, drift.row)
@@ -92,7 +100,7 @@ class Carry:
 
 
 def as_carry(value: Carry | torch.nn.Module | Sequence[Tensor] | None) -> Carry:
-    """Turns the optimizer's `carry` argument into a `Carry`."""
+    """Returns the `Carry` for the optimizer's `carry` argument."""
     if isinstance(value, Carry):
         return value
     return Carry() if value is None else Carry(value)
@@ -100,15 +108,15 @@ def as_carry(value: Carry | torch.nn.Module | Sequence[Tensor] | None) -> Carry:
 
 @torch.no_grad()
 def add_changes(live: Sequence[Tensor], guess: Row, after: Row) -> None:
-    """Adds what a step changed at its guess of the carry.
+    """Applies the change that a step made to its guess of the carry.
 
-    Elements whose guess was right become what the step left there, so that the result is bitwise the
-    sequential one; the others receive the step's increment (booleans: its value).
+    Elements whose guess was right take the step's value, so that the result is bitwise the sequential one; the others
+    receive the step's increment (booleans: its value).
 
     Args:
-        live: The carry as the steps before left it.
-        guess: The row that the step was evaluated at.
-        after: The step's drift: its carry is what the step left behind.
+        live: The carry after the earlier steps.
+        guess: The row at which the step was evaluated.
+        after: The step's drift row, with the carry after the closure.
     """
     for now, before, left in zip(live, guess.carry, after.carry, strict=True):
         if now.dtype == torch.bool:

@@ -40,7 +40,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> N
 
     Raises:
         CheckpointError: If the file cannot be written (folder missing or not writable, disk full), or if
-            the state holds what a weights-only file must not; the old file is untouched.
+            the state holds objects that a weights-only file cannot; the old file is untouched.
     """
     target = Path(path)
     buffer = io.BytesIO()
@@ -49,7 +49,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> N
     except Exception as error:
         raise CheckpointError(f"the state for {target} cannot be saved: {error}") from error
     payload = buffer.getbuffer()
-    _load_payload(target, payload)  # what cannot be loaded again must not replace what can
+    _load_payload(target, payload)  # an unreadable file must not replace a good one
     header = _HEADER.pack(_MAGIC, _VERSION, len(payload), hashlib.sha256(payload).digest())
     temporary = _temporary(target)
     try:
@@ -132,13 +132,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _temporary(target: Path) -> Path:
-    """A name in the target's folder that no other thread, process or host uses now."""
-    who = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
-    return target.with_name(f".{target.name}.{who}.tmp")
+    """Returns a name in the target's folder that no other thread, process or host is using."""
+    writer = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    return target.with_name(f".{target.name}.{writer}.tmp")
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Removes what processes of this host left that were killed while they wrote this target."""
+    """Removes temporary files of killed processes of this host that were writing this target."""
     start = f".{target.name}.{socket.gethostname()}."
     for path in target.parent.glob(f"{glob.escape(start)}*.tmp"):
         owner = path.name.removeprefix(start).split(".")[0]
@@ -151,6 +151,6 @@ def _runs(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's process
         return True
     return True

@@ -1,4 +1,4 @@
-"""Arguments and base optimizers that cannot work are refused at construction, by name and with a remedy."""
+"""Refuses unusable arguments and base optimizers at construction, with a remedy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from picardopt.closure import captured_by
 from picardopt.errors import UnsupportedOptimizerError
 
-# Optimizers that evaluate the closure inside their step, though its signature may say it is optional.
+# Optimizers that evaluate the closure inside their step, even if their signature makes it optional.
 _NEED_CLOSURE = {
     *("lbfgs", "sam", "gsam", "wsam", "bsam", "looksam", "friendlysam", "samwrapper", "alig"),
     *("adahessian", "sophiah"),  # read the Hessian through the loss's graph
@@ -24,10 +24,10 @@ _NEED_SPARSE = {"sparseadam"}
 
 
 def check_base(base: object) -> None:
-    """Refuses what cannot be stepped, as it is, from dense gradients alone.
+    """Refuses a base that cannot be stepped, as it is, from dense gradients alone.
 
     Raises:
-        TypeError: If it is no torch optimizer, or already wrapped.
+        TypeError: If it is not a torch optimizer, or already wrapped.
         ValueError: If it has no parameters.
         UnsupportedOptimizerError: If its step needs a closure, or its gradients or parameters are sparse or sharded.
     """
@@ -130,7 +130,7 @@ def check_arguments(
 
 
 def check_lr_scheduler(lr_scheduler: object) -> None:
-    """Refuses what a rollout cannot step.
+    """Refuses a scheduler that a rollout cannot step.
 
     Raises:
         TypeError: If it has no ``step()`` that can be called without arguments.
@@ -147,15 +147,15 @@ def check_lr_scheduler(lr_scheduler: object) -> None:
     if any(p.default is inspect.Parameter.empty and p.kind in named for p in parameters):
         raise TypeError(
             f"lr_scheduler={type(lr_scheduler).__name__}: its step() needs arguments, so future rates cannot be "
-            "told; leave lr_scheduler=None (exact all the same, with shorter strides)"
+            "computed; leave lr_scheduler=None (still exact, with shorter strides)"
         )
 
 
 def check_step_index(value: object) -> None:
-    """Refuses what is no number of committed steps.
+    """Refuses a value that is not a number of committed steps.
 
     Raises:
-        ValueError: If it is no integer, or negative.
+        ValueError: If it is not an integer, or negative.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(
@@ -164,14 +164,14 @@ def check_step_index(value: object) -> None:
 
 
 def _integer(
-    name: str, value: object, least: int | None, meaning: str, *, optional: bool = False
+    name: str, value: object, minimum: int | None, meaning: str, *, optional: bool = False
 ) -> None:
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}={value!r}: give an integer ({meaning})")
-    if least is not None and value < least:
-        raise ValueError(f"{name}={value!r}: give an integer >= {least} ({meaning})")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name}={value!r}: give an integer >= {minimum} ({meaning})")
 
 
 def _requires_closure(base: Optimizer) -> bool:
@@ -183,7 +183,7 @@ def _requires_closure(base: Optimizer) -> bool:
 
 
 def _backward_hooks(parameter: Tensor) -> list[object]:
-    """What runs inside backward when a parameter's gradient is there."""
+    """Returns the hooks that run inside backward once a parameter's gradient is ready."""
     names = ("_backward_hooks", "_post_accumulate_grad_hooks")
     registries = (getattr(parameter, name, None) for name in names)
     return [hook for registry in registries for hook in (registry or {}).values()]

@@ -1,4 +1,4 @@
-"""The `picardopt` command: hands over to the commands that installed packages register.
+"""The `picardopt` command: runs the commands that installed packages register.
 
 A package adds one through the entry-point group ``picardopt.commands``; each is a function of its
 arguments, ``main(argv: list[str]) -> None``.

@@ -1,4 +1,4 @@
-"""What the user handed to ``step``: a closure that can be evaluated for any step, or why nothing can run ahead."""
+"""Classifies the argument of ``step``: a closure that runs for any step, or the reason for a plain step."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class StepClosure:
     """A closure that can be evaluated for any step.
 
     Attributes:
-        call: Evaluates it for a step and returns what it returned.
-        source: The user's own function, to look at what it can see.
+        call: Evaluates the closure for a step and returns its result.
+        source: The user's own function, whose variables are inspected.
     """
 
     call: Callable[[int], Any] = field(repr=False)
@@ -40,7 +40,7 @@ class StepClosure:
 
     @property
     def code(self) -> object:
-        """What stays the same when a loop defines the closure anew at each step."""
+        """The closure's code: the same object if a loop defines the closure anew at each step."""
         source = inspect.unwrap(self.source)
         while isinstance(source, functools.partial):
             source = source.func
@@ -50,19 +50,23 @@ class StepClosure:
 
 @dataclass(frozen=True)
 class Plain:
-    """Why a call of ``step`` takes a plain step of the base, with the remedy."""
+    """A call of ``step`` that takes a plain step of the base.
+
+    Attributes:
+        reason: The cause, with the remedy.
+    """
 
     reason: str
 
 
 def as_step_closure(closure: Closure | None) -> StepClosure | Plain:
-    """Turns the argument of ``step`` into a closure by step, or into the reason why it cannot be one.
+    """Returns the argument of ``step`` as a function of the step, or the reason why that is impossible.
 
     Args:
-        closure: What ``step`` was given.
+        closure: The argument of ``step``.
 
     Raises:
-        TypeError: If it is not callable, or has a required parameter with another name than `step`.
+        TypeError: If it is not callable, or has a required parameter with a name other than `step`.
     """
     if closure is None:
         return Plain(_NO_CLOSURE)
@@ -82,7 +86,7 @@ def as_step_closure(closure: Closure | None) -> StepClosure | Plain:
 
 
 def _by_step(closure: Closure) -> Callable[[int], Any]:
-    """Returns a function of the step that hands it over if the closure has a parameter called `step`."""
+    """Returns the closure as a function of the step, which it receives if it has a parameter called `step`."""
     names = _plain_parameters(closure)
     if names == ():
         return lambda step: closure()
@@ -108,7 +112,7 @@ def _by_step(closure: Closure) -> Callable[[int], Any]:
 
 
 def _plain_parameters(closure: Closure) -> tuple[str, ...] | None:
-    """Returns the parameters' names of a plain function or method, without the cost of a signature."""
+    """Returns the parameter names of a plain function or method; faster than `inspect.signature`."""
     function = getattr(closure, "__func__", closure)
     if type(function) is not types.FunctionType or vars(function):  # __wrapped__, __signature__
         return None
@@ -120,12 +124,12 @@ def _plain_parameters(closure: Closure) -> tuple[str, ...] | None:
 
 
 def _is_bound(closure: Closure) -> bool:
-    """Whether the user fixed `step` with functools.partial: then that value is theirs to choose."""
+    """Returns whether the user bound `step` with functools.partial: that value then stays."""
     return isinstance(closure, functools.partial) and "step" in closure.keywords
 
 
 def captured_by(function: object) -> list[object]:
-    """Returns what a function has at hand: its object, arguments bound beforehand, variables of its closure."""
+    """Returns a function's captured objects: its `self`, bound arguments and closure variables."""
     if isinstance(function, functools.partial):
         return [*function.args, *function.keywords.values(), *captured_by(function.func)]
     if inspect.ismethod(function):

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from picardopt.rng import step_rng
@@ -18,7 +18,7 @@ _REMEMBERED = 1024
 
 
 class StepIndexedLoader:
-    """Gives batch t of a DataLoader's endless run over its epochs, at any time and as often as asked.
+    """Gives batch t of a DataLoader's endless run over its epochs, in any order and any number of times.
 
     The order is the loader's own: its sampler, batch sampler, shuffling and ``generator``, epoch after epoch, drawn
     from copies, so that the loader itself is left alone; samplers with ``set_epoch`` receive the epoch. Items are
@@ -52,7 +52,7 @@ class StepIndexedLoader:
             )
 
     def __len__(self) -> int:
-        """Batches in the epoch that was last asked for, at first the first one."""
+        """Number of batches in the epoch of the last `batch` call, at first in the first epoch."""
         return self._length
 
     def batch(self, step: int) -> Any:
@@ -79,8 +79,8 @@ class StepIndexedLoader:
 class _Epochs:
     """The indices of each epoch's batches, drawn as the loader draws them.
 
-    Epochs are listed in order, since a generator, or a sampler that counts, knows no other way. The last ones are
-    remembered: a window that reaches over the end of an epoch goes back and forth between two.
+    Epochs are drawn in order, because a generator, or a sampler that counts, cannot skip any. The last ones are
+    kept: a window across the end of an epoch switches back and forth between two.
     """
 
     def __init__(self, loader: DataLoader[Any], seed: int) -> None:
@@ -119,7 +119,7 @@ class _Epochs:
         self._next = 0
 
     def _draw(self, epoch: int) -> list[Any]:
-        """What the loader's iterators do, in their order: `iter` draws at once for some samplers."""
+        """Returns an epoch's batches, drawn in the order of the loader's iterators: some samplers draw in `iter`."""
         loader = self._loader
         for sampler in self._samplers:
             if hasattr(sampler, "set_epoch"):
@@ -137,17 +137,20 @@ class _Epochs:
             self._starts.append(self._starts[-1] + len(batches))
         self._remembered[epoch] = batches
         count = sum(map(len, self._remembered.values()))
-        for old in list(self._remembered)[:-2]:  # in the order in which they were listed
+        for old in list(self._remembered)[:-2]:  # oldest first
             count -= len(self._remembered[old])
             if count < _REMEMBERED:
                 break
             del self._remembered[old]
 
     def _copied(self, samplers: Any) -> Any:
-        """A copy that draws independently; only the dataset is shared."""
-        dataset = self._loader.dataset
+        """Returns a copy that draws independently; only the data that samplers refer to is shared."""
+        data: list[Any] = [self._loader.dataset]
+        for sampler in _samplers(self._loader):
+            data += [v for v in getattr(sampler, "__dict__", {}).values() if isinstance(v, Dataset)]
+            data.append(getattr(sampler, "data_source", None))
         try:
-            return copy.deepcopy(samplers, {id(dataset): dataset})
+            return copy.deepcopy(samplers, {id(each): each for each in data})
         except Exception as error:
             names = ", ".join(type(sampler).__name__ for sampler in _samplers(self._loader))
             raise TypeError(
@@ -157,7 +160,7 @@ class _Epochs:
 
 
 def _samplers(loader: DataLoader[Any]) -> list[Any]:
-    """Everything that orders a loader's items, outermost first."""
+    """Returns the objects that order a loader's items, outermost first."""
     found: list[Any] = []
     for sampler in (loader.batch_sampler, loader.sampler):
         while sampler is not None and all(sampler is not each for each in found):
@@ -167,7 +170,7 @@ def _samplers(loader: DataLoader[Any]) -> list[Any]:
 
 
 def _has_no_state(sampler: Any) -> bool:
-    """Whether a sampler's order depends on the global generators and its epoch alone."""
+    """Returns whether a sampler's order depends on the global generators and its epoch alone."""
     if isinstance(sampler, list | tuple | range):
         return True
     own = type(sampler).__module__.startswith("torch.utils.data.")
@@ -175,7 +178,7 @@ def _has_no_state(sampler: Any) -> bool:
 
 
 def _check(loader: DataLoader[Any]) -> None:
-    """Refuse, by name, what would give other batches than the loader."""
+    """Refuses loaders whose batches could not be reproduced by step."""
     if isinstance(loader.dataset, IterableDataset):
         raise TypeError(
             "loader has an IterableDataset, which cannot be addressed by step: use a map-style one"
@@ -188,7 +191,7 @@ def _check(loader: DataLoader[Any]) -> None:
         raise ValueError("loader has batch_size=None: give it a batch_size or a batch_sampler")
     if loader.num_workers > 0 and loader.worker_init_fn is not None:
         raise ValueError(
-            "loader has a worker_init_fn, but its workers are not used: leave it out, and do in the dataset what it did"
+            "loader has a worker_init_fn, but its workers are not used: leave it out, and do its work in the dataset"
         )
     if loader.num_workers > 1 and not loader.in_order:
         raise ValueError(

@@ -17,10 +17,10 @@ from picardopt.ranks import MESH_EXAMPLE, RankGroup
 
 
 class DdpGuard:
-    """Refuses closures that call DistributedDataParallel or FSDP modules over ranks with other slots.
+    """Refuses closures that call DistributedDataParallel or FSDP modules across ranks that evaluate other slots.
 
-    DistributedDataParallel averages gradients inside ``backward``. Over ranks that evaluate different steps it would
-    mix these steps without an error. Modules are checked until one evaluation succeeded.
+    DistributedDataParallel averages gradients inside ``backward``. Across ranks that evaluate different steps it
+    would silently mix these steps. Modules are checked until one evaluation has succeeded.
 
     Args:
         data: This process's data row; None if it is alone.

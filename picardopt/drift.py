@@ -21,28 +21,29 @@ from picardopt.rng import RngState, preserved_rng, seed_all, step_seed
 
 
 class Outcome(enum.IntEnum):
-    """What came of an evaluation, from best to worst."""
+    """The outcome of an evaluation, from best to worst."""
 
     FINITE = 0
     NONFINITE = 1  # a NaN or an infinity in a gradient
     FAILED = 2  # the closure raised
-    INTERRUPTED = 3  # KeyboardInterrupt, SystemExit, what a signal's handler raised: raised at once
+    INTERRUPTED = 3  # KeyboardInterrupt, SystemExit or an error of a signal handler: raised at once
 
 
 @dataclass
 class Drift:
-    """Gradient and loss of one step's objective at one point.
+    """The gradient and the loss of one step at one point.
 
     Attributes:
         step: The step whose randomness and data were used.
         row: The gradients, one per parameter; meaningless where `present` is False.
-        present: Which parameters received a gradient (the others keep ``.grad = None``).
-        returned: What the closure returned, its tensors detached copies.
-        rng: The generators as the closure left them: the base's own step draws from there.
+        present: By parameter, whether it received a gradient (otherwise it keeps ``.grad = None``).
+        returned: The closure's return value; its tensors are detached copies.
+        rng: The generators' states after the closure: the base's step continues from them.
         outcome: Whether the drift can be used.
-        error: What the closure raised, if it did.
-        trace: That exception's formatted traceback.
+        error: The closure's exception, if any.
+        trace: The exception's formatted traceback.
         uncleared: Indices of the parameters whose ``.grad`` the closure does not clear; None if that was not tested.
+        tainted: Whether the test may have changed the gradients or made the closure raise.
     """
 
     step: int
@@ -54,6 +55,7 @@ class Drift:
     error: BaseException | None = None
     trace: str = field(default="", repr=False)
     uncleared: tuple[int, ...] | None = None
+    tainted: bool = False
 
 
 EvaluateSlot = Callable[[int, Row], Drift]
@@ -68,7 +70,7 @@ class Accepted:
         drift: The drift.
         sweep: The sweep it came from.
         slot: Its slot in that sweep's window; 0 is the head.
-        threshold: Largest accepted distance between its guess and the live parameters.
+        threshold: Largest accepted squared distance per parameter between its guess and the live parameters.
         remapped: Whether it was evaluated before the number of parameters changed, so that it cannot be repeated.
     """
 
@@ -112,26 +114,30 @@ def evaluate_drift(
     *,
     test_clearing: bool = False,
 ) -> Drift:
-    """Evaluates one drift at the parameters' present values; never raises what the closure raises.
+    """Evaluates one drift at the parameters' present values; records the closure's exceptions instead of raising them.
 
     Args:
         call: The user's closure as a function of the step; it computes the loss and calls ``backward``.
         layout: The live tensors; the parameters' ``.grad`` is None afterwards.
-        row: Where the gradients are written, and the carry as the closure left it.
+        row: Receives the gradients, and the carry as the closure left it.
         step: Step index t.
         seed: The run's seed.
-        around: Entered around the closure; what it raises counts as raised by the closure.
-        test_clearing: Whether to test that the closure clears ``.grad``, which then holds NaN before it.
+        around: Entered around the closure; its exceptions count as the closure's.
+        test_clearing: Whether to test that the closure clears ``.grad``, by putting NaN there first.
 
     Returns:
-        The drift; `outcome` and `error` say what went wrong. With `test_clearing`, and if `uncleared` is not empty, the
-        gradients cannot be used: evaluate again without it.
+        The drift. If it is `tainted`, evaluate again without `test_clearing`: its gradients, outcome and error are
+        not the closure's own.
     """
     drift, parameters = Drift(step, row), layout.parameters
+    placed: list[Tensor | None] = [None] * len(parameters)
     try:
-        for parameter in parameters:
-            testable = test_clearing and parameter.requires_grad
-            parameter.grad = torch.full_like(parameter, torch.nan) if testable else None
+        if test_clearing:
+            placed = [
+                torch.full_like(p, torch.nan) if p.requires_grad else None for p in parameters
+            ]
+        for parameter, grad in zip(parameters, placed, strict=True):
+            parameter.grad = grad
         with preserved_rng():
             seed_all(step_seed(seed, step))
             with torch.enable_grad(), around, interrupts_allowed():
@@ -140,23 +146,33 @@ def evaluate_drift(
         if test_clearing:
             drift.uncleared = _uncleared(parameters)
         drift.returned = map_tensors(lambda tensor: tensor.detach().clone(), returned)
-        if not drift.uncleared:
+        drift.tainted = bool(drift.uncleared) or _still_placed(parameters, placed)
+        if not drift.tainted:
             _collect(drift, parameters)
         if layout.carry:
             torch._foreach_copy_(row.carry, layout.carry)
     except BaseException as error:
-        own = isinstance(error, Exception) and not raised_by_signal(error)
-        drift.outcome = Outcome.FAILED if own else Outcome.INTERRUPTED
+        failed = isinstance(error, Exception) and not raised_by_signal(error)
+        drift.outcome = Outcome.FAILED if failed else Outcome.INTERRUPTED
         drift.error = error
         drift.trace = "".join(traceback.format_exception(error))
+        drift.tainted = failed and _still_placed(parameters, placed)
     finally:
         for parameter in parameters:
             parameter.grad = None
     return drift
 
 
+def _still_placed(parameters: Sequence[Tensor], placed: Sequence[Tensor | None]) -> bool:
+    """Returns whether a test gradient is still in place: added to, zeroed, or not reached by a failed closure."""
+    return any(
+        grad is not None and parameter.grad is grad
+        for parameter, grad in zip(parameters, placed, strict=True)
+    )
+
+
 def _uncleared(parameters: Sequence[Tensor]) -> tuple[int, ...]:
-    """Returns which parameters' gradients are still the NaN that they were, or were added to it (one host sync)."""
+    """Returns the indices of the parameters whose gradients are NaN after the test (one host sync)."""
     indices = [
         index
         for index, parameter in enumerate(parameters)
@@ -169,12 +185,12 @@ def _uncleared(parameters: Sequence[Tensor]) -> tuple[int, ...]:
 
 
 def _collect(drift: Drift, parameters: Sequence[Tensor]) -> None:
-    """Moves the parameters' gradients into the drift's row and looks for non-finite ones."""
+    """Copies the parameters' gradients into the drift's row and checks that they are finite."""
     drift.present = tuple(p.grad is not None for p in parameters)
     if not any(drift.present):
         raise NoGradientError(
             f"the closure left no parameter with a gradient at step {drift.step}: call loss.backward() inside "
-            "it, on a loss that depends on the optimizer's parameters (where backward has run already, call step() "
+            "it, on a loss that depends on the optimizer's parameters (if backward has run already, call step() "
             "without a closure)"
         )
     targets, grads = [], []
@@ -197,13 +213,13 @@ def _collect(drift: Drift, parameters: Sequence[Tensor]) -> None:
 
 
 def is_finite(row: Row) -> bool:
-    """Whether no element is NaN or infinite (one host sync)."""
+    """Returns whether no element is NaN or infinite (one host sync)."""
     checks = [torch.isfinite(segment).all() for segment in row.segments]
     return bool(torch.stack(checks).all())
 
 
 def set_gradients(parameters: Sequence[Tensor], drift: Drift) -> None:
-    """Gives each parameter its own copy of the drift: some optimizers overwrite ``.grad``."""
+    """Copies the drift into the parameters' ``.grad``: some optimizers overwrite it."""
     targets, sources = [], []
     for parameter, source, present in zip(
         parameters, drift.row.tensors, drift.present, strict=True

@@ -1,10 +1,10 @@
-"""The errors and the one warning that picardopt raises of its own."""
+"""The errors and the warning class of picardopt."""
 
 from __future__ import annotations
 
 
 class PicardError(RuntimeError):
-    """Base of all errors that are about running ahead, not about the user's own step."""
+    """Base class of picardopt's errors."""
 
 
 class UnsupportedOptimizerError(PicardError, TypeError):
@@ -24,23 +24,23 @@ class NoGradientError(PicardError):
 
 
 class RankMismatchError(PicardError):
-    """The ranks disagree about what is being computed."""
+    """The ranks were given different models, options or calls."""
 
 
 class RankLostError(PicardError):
     """A rank died, left, or did not answer in time.
 
-    On gloo the connections of the groups that were used are closed when a rank died or left, so that every other rank
-    hears of it at once: nothing more can be sent through them.
+    With gloo, the connections of all groups in use are then closed, so that every other rank fails at once instead of
+    waiting for its timeout: nothing more can be sent through these groups.
     """
 
 
 class DesynchronizedError(PicardError):
-    """An earlier exchange was cut off half way, so the ranks can no longer talk safely."""
+    """An earlier exchange was interrupted, so that the ranks can no longer exchange messages safely."""
 
 
 class RemoteClosureError(PicardError):
-    """Another rank's closure raised something that cannot be rebuilt on this rank."""
+    """Another rank's closure raised an exception that cannot be pickled."""
 
 
 class CheckpointError(PicardError, ValueError):

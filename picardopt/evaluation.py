@@ -1,4 +1,4 @@
-"""Evaluates a closure at a row's values, watches what it leaves behind, and puts the live tensors back."""
+"""Evaluates closures at guesses, checks their side effects, and restores the live tensors."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from picardopt.window import Window
 
 
 class Evaluator:
-    """Lends the live tensors to closures.
+    """Evaluates closures in the live tensors.
 
     Args:
         layout: The live tensors.
-        carry: What besides parameters a closure may rewrite.
-        base: The optimizer, whose options a closure must leave alone.
-        owner: Id of the wrapper, which a GradScaler may know.
+        carry: The tensors besides parameters that a closure may rewrite.
+        base: The wrapped optimizer, whose options a closure must not change.
+        owner: Id of the wrapper, which a GradScaler may have registered.
         engine: Spreads the slots over the ranks.
         options: The optimizer's options.
-        tolerance: What the ranks must have in common besides.
-        audit: Watches buffers, and knows which gradients a closure clears.
+        tolerance: Decides what is accepted; must be the same on all ranks.
+        audit: Watches buffers and knows the gradients that a closure clears.
         stats: Counts evaluations.
     """
 
@@ -56,10 +56,10 @@ class Evaluator:
         self._speculates = options.window > 1 or engine.size > 1
 
     def start(self, window: Window, step: int) -> None:
-        """Checks that the ranks agree, and gives all of them rank 0's parameters.
+        """Checks that the ranks agree and broadcasts rank 0's parameters.
 
         Raises:
-            RankMismatchError: If they were given different models or options.
+            RankMismatchError: If the ranks have different models or options.
         """
         head = window.head
         head.store(self._layout.tensors)
@@ -72,8 +72,8 @@ class Evaluator:
         """Evaluates slots 0 .. slots-1 of the window on all ranks.
 
         Returns:
-            The drifts in order of slots, the same on every rank, ending at the first that is not finite; and how many
-            evaluations were made over all ranks.
+            The drifts in order of slots, the same on every rank, ending at the first that is not finite; and the
+            number of evaluations over all ranks.
         """
         watched = self._speculates and self._audit.watches(self._stats.sweeps)
         untested = self._audit.clearing.untested(closure)
@@ -118,19 +118,22 @@ class Evaluator:
             closure: The user's closure.
             step: Step index t.
             guess: Values of the parameters and the carry.
-            out: Where the gradients are written, and the carry as the closure left it.
-            watched: Whether module buffers are watched too.
-            test_clearing: Whether to find out which gradients the closure does not clear (`Drift.uncleared`). If there
-                are any, it is evaluated twice.
+            out: Receives the gradients, and the carry as the closure left it.
+            watched: Whether to watch module buffers too.
+            test_clearing: Whether to find the gradients that the closure does not clear (`Drift.uncleared`). A closure
+                that leaves a test gradient in place, or sets it to zero in place, is evaluated twice.
         """
         drift = self._evaluate(closure, step, guess, out, watched, test_clearing)
-        if not drift.uncleared:
+        if not drift.tainted:
             return drift
         again = self._evaluate(closure, step, guess, out, watched, False)
-        # A gradient that is NaN by itself says nothing.
+        # A closure that raised only in the test may add to any of the earlier gradients.
+        all_indices = range(len(self._layout.parameters)) if again.error is None else ()
+        suspects = all_indices if drift.uncleared is None else drift.uncleared
+        # A gradient that is NaN without the test proves nothing.
         again.uncleared = tuple(
             index
-            for index in drift.uncleared
+            for index in suspects
             if not (again.present and again.present[index] and out.tensors[index].isnan().all())
         )
         return again
@@ -158,7 +161,7 @@ class Evaluator:
 
     @contextmanager
     def swapped_parameters(self, row: Row) -> Iterator[None]:
-        """Lets guesses be loaded into the live tensors; afterwards they hold `row` and have their gradients back."""
+        """Allows guesses in the live tensors; on exit these hold `row` again and have their old gradients."""
         parameters = self._layout.parameters
         grads = [p.grad for p in parameters]
         try:
@@ -170,7 +173,7 @@ class Evaluator:
 
     @contextmanager
     def _around(self, closure: StepClosure, watched: bool) -> Iterator[None]:
-        """Raises, as if the closure did, if it changed what it must not."""
+        """Raises on the closure's behalf if it changed something that it must not change."""
         groups = self._base.param_groups
         before = options_of(groups) if self._speculates else []
         rewritten = self._layout.carry if self._carry.update is None else []
@@ -188,6 +191,6 @@ class Evaluator:
         if not self._layout.describes(parameters_of(self._base), self._carry.present()):
             raise RuntimeError(
                 "the closure changed the optimizer's parameter list or the carry's (other tensors, shapes or "
-                "groups): do that between two calls of step(), where the window is rebuilt, or with restructure=; "
+                "groups): do that between two calls of step(), which rebuild the window, or with restructure=; "
                 "and write into the carry's tensors in place"
             )

@@ -1,4 +1,4 @@
-"""What the wrapper shows but does not own: the base's groups, state and hooks, and the options of the run.
+"""The part of the wrapper that mirrors the base optimizer: its groups, state and hooks, and the run's options.
 
 Groups and state are live views: ``load_state_dict`` replaces those objects, so a reference kept from construction goes
 stale.
@@ -19,10 +19,10 @@ from picardopt.stepper import BaseStepper
 
 
 class OptimizerFacade(Optimizer):
-    """An optimizer that shows another one's groups and state as its own.
+    """Presents the groups and the state of another optimizer as its own.
 
     Attributes:
-        base: The other one.
+        base: That other optimizer.
     """
 
     base: Optimizer
@@ -63,47 +63,47 @@ class OptimizerFacade(Optimizer):
         self.base.add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """The base's own zero_grad."""
+        """Calls the base's own zero_grad."""
         self.base.zero_grad(set_to_none)
 
     def register_state_dict_pre_hook(self, hook: Callable[..., Any], prepend: bool = False) -> Any:
-        """Registers on the base, whose state dict it is."""
+        """Registers the hook on the base, which makes the state dict."""
         return self.base.register_state_dict_pre_hook(hook, prepend)
 
     def register_state_dict_post_hook(self, hook: Callable[..., Any], prepend: bool = False) -> Any:
-        """Registers on the base, whose state dict it is."""
+        """Registers the hook on the base, which makes the state dict."""
         return self.base.register_state_dict_post_hook(hook, prepend)
 
     def register_load_state_dict_pre_hook(
         self, hook: Callable[..., Any], prepend: bool = False
     ) -> Any:
-        """Registers on the base, which loads it."""
+        """Registers the hook on the base, which loads the state dict."""
         return self.base.register_load_state_dict_pre_hook(hook, prepend)
 
     def register_load_state_dict_post_hook(
         self, hook: Callable[..., Any], prepend: bool = False
     ) -> Any:
-        """Registers on the base, which loads it."""
+        """Registers the hook on the base, which loads the state dict."""
         return self.base.register_load_state_dict_post_hook(hook, prepend)
 
     @property
     def window(self) -> int:
-        """Steps evaluated per sweep, the paper's p."""
+        """Number of steps evaluated per sweep, the paper's p."""
         return self._options.window
 
     @property
     def data_rank(self) -> int:
-        """Which part of a step's batch this process evaluates, 0 .. data_size - 1."""
+        """Index of the part of a step's batch that this process evaluates, 0 .. data_size - 1."""
         return self._grid.data.rank if self._grid else 0
 
     @property
     def data_size(self) -> int:
-        """Into how many equal parts each step's batch is split; more than 1 only with a mesh."""
+        """Number of equal parts that each step's batch is split into; above 1 only with a mesh."""
         return self._grid.data.size if self._grid else 1
 
     @property
     def total_steps(self) -> int | None:
-        """Steps of the whole run, the paper's T, if they were given."""
+        """Number of steps of the whole run, the paper's T; None if it was not given."""
         return self._options.total_steps
 
     @property
@@ -123,7 +123,7 @@ class OptimizerFacade(Optimizer):
 
     @property
     def step_index(self) -> int:
-        """Index of the next step: how many were committed. Setting it drops what was evaluated ahead."""
+        """Index of the next step: the number of committed steps. Setting it drops the queue."""
         return self._step_index
 
     @step_index.setter
@@ -133,5 +133,5 @@ class OptimizerFacade(Optimizer):
         self._step_index = value
 
     def _forget(self) -> None:
-        """Drops what was evaluated ahead and all guesses."""
+        """Drops the queue and all guesses."""
         raise NotImplementedError

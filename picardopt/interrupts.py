@@ -1,9 +1,9 @@
-"""Signals wait while parameters or state are not what was last committed.
+"""Delays signals while parameters or state differ from those last committed.
 
-Speculation lends the live parameters out and steps the base ahead of time; all of that is put back in blocks
-that Ctrl-C, or the SIGTERM of a cluster that wants its machine back, must not cut. So handlers are held back for a
-whole call of ``step``, except where time is spent and nothing is half done: inside the user's closure and while
-waiting for other ranks. What is held back is Python code; a signal without a handler ends the process at once, as ever.
+Speculation overwrites the live parameters and steps the base ahead of time. Ctrl-C, or a cluster's SIGTERM, must not
+interrupt the code that restores them. Signal handlers are therefore delayed for a whole call of ``step``, except where
+it spends its time with nothing half done: inside the user's closure and while it waits for other ranks. Only handlers
+written in Python are delayed; a signal without a handler ends the process at once, as always.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _SIGNALS = [
 
 
 class _Gate:
-    """Whether signals may pass, and those that wait."""
+    """The state of signal handling: whether handlers may run now, and the signals that wait."""
 
-    handlers: ClassVar[dict[int, Handler]] = {}  # those that were there before ours
+    handlers: ClassVar[dict[int, Handler]] = {}  # the handlers that were installed before ours
     active = False
     open = True
     waiting: ClassVar[dict[int, FrameType | None]] = {}
@@ -36,7 +36,7 @@ class _Gate:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Holds signals back until the block is done, except inside `interrupts_allowed`."""
+    """Delays signals to the end of the block, except inside `interrupts_allowed`."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -54,7 +54,7 @@ def interrupts_deferred() -> Iterator[None]:
             signal.signal(number, _hold)
         yield
     finally:
-        # From here on ours pass on what comes, so that it does no harm if a signal keeps one of them in place.
+        # From here on our handlers call the earlier ones at once, so that one left installed does no harm.
         _Gate.active, _Gate.open = False, True
         try:
             for number, handler in handlers.items():
@@ -68,7 +68,7 @@ def interrupts_deferred() -> Iterator[None]:
 
 @contextmanager
 def interrupts_allowed() -> Iterator[None]:
-    """Lets signals through where they leave nothing half done."""
+    """Lets signals through inside the block, where they leave nothing half done."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -81,12 +81,12 @@ def interrupts_allowed() -> Iterator[None]:
 
 
 def raised_by_signal(error: BaseException) -> bool:
-    """Whether a signal's handler raised this: then it is meant for the program, not for one evaluation."""
+    """Returns whether a signal's handler raised this error: it is then meant for the whole program."""
     return error is _Gate.raised
 
 
 def _present_handlers() -> dict[int, Handler]:
-    """The handlers that are Python code, looked up behind ours where one was left in place."""
+    """Returns the handlers written in Python; where one of ours is still installed, the one that it replaced."""
     handlers = {}
     for number in _SIGNALS:
         handler = signal.getsignal(number)
@@ -112,7 +112,7 @@ def _deliver(number: int, frame: FrameType | None) -> None:
 
 
 def _deliver_waiting() -> None:
-    """Calls the handlers of all that waited, whatever the first ones raise."""
+    """Calls the handlers of all waiting signals, even if one of them raises."""
     if _Gate.waiting:
         number = next(iter(_Gate.waiting))
         frame = _Gate.waiting.pop(number)

@@ -38,21 +38,21 @@ def init_process_group(backend: str | None = None, **options: Any) -> None:
         return
     from torch.distributed.rendezvous import rendezvous
 
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # a store of this attempt's own
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # a new store at each attempt
         dist.init_process_group(backend, **options)
         return
     limit = {"timeout": options["timeout"]} if options.get("timeout") else {}
     store, rank, size = next(iter(rendezvous("env://", **limit)))
     dist.init_process_group(
-        backend, store=_attempts_own(store, rank, size), rank=rank, world_size=size, **options
+        backend, store=_store_of_attempt(store, rank, size), rank=rank, world_size=size, **options
     )
 
 
-def _attempts_own(store: Store, rank: int, size: int) -> Store:
-    """The part of a store that only this attempt's processes know: rank 0 makes up its name.
+def _store_of_attempt(store: Store, rank: int, size: int) -> Store:
+    """Returns a part of a store that only this attempt's processes use; rank 0 chooses its name.
 
-    What lies in the store may be an earlier attempt's, and TORCHELASTIC_RESTART_COUNT differs between hosts. So a
-    rank believes a name only once rank 0 has answered under it, with a token that is the rank's own.
+    The store may hold an earlier attempt's values, and TORCHELASTIC_RESTART_COUNT differs between hosts. A rank
+    therefore accepts a name only once rank 0 has answered under it with the rank's own token.
     """
     from torch.distributed.distributed_c10d import PrefixStore
 
@@ -82,13 +82,13 @@ def launch(
 
     Args:
         target: A module-level function, or a path to a Python script. A function finds
-            torch.distributed's default group initialised (NCCL with one accelerator a worker, else gloo)
+            torch.distributed's default group initialized (NCCL with one accelerator a worker, else gloo)
             and its accelerator selected; a script initialises the group itself, as under torchrun.
         workers: Number of processes; by default one per accelerator, or one per two CPU cores.
         args: Arguments of the function (picklable), or of the script (strings).
 
     Returns:
-        What the function returned, by rank; for a script, a list of None.
+        The function's return values, by rank; for a script, a list of None.
 
     Raises:
         ValueError: If `workers` is not a positive integer.
@@ -145,7 +145,7 @@ def _own_signal_handlers() -> Iterator[None]:
 
 
 def default_workers() -> int:
-    """One worker per accelerator of this host, or one per two CPU cores."""
+    """Returns one worker per accelerator of this host, or one per two CPU cores."""
     if torch.accelerator.is_available():
         return torch.accelerator.device_count()
     return max(1, (os.cpu_count() or 1) // 2)
@@ -163,7 +163,7 @@ def _wait_for_all() -> None:
 
 
 def _work(target: Callable[..., Any], args: tuple[Any, ...], workers: int) -> Any:
-    """One worker: its threads, its accelerator, the process group, the function."""
+    """Runs one worker: sets its threads and accelerator, joins the process group, calls the function."""
     # What the imports left is never garbage; looking through it again takes most of a second when the process ends.
     gc.freeze()
     if torch.accelerator.is_available() and torch.accelerator.device_count() >= workers:

@@ -1,7 +1,7 @@
-"""A list of parameters as one flat buffer: what iterates, drifts and messages are made of.
+"""Lists of parameters in one flat buffer, the form of iterates, drifts and messages.
 
-Optimizers read shapes and norms, so nothing is flattened for *them*; but residuals, bit comparisons and
-messages want one contiguous buffer. A `Row` is that buffer, seen as bytes, per dtype and per parameter.
+The live parameters keep their shapes, which optimizers read; residuals, bit comparisons and messages use one
+contiguous buffer. A `Row` is that buffer, with views as bytes, per dtype and per parameter.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-_CACHED = (
-    1 << 18
-)  # float64 elements, 2 MiB: three times as fast as whole rows of 10 million on a CPU
+# Of float64, 2 MiB: three times as fast as whole rows of 10 million numbers on a CPU.
+_SCRATCH_ELEMENTS = 1 << 18
 _ALIGNMENT = 16  # bytes; the largest element (complex128) may start at any segment
 
 
@@ -25,14 +24,14 @@ _ALIGNMENT = 16  # bytes; the largest element (complex128) may start at any segm
 class Row:
     """One value for every parameter, and for every tensor of the carry, in one buffer.
 
-    In a drift's row the parameters' places hold gradients, the carry's what the step left behind.
+    A drift's row holds gradients in place of the parameters, and the carry as it is after the closure.
 
     Attributes:
         buffer: uint8 tensor [row_bytes]; padding is always zero.
         segments: flat tensors over the parameters, one dtype each (complex seen as real), views of `buffer`.
-        measured: those of them that count in residuals.
+        measured: the segments that count in residuals.
         tensors: one tensor per parameter, shaped like it, views of `buffer`.
-        carry: one tensor per tensor of the carry, likewise.
+        carry: one tensor per tensor of the carry, shaped like it, views of `buffer`.
     """
 
     buffer: Tensor
@@ -42,11 +41,11 @@ class Row:
     carry: list[Tensor]
 
     def copy_(self, other: Row) -> None:
-        """Takes over another row's bits."""
+        """Copies another row's bits."""
         self.buffer.copy_(other.buffer)
 
     def fingerprint(self) -> int:
-        """63-bit sum over the bits, to compare ranks with (one host sync)."""
+        """Returns a 63-bit sum of the bits, to compare ranks (one host sync)."""
         return int(self.buffer.view(torch.int64).sum()) & (2**63 - 1)
 
     @torch.no_grad()
@@ -61,7 +60,7 @@ class Row:
 
 
 class ParameterLayout:
-    """Where each parameter, and each tensor of the carry, lies in a row.
+    """The positions of the parameters, and of the carry's tensors, in a row.
 
     Args:
         parameters: The parameters, in the order of the optimizer's groups.
@@ -106,18 +105,18 @@ class ParameterLayout:
 
     @property
     def shapes(self) -> list[torch.Size]:
-        """Each tensor's shape when the layout was made: the parameters', then the carry's."""
+        """The tensors' shapes when the layout was made: the parameters', then the carry's."""
         return [kind[0] for kind in self._kinds]
 
     @cached_property
     def digest(self) -> int:
-        """63-bit hash of shapes, dtypes and places, equal on ranks that hold the same tensors."""
+        """A 63-bit hash of shapes, dtypes and positions, equal on ranks that hold the same tensors."""
         kinds = [(tuple(shape), str(dtype)) for shape, dtype, *_ in self._kinds]
         text = repr((kinds, self._offsets, self.numel))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
     def describes(self, parameters: Sequence[Tensor], carry: Sequence[Tensor] = ()) -> bool:
-        """Whether these are the same tensor objects, of the same kind, trained or frozen as before."""
+        """Returns whether these are the same tensors, with their shapes, dtypes, devices and `requires_grad`."""
         tensors = [*parameters, *carry]
         return len(tensors) == len(self.tensors) and all(
             p is q and _kind(p) == kind
@@ -125,16 +124,16 @@ class ParameterLayout:
         )
 
     def scratch(self) -> Tensor:
-        """An uninitialised float64 tensor for differences: the longest segment, or what a CPU's cache holds."""
+        """Returns an uninitialized float64 tensor for differences, as long as a segment or a CPU's cache allows."""
         longest = max(
             (end - start) // dtype.itemsize * (2 if dtype.is_complex else 1)
             for dtype, start, end in self._parameter_spans
         )
-        length = min(longest, _CACHED) if self.device.type == "cpu" else longest
+        length = min(longest, _SCRATCH_ELEMENTS) if self.device.type == "cpu" else longest
         return torch.empty(max(1, length), dtype=torch.float64, device=self.device)
 
     def row(self, buffer: Tensor | None = None) -> Row:
-        """Makes a row, on a given uint8 buffer [row_bytes] or a new zeroed one."""
+        """Returns a new row, on a given uint8 buffer [row_bytes] or a new zeroed one."""
         if buffer is None:
             buffer = torch.zeros(self.row_bytes, dtype=torch.uint8, device=self.device)
         segments = []
@@ -155,7 +154,7 @@ def _aligned(offset: int) -> int:
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
-    """The optimizer's parameters now, group by group."""
+    """Returns the optimizer's present parameters, group by group."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 

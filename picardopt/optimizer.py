@@ -21,7 +21,7 @@ from picardopt.bases import JoinedOptimizer, unmeasured_bases
 from picardopt.carry import Carry, as_carry
 from picardopt.checks import check_arguments, check_base
 from picardopt.closure import Closure, Plain, as_step_closure
-from picardopt.drift import Accepted, map_tensors
+from picardopt.drift import Accepted
 from picardopt.engines import make_engine
 from picardopt.facade import OptimizerFacade
 from picardopt.interrupts import interrupts_deferred
@@ -41,23 +41,23 @@ STATE_KEY = "picard"
 
 
 class ParallelPicardOptimizer(OptimizerFacade):
-    """Wraps any torch optimizer and evaluates future steps ahead of time, on all ranks at once.
+    """Wraps any torch optimizer and evaluates its future steps ahead of time, on all ranks at once.
 
-    ``step(closure)`` takes exactly one step of the wrapped optimizer and returns that step's loss, like the
-    loop that it replaces. Behind it a window of future steps is guessed, evaluated in parallel and kept
-    as far as the guesses were right to within `tolerance` (DreamPropeller, arXiv 2311.17082, Algorithm 2).
-    With ``tolerance=0`` every committed number is bitwise the sequential one.
+    ``step(closure)`` takes exactly one step of the wrapped optimizer and returns that step's loss, like the loop that
+    it replaces. Internally it guesses a window of future steps, evaluates them in parallel and keeps them as far as
+    the guesses were right to within `tolerance` (DreamPropeller, arXiv 2311.17082, Algorithm 2). With ``tolerance=0``
+    every committed number is bitwise the sequential one.
 
     The closure must be a function of the parameters and the step alone: it takes its data by step
-    (``closure(step)``) and draws from torch's, numpy's or
-    random's global generators, which are seeded for it from (seed, step).
+    (``closure(step)``) and draws from the global generators of torch, numpy or random, which are seeded for it from
+    (seed, step).
 
     Args:
-        base: The optimizer to run; stepped in place, with its own code. Keep using either object. Several
-            optimizers over disjoint parameters, in a list, are stepped as one.
+        base: The optimizer to run; stepped in place, with its own code. Keep using either object. A list of
+            optimizers over disjoint parameters is stepped as one.
         window: Steps evaluated per sweep, p; default: the number of Picard ranks.
-        tolerance: Largest accepted squared distance per parameter between a guess and what it should have
-            been: a number (0 is exact), `StepRelativeTolerance`, `AdaptiveTolerance` (the paper's) or your own.
+        tolerance: Largest accepted squared distance per parameter between a guess and the refined iterate: a number (0
+            is exact), `StepRelativeTolerance`, `AdaptiveTolerance` (the paper's) or an object of your own.
         predictor: Fills the window's new slots: "coast" (the base steps on with zero gradients), "hold" (the
             paper: copies the last iterate), or an object of your own (`picardopt.predictor.Predictor`).
         total_steps: Steps of the whole run, T, if known: nothing is evaluated beyond it.
@@ -67,15 +67,15 @@ class ParallelPicardOptimizer(OptimizerFacade):
         mesh: The ranks, a DeviceMesh with the dims "picard" (ranks that evaluate different steps) and "data" (ranks
             that share a step and split its batch by `data_rank`; their gradients are averaged).
         process_group: Instead of a mesh the ranks that share the window, a ProcessGroup or a one-dimensional
-            DeviceMesh; default: torch.distributed's default group if it is initialised, else this process alone.
+            DeviceMesh; default: torch.distributed's default group if it is initialized, else this process alone.
         carry: Tensors besides the parameters that a step reads and rewrites (BatchNorm's statistics, an
-            occupancy grid, a teacher's average), written in place by the closure: a list of tensors, or a
-            module, whose buffers are meant; or a `Carry` with an update of its own.
+            occupancy grid, a teacher's average), written in place by the closure: a list of tensors, a module
+            (its buffers), or a `Carry` with an update of its own.
         restructure: When and how a step changes the number of parameters (densify, prune).
-        measured: Of several bases those whose parameters count in residuals (the scene's, not its LoRA's);
-            default: all. At tolerance 0 every parameter counts.
-        nonfinite: At a gradient with NaN or infinity: "raise", or "skip" the base's step.
-        audit: Whether the closure is checked to be pure: "auto" (often at first, then rarely), "always" (each step),
+        measured: The bases whose parameters count in residuals (the scene's, for instance, not its LoRA's); default:
+            all. At tolerance 0 every parameter counts.
+        nonfinite: The response to a gradient with a NaN or an infinity: "raise", or "skip" the base's step.
+        audit: When to check that the closure is pure: "auto" (often at first, then rarely), "always" (each step) or
             "never".
         timeout: Seconds to wait for any rank.
 
@@ -83,7 +83,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of range.
         UnsupportedOptimizerError: If the base cannot be stepped from dense gradients alone.
-        RankMismatchError: If the ranks were given different models or options.
+        RankMismatchError: If the ranks have different models or options.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         self._carry.check(parameters_of(self.base))
         check_restructure(restructure)
         self._unmeasured = unmeasured_bases(self.base, measured)
-        # Hook registries and zero_grad's profile name, without Optimizer.__init__: the groups are the base's.
+        # Makes the hook registries; Optimizer.__init__ would make groups too, which are the base's.
         Optimizer.__setstate__(self, {})
         self._tolerance = as_tolerance(StepRelativeTolerance() if tolerance is None else tolerance)
         self.stats = Stats()
@@ -138,8 +138,6 @@ class ParallelPicardOptimizer(OptimizerFacade):
         speculator = self._ready()
         speculator.evaluator.start(speculator.window, 0)
 
-    # -- the step ---------------------------------------------------------------------------------------
-
     def step(self, closure: Closure | None = None) -> Any:
         """Commits one step of the base and returns that step's loss.
 
@@ -153,11 +151,11 @@ class ParallelPicardOptimizer(OptimizerFacade):
             and tensors are means over the ranks that share the step. None without a closure.
 
         Raises:
-            Exception: What the closure raised at this step, on every rank.
+            Exception: The closure's own error at this step, on every rank.
             TypeError: If the closure has a required parameter that is not called `step`.
             NonFiniteGradientError: If this step's gradient is not finite (unless ``nonfinite="skip"``).
-            ImpureClosureError: If the closure is found not to be a function of (parameters, step).
-            RankMismatchError: If the ranks do different things.
+            ImpureClosureError: If the closure is not a function of (parameters, step).
+            RankMismatchError: If the ranks make different calls.
             RankLostError: If a rank died or did not answer in time.
         """
         given = as_step_closure(closure)
@@ -171,16 +169,16 @@ class ParallelPicardOptimizer(OptimizerFacade):
         return accepted.drift.returned
 
     def flush(self) -> None:
-        """Drops what was evaluated ahead; the next step is evaluated anew.
+        """Drops the queue of steps evaluated ahead; the next step is evaluated anew.
 
-        Call it after a change that the closure sees and picardopt cannot (a file, state in C, an attribute deep inside
-        an object); see docs/closures.md. It is cheap, and every rank must call it.
+        Call it after changing something that the closure reads but picardopt cannot compare (a file, state in C, an
+        attribute deep inside an object); see docs/closures.md. It is cheap. Every rank must call it.
         """
         if self._speculator is not None:
             self._speculator.drop()
 
     def _commit(self, speculator: Speculator, accepted: Accepted) -> None:
-        """Takes the step for real: parameters, state, carry, window and counters, all of them or none."""
+        """Commits the step: parameters, state, carry, window and counters, all of them or none."""
         change, holders = self._options.change_at(self._step_index, self._carry.tensors)
         try:
             parents = speculator.rollout.commit(accepted.drift, change, holders)
@@ -194,8 +192,8 @@ class ParallelPicardOptimizer(OptimizerFacade):
             remap_queue(speculator, self._ready(), parents)
 
     def _plain_step(self, closure: Closure | None, reason: str) -> Any:
-        """Does what the base's own ``step(closure)`` does."""
-        # At rate 0 it only makes the base's state: distributed checkpointing does that before it loads.
+        """Takes a step as the base's own ``step(closure)`` does, with nothing evaluated ahead."""
+        # Distributed checkpointing takes a step at rate 0 to create the base's state: no reason to warn.
         if not self._warned_plain and any(float(g.get("lr", 1)) for g in self.param_groups):
             self._warned_plain = True
             warn_user(reason)
@@ -207,7 +205,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         change, holders = self._options.change_at(self._step_index, self._carry.tensors)
         then = [] if change is None else [change]
         if closure is not None and self._carry.update is not None:
-            then.insert(0, partial(self._carry.update, map_tensors(Tensor.detach, returned)))
+            then.insert(0, partial(self._carry.run_update, returned))
         with interrupts_deferred(), self.stats.phase("commit"):
             self._stepper.plain_step(self._carry.present(), then, holders)
             self._count()
@@ -218,7 +216,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         self.stats.steps += 1
 
     def _ready(self) -> Speculator:
-        """Returns the speculator over the present parameters; a new one if tensors were added or replaced."""
+        """Returns the speculator of the present parameters; a new one if tensors were added or replaced."""
         if self._speculator is None or not self._fits(self._speculator):
             self.flush()
             parts = (self._stepper, self._carry, self._unmeasured, self._engine)
@@ -228,14 +226,12 @@ class ParallelPicardOptimizer(OptimizerFacade):
         return self._speculator
 
     def _fits(self, speculator: Speculator) -> bool:
-        """Whether a speculator is over the present tensors."""
+        """Returns whether a speculator was made for the present tensors."""
         return speculator.layout.describes(parameters_of(self.base), self._carry.present())
-
-    # -- about the run ------------------------------------------------------------------------
 
     @property
     def tolerance(self) -> Tolerance:
-        """What is accepted. Setting it drops what was evaluated ahead under the old one."""
+        """The tolerance. Setting it drops the queue."""
         return self._tolerance
 
     @tolerance.setter
@@ -249,26 +245,24 @@ class ParallelPicardOptimizer(OptimizerFacade):
             f"ranks={self._engine.size}, seed={self.seed})\n{self.base!r}"
         )
 
-    # -- state, copies ---------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
-        """The base's state dict and, under one more key, the step, the seed and the tolerance.
+        """Returns the base's state dict and, under one more key, the step, the seed and the tolerance.
 
-        Speculation is disposable: nothing of the window is in it.
+        It holds nothing of the window.
         """
         state = self.base.state_dict()
         state[STATE_KEY] = saved_state(self._step_index, self.seed, self.tolerance, self.base)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state dict of this class or of the base; what was evaluated ahead is dropped.
+        """Loads a state dict of this class or of the base, and drops the queue.
 
         Args:
             state_dict: From `state_dict` (any window, any number of ranks): the step, the seed and the
                 tolerance go on from there; or from the base's own: then set `step_index`.
 
         Raises:
-            CheckpointError: If it does not fit the base's groups or shapes; nothing was changed.
+            CheckpointError: If it does not fit the base's groups or shapes; nothing is changed then.
         """
         base_state = {k: v for k, v in state_dict.items() if k != STATE_KEY}
         loaded = load_state(self.base, self.tolerance, base_state, state_dict.get(STATE_KEY))
@@ -278,14 +272,14 @@ class ParallelPicardOptimizer(OptimizerFacade):
         self._forget()
 
     def _forget(self) -> None:
-        """Drops what was evaluated ahead and all guesses."""
+        """Drops the queue and all guesses."""
         self.flush()
         self._speculator = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # The process group cannot travel, speculation need not; `step` is what a scheduler patched.
-        left = ("_grid", "_engine", "_stepper", "_speculator", "step")
-        state = {key: value for key, value in self.__dict__.items() if key not in left}
+        # A process group cannot be pickled and speculation need not be; `step` is a scheduler's patch of the method.
+        omitted = ("_grid", "_engine", "_stepper", "_speculator", "step")
+        state = {key: value for key, value in self.__dict__.items() if key not in omitted}
         return {**state, "_lr_scheduler": self.lr_scheduler, "_had_ranks": self._engine.size > 1}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

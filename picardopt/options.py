@@ -1,4 +1,4 @@
-"""The options that do not change over a run."""
+"""The options that stay fixed over a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Options:
     restructure: Restructure | None = None
 
     def slots(self, step: int, *, exact: bool) -> int:
-        """Returns how many drifts to evaluate at a step: ``p <- min(p, T - tau)``, at least 1."""
+        """Returns the number of drifts to evaluate at a step: ``p <- min(p, T - tau)``, at least 1."""
         slots = self.window
         if self.total_steps is not None:
             slots = max(1, min(slots, self.total_steps - step))
@@ -36,7 +36,7 @@ class Options:
         return slots
 
     def digest(self, tolerance: Tolerance, audit: str) -> int:
-        """Returns a hash of all that decides which steps are accepted: ranks that differ in it would drift apart."""
+        """Returns a hash of the options that decide which steps are accepted, to be compared across ranks."""
         deciding = (
             (type(tolerance).__name__, tolerance.fingerprint()),
             (type(self.predictor).__name__, self.predictor.fingerprint()),
@@ -47,7 +47,7 @@ class Options:
     def change_at(
         self, step: int, carry: object
     ) -> tuple[Callable[[], Tensor | None] | None, list[object]]:
-        """Returns what restructures the parameters after a step, if it is due, and the objects that it may touch."""
+        """Returns the function to restructure with after a step, if it is due, and the objects that it may change."""
         if self.restructure is None or not self.restructure.due(step):
             return None, []
         return partial(self.restructure.function, step), [*self.restructure.holders(), carry]

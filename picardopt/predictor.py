@@ -1,6 +1,6 @@
-"""Fills the slots that slide into the window behind its tail.
+"""Fills the slots that slide into the window after its tail.
 
-The residual decides what is kept, never the predictor: a bad guess costs a stride, not a bit.
+The residuals decide which guesses are kept: a bad predictor shortens strides but never changes a result.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from picardopt.layout import Row
 from picardopt.protocols import members, missing_members
 
 Coast = Callable[[Row], bool]
-"""Steps the base on from where it stands with zero gradients and writes the iterate into a row.
+"""Steps the base once more with zero gradients and writes the iterate into a row.
 
-Returns False if the base refused; its row is then undefined. Only to be called in order of steps.
+Returns False if the base's step failed; the row is then undefined. Call it in the order of steps.
 """
 
 
 class Predictor(Protocol):
-    """What a predictor must offer; your own object may be one."""
+    """The interface of predictors; an object of your own may implement it."""
 
     def fill(self, tail: Row, rows: Sequence[Row], coast: Coast) -> None:
-        """Guesses the iterates behind the tail.
+        """Guesses the iterates after the tail.
 
         Args:
             tail: The last iterate of the window.
@@ -34,7 +34,7 @@ class Predictor(Protocol):
         ...
 
     def fingerprint(self) -> tuple[object, ...]:
-        """Returns all that decides what is guessed, as plain values: the ranks compare it."""
+        """Returns the values that determine the guesses, as plain values; compared across ranks."""
         ...
 
 
@@ -47,14 +47,14 @@ class Hold:
             row.copy_(tail)
 
     def fingerprint(self) -> tuple[object, ...]:
-        """Nothing but the name decides."""
+        """Returns the name: there are no options."""
         return ("hold",)
 
 
 class Coasting:
-    """Steps the base on with zero gradients: its momentum carries the trajectory on.
+    """Steps the base with zero gradients, so that its momentum continues the trajectory.
 
-    A guess that is not finite becomes the iterate before it; so does everything behind a step that the base refuses.
+    A guess that is not finite is replaced by the iterate before it, and so is every guess after a step that failed.
     """
 
     def fill(self, tail: Row, rows: Sequence[Row], coast: Coast) -> None:
@@ -68,7 +68,7 @@ class Coasting:
         return None
 
     def fingerprint(self) -> tuple[object, ...]:
-        """Nothing but the name decides."""
+        """Returns the name: there are no options."""
         return ("coast",)
 
 
@@ -76,11 +76,11 @@ PREDICTORS: dict[str, Predictor] = {"hold": Hold(), "coast": Coasting()}
 
 
 def as_predictor(value: str | Predictor) -> Predictor:
-    """Turns the optimizer's `predictor` argument into a predictor.
+    """Returns the predictor for the optimizer's `predictor` argument.
 
     Raises:
         ValueError: If it is an unknown name.
-        TypeError: If it is no object with every member of `Predictor`.
+        TypeError: If an object lacks a member of `Predictor`.
     """
     if isinstance(value, str):
         if value not in PREDICTORS:

@@ -23,7 +23,7 @@ class RankGroup:
     Attributes:
         group: A process group that holds them.
         peers: Their ranks in that process group, in the order of their messages.
-        labels: Their ranks among all ranks of the optimizer; errors name them by these.
+        labels: Their ranks among all ranks of the optimizer, as printed in errors.
         rank: This process's index among the peers.
     """
 
@@ -58,22 +58,22 @@ class RankGrid:
 def make_grid(
     process_group: dist.ProcessGroup | DeviceMesh | None, mesh: DeviceMesh | None
 ) -> RankGrid | None:
-    """Returns the ranks that the arguments name; by default those of torch's default group.
+    """Returns the ranks of the arguments; by default those of torch's default group.
 
     Every rank of a mesh must call it: for a mesh of several dims over a part of the default group it creates a process
     group.
 
     Returns:
-        The grid, or None where this process is alone.
+        The grid, or None if this process is alone.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If both are given, or a mesh has other dims than "picard" and "data".
+        ValueError: If both arguments are given, or a mesh has dims other than "picard" and "data".
         RuntimeError: If there are several processes, but no process group.
     """
     if mesh is not None and process_group is not None:
         raise ValueError(
-            "mesh and process_group are both given: give mesh alone, its ranks share the window"
+            "mesh and process_group are both given: give mesh alone; its ranks share the window"
         )
     if mesh is not None:
         grid = _grid_of_mesh(mesh)
@@ -121,8 +121,8 @@ def _whole_group(mesh: DeviceMesh, size: int) -> dist.ProcessGroup:
     if dist.group.WORLD is not None and size == dist.get_world_size():
         return dist.group.WORLD
     ranks = mesh.mesh.flatten().tolist()
-    made: dist.ProcessGroup = dist.new_group(ranks, use_local_synchronization=True)
-    return made
+    group: dist.ProcessGroup = dist.new_group(ranks, use_local_synchronization=True)
+    return group
 
 
 def _rank_group(
@@ -159,7 +159,7 @@ def _resolve_group(group: dist.ProcessGroup | DeviceMesh | None) -> dist.Process
         return dist.group.WORLD
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RuntimeError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} but torch.distributed is not initialised: call "
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} but torch.distributed is not initialized: call "
             "picardopt.init_process_group() first, or every process would train on its own"
         )
     return None

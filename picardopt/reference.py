@@ -43,12 +43,12 @@ class Sweep(Generic[State]):
     e: float
     """The threshold that these residuals met."""
     skip: int
-    """How many steps the sweep made final, 1..p."""
+    """Number of steps that the sweep made final, 1..p."""
 
 
 @dataclass(frozen=True)
 class Solution(Generic[State]):
-    """What ``algorithm_2`` returns: the last state, and everything on the way there."""
+    """The result of ``algorithm_2``: the last state, the trajectory and a record of each sweep."""
 
     theta: State
     """The state after T steps."""

@@ -1,7 +1,7 @@
-"""Is the base's step a function of what a snapshot holds? Running ahead is only right if it is.
+"""Checks that a snapshot holds all state of the base's step, which running ahead depends on.
 
-A base may count or draw somewhere that `Snapshot` does not reach: in its class or module, in a closure, in an
-iterator, in a file. Rolled out twice from one state over the same drifts, it then gives other parameters.
+A base may count or draw random numbers outside the reach of `Snapshot`: in its class or module, in a closure, in an
+iterator, in a file. Two rollouts from one state over the same drifts then end at different parameters.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from picardopt.layout import Row
 from picardopt.sweep import squared_difference
 
 _LONGEST_GAP = 1000  # sweeps
-_LARGEST_NOISE = 0.01  # of the rollout's length: more than that is no rounding
+_LARGEST_NOISE = 0.01  # relative to the rollout's length; larger differences are not rounding
 
 
 def due(sweep: int) -> bool:
-    """Whether to roll out twice in this sweep: in the first ones, then ever more rarely."""
+    """Returns whether to roll out twice in this sweep: often at first, then rarely."""
     return sweep & (sweep + 1) == 0 or sweep % _LONGEST_GAP == 0
 
 
 def repeats(first: Row, again: Row, head: Row, scratch: torch.Tensor) -> bool:
-    """Whether two rollouts from the head ended at the same parameters.
+    """Returns whether two rollouts from the head ended at the same parameters.
 
-    One CPU thread adds in one order: there only equal bits will do; elsewhere rounding is let pass.
+    On one CPU thread, where sums have one order, the bits must be equal; elsewhere rounding errors are accepted.
 
     Args:
-        first: Where the first one ended.
-        again: Where the second one ended.
-        head: Where both began.
+        first: Last iterate of the first rollout.
+        again: Last iterate of the second rollout.
+        head: Their first iterate.
         scratch: float64 tensor [any length] that may be overwritten.
     """
     pairs = zip(first.segments, again.segments, strict=True)
@@ -41,21 +41,21 @@ def repeats(first: Row, again: Row, head: Row, scratch: torch.Tensor) -> bool:
         return False
     difference = squared_difference(first.segments, again.segments, scratch)
     length = squared_difference(first.segments, head.segments, scratch)
-    return not bool(difference > _LARGEST_NOISE**2 * length)  # NaN tells nothing
+    return not bool(difference > _LARGEST_NOISE**2 * length)  # a NaN proves nothing
 
 
 def hidden_state(base: Optimizer, step: int) -> UnsupportedOptimizerError:
-    """The error for a base that did not give its own rollout again.
+    """Returns the error for a base whose second rollout ended elsewhere.
 
     Args:
-        base: The base.
-        step: The step at which both rollouts began.
+        base: The wrapped optimizer.
+        step: First step of both rollouts.
     """
     bases = base.optimizers if isinstance(base, JoinedOptimizer) else [base]
     names = ", ".join(dict.fromkeys(type(each).__name__ for each in bases))
     return UnsupportedOptimizerError(
         f"base={names}: rolled out twice from the same state over the same gradients (from step {step} on), it gave "
-        "other parameters, so it (or the lr_scheduler) counts or draws somewhere that running ahead cannot put back: "
+        "other parameters, so it (or the lr_scheduler) counts or draws somewhere that running ahead cannot restore: "
         "in a class or module variable, a closure, an iterator, a file. Keep such state in optimizer.state, in a group "
         "or in plain attributes, and draw from torch's, numpy's or random's generators; or use window=1"
     )

@@ -1,13 +1,15 @@
 """Steps that change the number of parameters: densify, prune.
 
-A window cannot guess what such a step does, so by default it ends there, which is exact. The paper's window runs
-across: what was evaluated in the old structure is remapped through the parents' indices and kept where the new iterate
-lies within tolerance of the remapped earlier one (supplement C: ``||theta - unproj(theta)||^2``).
+A window cannot guess the result of such a step, so by default it ends there, which is exact. The paper's window runs
+across it: iterates and drifts of the old structure are remapped through the parents' indices and kept where the new
+iterate lies within tolerance of the remapped earlier one (supplement C: ``||theta - unproj(theta)||^2``).
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
+import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -24,16 +26,16 @@ from picardopt.window import Window
 
 @dataclass(frozen=True)
 class Restructure:
-    """When and how a step changes the number of parameters.
+    """Changes the number of parameters after certain steps (densify, prune).
 
     The sequential run is ``closure(t); base.step(); if due(t): function(t)``, all under step t's randomness. The
     function works on the live objects as Gaussian-splatting codebases do: it replaces parameters in the optimizer's
     groups, re-keys its state and resizes statistics. It is only ever called for steps that are committed.
 
     Attributes:
-        function: Called with the step. Returns the parents: for each new row (of dimension 0) of the tensors that it
-            changed, the index of the old row that it stems from, int64 [rows]; or None to forget all guesses.
-        due: Whether it is called after a step; must depend on the step alone.
+        function: Called with the step. Returns the parents: for each new row (dimension 0) of the tensors that it
+            changed, the index of the old row that it came from, int64 [rows]; or None to drop all guesses.
+        due: Returns whether to call it after a step; must depend on the step alone.
         across: Whether windows run across such a step, as in the paper; at tolerance 0 they never do.
     """
 
@@ -47,15 +49,15 @@ class Restructure:
                 raise TypeError(f"{name}={getattr(self, name)!r}: give a function of the step")
 
     def holders(self) -> list[object]:
-        """Returns the objects whose attributes the function may replace: its own object, and modules it captures."""
+        """Returns the objects whose attributes the function may replace: its own object and captured modules."""
         return list(_holders(self.function, 3))
 
-    def window(self, step: int, most: int) -> int:
-        """Returns how many steps there are from `step` to the next one that is due, at most `most`."""
-        for ahead in range(most):
+    def window(self, step: int, limit: int) -> int:
+        """Returns the number of steps from `step` to the next one that is due, at most `limit`."""
+        for ahead in range(limit):
             if self.due(step + ahead):
                 return ahead + 1
-        return most
+        return limit
 
 
 def _holders(value: object, depth: int) -> Iterator[object]:
@@ -67,6 +69,8 @@ def _holders(value: object, depth: int) -> Iterator[object]:
         for item in fields(value):
             yield from _holders(getattr(value, item.name), depth - 1)
     elif depth and callable(value):
+        if not isinstance(value, type | types.FunctionType | functools.partial):
+            yield value  # an object with __call__
         for captured in captured_by(value):
             yield from _holders(captured, depth - 1)
 
@@ -75,7 +79,7 @@ def check_restructure(restructure: object) -> None:
     """Refuses anything but a `Restructure` or None.
 
     Raises:
-        TypeError: If it is neither a `Restructure` nor None.
+        TypeError: If the argument is neither a `Restructure` nor None.
     """
     if not isinstance(restructure, Restructure | None):
         raise TypeError(
@@ -98,31 +102,35 @@ class Remap:
     def __init__(self, old: ParameterLayout, new: ParameterLayout, parents: Tensor) -> None:
         if not isinstance(parents, Tensor) or parents.dtype != torch.int64 or parents.ndim != 1:
             raise ValueError(
-                "restructure's function returned something other than the parents: an int64 tensor [rows], or None"
+                "restructure's function did not return the parents: return an int64 tensor [rows], or None"
             )
         if (len(old.parameters), len(old.carry)) != (len(new.parameters), len(new.carry)):
             raise ValueError(
                 "restructure's function returned parents but changed the number of tensors: return None, which "
-                "forgets all guesses"
+                "drops all guesses"
             )
-        rows, most = len(parents), int(parents.max()) + 1 if len(parents) else 0
+        rows, old_rows = len(parents), int(parents.max()) + 1 if len(parents) else 0
         if rows and int(parents.min()) < 0:
-            raise ValueError("restructure's parents hold a negative index")
+            raise ValueError(
+                "restructure's function returned parents with a negative index: count the old rows from 0"
+            )
         self._new, self._parents = new, parents.to(new.device)
-        self._copied: list[bool] = []  # what is no list of rows, or has the rows that it had
+        self._copied: list[
+            bool
+        ] = []  # whether a tensor is copied whole: its rows are the old ones, or it has none
         for index, (before, after) in enumerate(zip(old.shapes, new.shapes, strict=True)):
             kept = before == after and old.tensors[index] is new.tensors[index]
-            by_row = before[1:] == after[1:] and after[:1] == (rows,) and before[0] >= most
+            by_row = before[1:] == after[1:] and after[:1] == (rows,) and before[0] >= old_rows
             if not by_row and before != after:
                 raise ValueError(
-                    f"restructure's parents ({rows} rows, up to {most - 1}) do not lead from shape {tuple(before)} "
+                    f"restructure's parents ({rows} rows, up to {old_rows - 1}) do not lead from shape {tuple(before)} "
                     f"to {tuple(after)} of tensor {index}"
                 )
             self._copied.append(kept or not by_row)
 
     @torch.no_grad()
     def __call__(self, row: Row) -> Row:
-        """A row in the new structure with what each of its parameters' parents had."""
+        """Returns a row of the new structure, filled with the values of each new row's parent."""
         out = self._new.row()
         sources: Sequence[Tensor] = [*row.tensors, *row.carry]
         targets = [*out.tensors, *out.carry]
@@ -132,25 +140,25 @@ class Remap:
 
 
 class Ahead(Protocol):
-    """What was evaluated ahead in one structure: a speculator."""
+    """The queue and the window of one structure: a speculator."""
 
     layout: ParameterLayout
     window: Window
     queue: deque[Accepted]
 
     def drop(self) -> None:
-        """Forgets the queue."""
+        """Drops the queue."""
         ...
 
 
 def remap_queue(old: Ahead, new: Ahead, parents: Tensor | None) -> None:
-    """Takes over the accepted drifts that wait, across a step that changed the number of parameters.
+    """Moves the queued drifts across a step that changed the number of parameters.
 
-    At tolerance 0 none waits: the window ends at such a step, because gradients for the old parameters are not
-    gradients for the new ones.
+    At tolerance 0 the queue is empty: the window ends at such a step, because gradients of the old parameters are not
+    gradients of the new ones.
 
     Args:
-        old: The old structure's, standing behind that step.
+        old: The old structure's, after that step.
         new: The new structure's.
         parents: The old row of each new one, int64 [rows]; None keeps nothing.
 
@@ -161,7 +169,7 @@ def remap_queue(old: Ahead, new: Ahead, parents: Tensor | None) -> None:
         old.drop()
         return
     remap = Remap(old.layout, new.layout, parents)
-    # Only where accepted drifts wait: other guesses are better made anew, from where the new points lie.
+    # Only the guesses of queued drifts: the others are better made anew, from the new parameters.
     new.window.rows = [remap(row) for row in old.window.rows[: max(1, len(old.queue))]]
     for kept in old.queue:
         drift = replace(kept.drift, row=remap(kept.drift.row))

@@ -45,7 +45,7 @@ class RngState:
         )
 
     def restore(self) -> None:
-        """Puts the global generators back to this state."""
+        """Restores the global generators to this state."""
         torch.default_generator.set_state(self.cpu)
         module = _live_accelerator()
         if module is not None and self.accelerator is not None:
@@ -66,7 +66,7 @@ def seed_all(value: int) -> None:
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Leaves the global generators as they were on entry."""
+    """Restores the global generators on exit."""
     before = RngState.capture()
     try:
         yield
@@ -78,7 +78,7 @@ def preserved_rng() -> Iterator[None]:
 def step_rng(seed: int, step: int) -> Iterator[None]:
     """Runs a block under the randomness of one step.
 
-    With it anyone writes the sequential loop that a parallel run at tolerance 0 equals bitwise::
+    A parallel run at tolerance 0 is bitwise equal to this sequential loop::
 
         for step in range(total_steps):
             with step_rng(seed, step):
@@ -91,7 +91,7 @@ def step_rng(seed: int, step: int) -> Iterator[None]:
 
     Yields:
         Nothing; torch's CPU generator, the current accelerator's, numpy's and random's are seeded
-        inside the block and put back afterwards. Generators of your own are not touched.
+        inside the block and restored afterwards. Generators of your own are not touched.
     """
     with preserved_rng():
         seed_all(step_seed(seed, step))
@@ -104,7 +104,7 @@ def _accelerator_module() -> Any:
 
 
 def _live_accelerator() -> Any | None:
-    """The accelerator's module once it holds a context; reading a state must not create one."""
+    """Returns the accelerator's module if it holds a context; reading a state must not create one."""
     if not torch.accelerator.is_available():
         return None
     module = _accelerator_module()

@@ -1,7 +1,6 @@
 """Rolls the base out over a window's drifts, fills the window's new slots, and commits steps.
 
-The three things that step the base optimizer: `refine` and `extend` ahead of time, inside `speculation`, and `commit`
-for real.
+`refine` and `extend` step the base ahead of time, inside `speculation`; `commit` takes a final step.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class Rollout:
     Args:
         stepper: Steps the base.
         layout: The live parameters and the live carry.
-        carry: How the carry changes.
+        carry: Applies the carry's changes.
         predictor: Fills the window's new slots.
         window: The iterates.
     """
@@ -51,7 +50,7 @@ class Rollout:
 
     @contextmanager
     def speculation(self) -> Iterator[None]:
-        """Lets the base step ahead inside; afterwards everything is as at the head."""
+        """Allows steps ahead inside the block; on exit everything is as at the head again."""
         with self._stepper.speculation(self._layout.tensors, self._window.head):
             yield
 
@@ -62,7 +61,7 @@ class Rollout:
 
         Args:
             drifts: The window's drifts in order of slots.
-            check_replay: Whether to roll out twice and compare, to find state that a snapshot cannot reach.
+            check_replay: Whether to roll out twice and compare, to find state outside the snapshot's reach.
 
         Returns:
             The head and the new iterates, and the error that ended the rollout early, if one did.
@@ -91,7 +90,7 @@ class Rollout:
         return after, None
 
     def measure(self, after: Sequence[Row], tolerance: Tolerance) -> Tensor:
-        """Compares the window with the new iterates, as far as they go; see `picardopt.sweep.measure`."""
+        """Compares the window with the new iterates; see `picardopt.sweep.measure`."""
         return measure(
             self._window.rows[: len(after)],
             after,
@@ -103,11 +102,11 @@ class Rollout:
         )
 
     def extend(self, last: Drift, count: int) -> None:
-        """Fills slots behind the tail up to `count` iterates; the base stands at the tail."""
+        """Fills slots after the tail, up to `count` iterates; the base must be at the tail."""
         self._fill(last.step, last.present, count - len(self._window.rows))
 
     def guess(self, step: int, count: int, seed: int) -> None:
-        """Fills a window that has only its head: after a restructuring step, an edit, a resume."""
+        """Fills a window that has only its head, as after a restructuring step, an edit or a resume."""
         trained = tuple(parameter.requires_grad for parameter in self._layout.parameters)
         with self.speculation():
             seed_all(step_seed(seed, step))
@@ -134,15 +133,15 @@ class Rollout:
         restructure: Callable[[], T] | None = None,
         holders: Sequence[object] = (),
     ) -> T | None:
-        """Takes the head's step for real: the base, the carry, the restructuring; all of it or nothing.
+        """Commits the head's step: the base, the carry and the restructuring, all of them or none.
 
         Args:
             drift: The accepted drift of the step.
-            restructure: Changes the number of parameters, if this step is to do that.
+            restructure: Changes the number of parameters, if that is due.
             holders: Objects whose attributes it may replace.
 
         Returns:
-            What `restructure` returned.
+            The result of `restructure`.
         """
         user_code = restructure is not None or self._carry.update is not None
         with self._stepper.commit(self._layout.carry, holders, user_code=user_code):

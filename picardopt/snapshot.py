@@ -1,4 +1,4 @@
-"""Captures everything mutable that some objects reach, and puts it back in place."""
+"""Captures all mutable state that some objects reach, and restores it in place."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _LEAVES = (
 
 
 class Snapshot:
-    """Everything mutable that is reachable from some objects, to be put back in place.
+    """The mutable state reachable from some objects, which can be restored in place.
 
     Tensors keep their identity and storage; containers keep their identity. Backup tensors are reused
     from one capture to the next.
 
     Args:
         roots: Objects to walk (the base optimizer, the LR scheduler).
-        skip: Objects that are not entered (the wrapper itself); only their ids are kept.
+        skip: Objects not to walk (the wrapper itself); only their ids are kept.
     """
 
     def __init__(self, roots: Sequence[object], skip: Sequence[object] = ()) -> None:
@@ -63,10 +63,10 @@ class Snapshot:
         """Records the present state.
 
         Args:
-            skip: Tensors that are not captured although they are reachable; the caller restores them.
+            skip: Reachable tensors not to capture; the caller restores them.
             extra: More objects to walk this time (the carry).
-            holders: Objects of which only the attributes are recorded, and of modules the parameters' and buffers'
-                entries: which tensor hangs where, not what it holds.
+            holders: Objects of which only the attributes are recorded (of modules also the parameter and buffer
+                entries): the references to tensors, not their values.
         """
         self._tensors, self._undo = [], []
         seen = self._skip | {id(p) for p in skip}
@@ -85,15 +85,27 @@ class Snapshot:
                 torch._foreach_copy_(self._backups, self._tensors)
 
     def restore(self) -> None:
-        """Puts the captured state back; may be called again."""
+        """Restores the captured state; may be called again."""
         with torch.no_grad():
             for tensor, backup in zip(self._tensors, self._backups, strict=True):
-                if tensor.shape != backup.shape:
+                if tensor.shape == backup.shape:
+                    continue
+                if (
+                    tensor.requires_grad
+                ):  # changed by an assignment to .data; torch cannot resize such tensors
+                    tensor.data = torch.empty_like(backup)
+                else:
                     tensor.resize_(backup.shape)
             if self._tensors:
                 torch._foreach_copy_(self._tensors, self._backups)
         for undo in self._undo:
             undo()
+
+    def release(self, *, backups: bool) -> None:
+        """Frees the captured references, and with `backups` the memory that later captures would reuse."""
+        self._tensors, self._undo = [], []
+        if backups:
+            self._backups = []
 
     def _visit(self, obj: Any, seen: set[int]) -> None:
         if isinstance(obj, _LEAVES) or id(obj) in seen:
@@ -120,8 +132,8 @@ class Snapshot:
     def _keep_tensor(self, tensor: Tensor, seen: set[int]) -> None:
         flatten = getattr(tensor, "__tensor_flatten__", None)
         if flatten is None:
-            self._tensors.append(_written_once(tensor))
-        else:  # a subclass made of other tensors (quantised states); it may not even know how to be copied
+            self._tensors.append(_without_repetitions(tensor))
+        else:  # a subclass made of other tensors (quantized states), which may not support copying
             self._visit(vars(tensor), seen)
             for name in flatten()[0]:
                 self._visit(getattr(tensor, name), seen)
@@ -198,8 +210,8 @@ class Snapshot:
         self._undo.append(undo)
 
 
-def _written_once(tensor: Tensor) -> Tensor:
-    """The tensor itself; of an expanded one, a view of one copy of what is repeated."""
+def _without_repetitions(tensor: Tensor) -> Tensor:
+    """Returns the tensor itself; of an expanded tensor, a view without the repetitions."""
     repeated = [
         stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
     ]

@@ -1,7 +1,7 @@
 """Algorithm 2 between two commits: evaluate a window of drifts, roll out, measure, choose the stride, slide.
 
-What a sweep accepts waits in a queue until the optimizer takes the steps for real, one a call. `picardopt.reference` is
-the same loop in the paper's own names.
+Accepted drifts wait in a queue until the optimizer commits them, one per call. `picardopt.reference` is the same loop
+in the paper's own names.
 """
 
 from __future__ import annotations
@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from picardopt import replay_check
-from picardopt.audit.auditor import Auditor
+from picardopt.auditor import Auditor
 from picardopt.closure import StepClosure
 from picardopt.drift import Accepted, Drift, Outcome
 from picardopt.engines import Engine
-from picardopt.errors import PicardError
 from picardopt.evaluation import Evaluator
 from picardopt.incidents import Incidents
 from picardopt.layout import ParameterLayout
@@ -34,13 +31,13 @@ class Speculator:
     Args:
         layout: The live parameters and the live carry.
         window: The iterates.
-        engine: Lets the ranks agree.
+        engine: Makes the ranks agree on the measures.
         evaluator: Evaluates the window's drifts.
         rollout: Steps the base.
-        auditor: Looks at queued drifts before they are committed.
+        auditor: Checks queued drifts before they are committed.
         tolerance: Decides what is accepted.
         options: The optimizer's options.
-        stats: Counts.
+        stats: Counters and records.
     """
 
     def __init__(
@@ -66,12 +63,12 @@ class Speculator:
         """Returns the accepted drift of a step, from the queue or from a new sweep.
 
         Raises:
-            Exception: What the closure raised at the head.
-            NonFiniteGradientError: If the head's gradient is not finite and that is to be raised.
-            ImpureClosureError: If the closure was found not to be a function of (parameters, step).
+            Exception: The closure's own error at the head.
+            NonFiniteGradientError: If the head's gradient is not finite, with ``nonfinite="raise"``.
+            ImpureClosureError: If the closure is not a function of (parameters, step).
         """
         try:
-            if self.queue and not self._auditor.stands(closure, self.queue[0]):
+            if self.queue and not self._auditor.valid(closure, self.queue[0]):
                 self.drop()
             if not self.queue:
                 self._sweep(closure, step)
@@ -87,12 +84,12 @@ class Speculator:
         self.queue.clear()
 
     def advance(self) -> None:
-        """Moves on by the step that was just committed."""
+        """Moves the window past the step that was just committed."""
         self.queue.popleft()
         self.window.release([self.window.shift()])
 
     def _sweep(self, closure: StepClosure, step: int) -> None:
-        """One pass of the paper's while loop; the comments are its lines."""
+        """Runs one pass of the paper's while loop; the comments quote its lines."""
         window, stats, slots = self.window, self._stats, self._slots(step)
         window.head.store(self.layout.tensors)
         if len(window.rows) == 1 and step > 0 and self._options.window > 1:
@@ -100,14 +97,14 @@ class Speculator:
         window.resize(slots + 1)
         # Dispatch {theta[tau+j]} for j = 0..p-1 and gather {s(theta[tau+j])}
         drifts, evaluations = self.evaluator.evaluate_window(closure, window, step, slots)
-        drifts = self._incidents.sort(drifts)
+        drifts = self._incidents.usable(drifts)
         if self._options.window == 1 or drifts[0].outcome is not Outcome.FINITE:
             window.resize(1)  # the head alone: nothing to compare
             record = SweepRecord(step, slots, 1, evaluations)
         else:
             with stats.phase("rollout"), self.rollout.speculation():
                 record = self._refine(drifts, step, slots, evaluations)
-        # tau <- tau + skip, one step at each commit
+        # tau <- tau + skip, one step per commit
         thresholds = (float("inf"), *record.thresholds)
         for slot, drift in enumerate(drifts[: record.stride]):
             self.queue.append(Accepted(drift, stats.sweeps, slot, thresholds[slot]))
@@ -123,8 +120,9 @@ class Speculator:
         # theta[tau+j+1] <- h(s(theta[tau+j]), ... h(s(theta[tau]), theta[tau]))
         after, error = self.rollout.refine(drifts, check_replay=check_replay)
         # error <- {d(new theta[tau+j], old theta[tau+j])^2 / D} for j = 1..p
-        table = self.rollout.measure(after, tolerance)
-        measures = as_measures(self._agree(table, len(drifts), step, error))
+        table = self._engine.agree(self.rollout.measure(after, tolerance), len(drifts))
+        self._incidents.check_rollout(table, step, len(after) - 1, error)
+        measures = as_measures(table)
         # skip <- min({j : error_j > e} + {p})
         thresholds = tolerance.thresholds(measures)
         stride = choose_stride(measures, thresholds, exact=tolerance.exact)
@@ -134,27 +132,12 @@ class Speculator:
         self.window.refine(after[1:], stride)
         if error is None:
             self.rollout.extend(drifts[-1], stride + self._slots(step + stride) + 1)
-        self._incidents.look_at(measures.residuals)
+        self._incidents.check_residuals(measures.residuals)
         compared = (measures.residuals, tuple(thresholds), measures.step_lengths)
         flags = (measures.distances, measures.same_bits)
         return SweepRecord(step, slots, stride, evaluations, *compared, *flags)
 
-    def _agree(
-        self, table: Tensor, columns: int, step: int, error: Exception | None
-    ) -> list[list[float]]:
-        """Takes rank 0's numbers on every rank, so that rounding never parts them.
-
-        Raises:
-            Exception: What the base's step raised at the head.
-        """
-        numbers = self._engine.agree(table, columns)
-        if not numbers[0]:
-            raise error or PicardError(
-                f"the base optimizer's step failed at step {step} on another rank, whose error says why"
-            )
-        if error is not None:
-            self._incidents.failed_ahead(step + table.shape[1], error)
-        return numbers
-
     def _slots(self, step: int) -> int:
+        if self._auditor.futile:
+            return 1
         return self._options.slots(step, exact=self._tolerance.exact)

@@ -1,4 +1,4 @@
-"""What a state dict of the wrapper holds besides the base's own, and loading both or neither."""
+"""Saves the wrapper's part of a state dict, and loads both parts or neither."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from picardopt.tolerance import Tolerance
 
 
 def saved_state(step: int, seed: int, tolerance: Tolerance, base: Optimizer) -> dict[str, Any]:
-    """Returns what a state dict holds besides the base's own; `load_state` reads it."""
+    """Returns the wrapper's part of a state dict, for `load_state`."""
     return {
         "step": step,
         "seed": seed,
@@ -27,19 +27,19 @@ def saved_state(step: int, seed: int, tolerance: Tolerance, base: Optimizer) -> 
 def load_state(
     base: Optimizer, tolerance: Tolerance, state: Mapping[str, Any], ours: Mapping[str, Any] | None
 ) -> tuple[int, int] | None:
-    """Loads a base's state dict and, from `saved_state`, the tolerance; both or neither.
+    """Loads a base's state dict and the tolerance; both or neither.
 
     Args:
         base: The wrapped optimizer.
-        tolerance: What is accepted.
+        tolerance: The tolerance.
         state: The base's state dict.
-        ours: What `saved_state` returned, or None.
+        ours: The wrapper's part, from `saved_state`; or None.
 
     Returns:
         The step and the seed, if `ours` was given.
 
     Raises:
-        CheckpointError: If the state belongs to another model or optimizer, or is no state at all.
+        CheckpointError: If the state is invalid, or belongs to another model or optimizer.
     """
     before = Snapshot([base, tolerance])
     before.capture(parameters_of(base))
@@ -49,7 +49,7 @@ def load_state(
             loaded = int(ours["step"]), int(ours["seed"])
             tolerance.load_state_dict(ours["tolerance"])
         base.load_state_dict(dict(state))
-        if ours is not None:  # an optimizer takes a state of the wrong shape without a word
+        if ours is not None:  # torch's optimizers accept a state of the wrong shape silently
             _check_shapes(ours.get("shapes"), parameters_of(base))
         return loaded
     except BaseException as error:
@@ -63,7 +63,7 @@ def load_state(
 
 
 def _check_shapes(saved: Sequence[Sequence[int]] | None, parameters: Sequence[Tensor]) -> None:
-    if saved is None:  # written before shapes were kept
+    if saved is None:  # written by a version that did not save shapes
         return
     shapes = [list(p.shape) for p in parameters]
     if len(saved) != len(shapes):

@@ -1,4 +1,4 @@
-"""What happened so far: running totals, and a bounded record of the last sweeps."""
+"""Statistics of a run: running totals, and records of the last sweeps."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ PHASES = ("drift", "exchange", "rollout", "commit", "audit")
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """One sweep: enough to work out afterwards what another tolerance or a smaller window would have accepted.
+    """One sweep's measures: enough to compute later which stride another tolerance or a smaller window would have had.
 
     All squared distances are per parameter. Where nothing was compared (a window of 1, a step skipped for its
     non-finite gradient) the tuples are empty.
 
     Attributes:
         step: Step of the head.
-        slots: Drifts that were to be evaluated, p.
-        stride: Steps that became final, 1..p.
-        evaluations: Drifts that were evaluated, over all ranks.
+        slots: Number of drifts to evaluate, p.
+        stride: Number of steps that became final, 1..p.
+        evaluations: Number of drifts evaluated, over all ranks.
         residuals: Entry j-1: between iterate step+j before and after the sweep, j = 1..p.
-        thresholds: Entry j-1: the largest residual that would have been accepted.
+        thresholds: Entry j-1: the largest residual that is accepted.
         step_lengths: Entry j: between the new iterates step+j and step+j+1; NaN if the tolerance does not need them.
         distances: Entry j-1: between the head and the new iterate step+j; NaN if the tolerance does not need them.
         same_bits: Entry j-1: whether iterate step+j kept its bits; False if the tolerance does not need it.
-        seconds: Wall seconds on this rank by phase since the sweep before ended.
+        seconds: Wall seconds on this rank by phase, since the end of the sweep before.
     """
 
     step: int
@@ -54,11 +54,11 @@ class Stats:
     Attributes:
         steps: Committed steps.
         sweeps: Sweeps whose stride was chosen.
-        final: Steps that sweeps made final: committed, queued, or dropped since.
-        dropped: Those that were dropped from the queue before they were committed.
-        drift_evaluations: Slots evaluated, over all ranks; the audit's are counted apart.
+        final: Steps that sweeps made final: committed, queued or dropped.
+        dropped: Steps dropped from the queue before they were committed.
+        drift_evaluations: Slots evaluated, over all ranks, without the audit's.
         audits: Queued drifts that were evaluated again to check the closure.
-        outer_changes: Times that the queue was dropped because something that the closure sees had changed.
+        outer_changes: Number of times that the queue was dropped because the loop changed what the closure sees.
         failed_speculations: Evaluations beyond the head that raised or were not finite.
         seconds: Wall seconds on this rank by phase: drift, exchange, rollout, commit, audit.
         records: The last `HISTORY` sweeps, oldest first.
@@ -86,12 +86,12 @@ class Stats:
 
     @property
     def wasted_evaluations(self) -> int:
-        """Evaluations that never became a step."""
+        """Number of evaluations that became no step."""
         return self.drift_evaluations - self.final + self.dropped
 
     @property
     def strides(self) -> list[int]:
-        """How many steps each recorded sweep made final."""
+        """Number of steps that each recorded sweep made final."""
         return [record.stride for record in self.records]
 
     @property
@@ -115,7 +115,7 @@ class Stats:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times a block and names it for torch's profiler; a phase inside it counts for itself only."""
+        """Times a block and labels it for torch's profiler; the time of an inner phase counts for that phase only."""
         start, inner_before = time.perf_counter(), self._inner
         self._inner = 0.0
         try:

@@ -1,7 +1,7 @@
-"""Steps the base optimizer in place, with its own code: the paper's ``h``, ahead of time or for real.
+"""Steps the base optimizer in place, with its own code (the paper's ``h``), ahead of time or to commit.
 
-Whatever a step may change besides the parameters (state, group values, attributes, nested optimizers, generators, the
-LR scheduler) is captured before the base steps ahead, and put back afterwards.
+Everything that a step may change besides the parameters (state, group values, attributes, nested optimizers,
+generators, the LR scheduler) is captured before the base steps ahead, and restored afterwards.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class BaseStepper:
 
     @contextmanager
     def speculation(self, tensors: Sequence[Tensor], head: Row) -> Iterator[None]:
-        """Lets the base be stepped inside; afterwards parameters, state and generators are the head's.
+        """Allows steps of the base inside the block; on exit parameters, state and generators are the head's again.
 
         Args:
-            tensors: The live parameters, then the carry, holding the head's values.
+            tensors: The live parameters, then the carry, with the head's values.
             head: The head's row.
         """
         grads = [tensor.grad for tensor in tensors]
@@ -69,7 +69,7 @@ class BaseStepper:
         head.load(tensors)
 
     def advance(self, parameters: Sequence[Tensor], drift: Drift) -> None:
-        """Takes one step ahead: the base, then the scheduler. Only inside `speculation`."""
+        """Steps the base and then the scheduler ahead. Only inside `speculation`."""
         self.apply(parameters, drift)
         scheduler = self.lr_scheduler
         if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
@@ -78,11 +78,11 @@ class BaseStepper:
             # The class's own step: the instance's may be wrapped for the user's loop.
             type(scheduler).step(scheduler)
         except ValueError:
-            # OneCycleLR beyond its last step: the last rates hold.
+            # OneCycleLR past its last step: the rates stay.
             return
 
     def apply(self, parameters: Sequence[Tensor], drift: Drift) -> None:
-        """Steps the base over one drift, with the generators as that drift's closure left them.
+        """Steps the base with one drift, from the generator states that the drift's closure left.
 
         A drift that is not finite leaves the base untouched (``nonfinite="skip"``).
         """
@@ -95,7 +95,7 @@ class BaseStepper:
     def plain_step(
         self, carry: Sequence[Tensor], then: Sequence[Callable[[], Any]], holders: Sequence[object]
     ) -> None:
-        """Steps the base on the present gradients, under the caller's generators; all of it or nothing.
+        """Steps the base with the present gradients and the caller's generators; completely or not at all.
 
         Args:
             carry: The live carry.
@@ -111,9 +111,9 @@ class BaseStepper:
     def commit(
         self, carry: Sequence[Tensor], holders: Sequence[object], *, user_code: bool
     ) -> Iterator[None]:
-        """Takes a step for real inside, whole or not at all; the generators stay the caller's.
+        """Commits the step taken inside the block, or undoes it; preserves the caller's generators.
 
-        Arguments as for `transaction`.
+        Its arguments are those of `transaction`.
         """
         with preserved_rng(), self.transaction(carry, holders, user_code=user_code):
             yield
@@ -124,12 +124,12 @@ class BaseStepper:
     ) -> Iterator[None]:
         """Undoes the block if it raises: parameters, ``.grad``, the base's state and groups, the carry.
 
-        The base's own hooks fire inside; torch's global ones are the wrapper's.
+        The base's own hooks run inside; torch's global hooks run for the wrapper instead.
 
         Args:
             carry: The live carry.
             holders: Objects whose attributes a restructuring step may replace.
-            user_code: Whether more than the base's own step runs inside (hooks count by themselves). Only then is
+            user_code: Whether more than the base's own step runs inside (its hooks are noticed anyway). Only then is
                 everything captured first, which costs a copy of parameters and state.
         """
         with hooks_disabled(self.base, own=False):
@@ -146,11 +146,14 @@ class BaseStepper:
                 for parameter, grad in zip(parameters, grads, strict=True):
                     parameter.grad = grad
                 raise
+            finally:
+                # Restructuring steps are rare, and change shapes: their backups cannot be reused.
+                self._before.release(backups=bool(holders))
 
 
 @contextmanager
 def hooks_disabled(base: Optimizer, *, own: bool) -> Iterator[None]:
-    """Empties torch's global step hooks inside the block, and with `own` the base's too."""
+    """Disables torch's global step hooks inside the block, and with `own` the base's too."""
     registries: list[OrderedDict[Any, Any] | dict[Any, Any]] = [
         torch_optimizer._global_optimizer_pre_hooks,
         torch_optimizer._global_optimizer_post_hooks,

@@ -1,4 +1,4 @@
-"""One sweep's arithmetic as plain functions over iterates: residuals and stride (Algorithm 2).
+"""The arithmetic of one sweep: residuals and stride (Algorithm 2), as functions of iterates.
 
 Knows nothing of optimizers, closures or ranks.
 """
@@ -16,12 +16,12 @@ from picardopt.tolerance import Measures
 
 
 def squared_distance(a: Row, b: Row, scratch: Tensor, numel: int) -> Tensor:
-    """Squared distance per measured parameter, ``(1/D) d(a, b)^2``, summed in float64.
+    """Returns the squared distance per measured parameter, ``(1/D) d(a, b)^2``, summed in float64.
 
     Args:
         a: A row.
         b: Another row.
-        scratch: float64 tensor [any length] that may be overwritten; the rows are taken in pieces of it.
+        scratch: float64 tensor [any length] to overwrite; rows are processed in pieces of its length.
         numel: Number of measured parameters D.
 
     Returns:
@@ -31,7 +31,7 @@ def squared_distance(a: Row, b: Row, scratch: Tensor, numel: int) -> Tensor:
 
 
 def squared_difference(a: Sequence[Tensor], b: Sequence[Tensor], scratch: Tensor) -> Tensor:
-    """Sum of squared differences of two lists of flat tensors, in float64, without a host sync."""
+    """Returns the sum of squared differences of two lists of flat tensors, in float64, without a host sync."""
     total = torch.zeros((), dtype=torch.float64, device=scratch.device)
     for x, y in zip(a, b, strict=True):
         length = scratch.numel()
@@ -42,7 +42,7 @@ def squared_difference(a: Sequence[Tensor], b: Sequence[Tensor], scratch: Tensor
 
 
 def same_bits(a: Row, b: Row) -> Tensor:
-    """Whether two rows agree bit for bit, as a float64 scalar tensor 1 or 0 (no host sync)."""
+    """Returns whether two rows have the same bits, as a float64 scalar tensor 1 or 0 (no host sync)."""
     words = a.buffer.view(torch.int64) == b.buffer.view(torch.int64)
     return words.all().to(torch.float64)
 
@@ -64,9 +64,9 @@ def measure(
         after: Iterates t .. t+p after it; ``after[0]`` is the head.
         scratch: float64 tensor [any length] that may be overwritten.
         numel: Number of measured parameters D.
-        lengths: Whether step lengths are wanted; NaN otherwise.
-        distances: Whether distances from the head are wanted; NaN otherwise.
-        bits: Whether bits are to be compared; taken as different otherwise.
+        lengths: Whether to compute step lengths; NaN otherwise.
+        distances: Whether to compute distances from the head; NaN otherwise.
+        bits: Whether to compare bits; 0 otherwise.
 
     Returns:
         float64 tensor [4, p]: residuals, step lengths, distances from the head, same bits (1 or 0).
@@ -86,13 +86,13 @@ def measure(
 
 
 def as_measures(table: Sequence[Sequence[float]]) -> Measures:
-    """Names the rows of `measure`'s table, once it is on the host."""
+    """Returns the rows of `measure`'s table, once on the host, as `Measures`."""
     residuals, lengths, distances, same = table
     return Measures(tuple(residuals), tuple(lengths), tuple(distances), tuple(map(bool, same)))
 
 
 def accepts(residual: float, threshold: float, same: bool, *, exact: bool) -> bool:
-    """Whether a guess was right. NaN is never accepted, whichever side it is on.
+    """Returns whether a guess is accepted. NaN never is, as residual or as threshold.
 
     Squares of tiny differences underflow to 0, so at tolerance 0 the bits decide.
     """
@@ -100,7 +100,7 @@ def accepts(residual: float, threshold: float, same: bool, *, exact: bool) -> bo
 
 
 def choose_stride(measures: Measures, thresholds: Sequence[float], *, exact: bool) -> int:
-    """How many steps a sweep made final: the paper's ``skip``.
+    """Returns the number of steps that a sweep made final: the paper's ``skip``.
 
     ``min({j : residual_j > e, j in [1, p]} + {p})``: stride j is safe although residual j failed, because
     iterate t+j was made from drifts whose guesses 1 .. j-1 passed.

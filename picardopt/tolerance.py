@@ -1,6 +1,6 @@
-"""How large a residual may be: fixed, adaptive (the paper's) or relative to the step length.
+"""Tolerances, the largest accepted residuals: fixed, adaptive (the paper's) or relative to the step length.
 
-Everything here is plain Python on host numbers that are the same on every rank. NaN never enters a tolerance.
+They are plain Python on host numbers, which are the same on every rank. NaN never enters a tolerance.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
 
 @dataclass(frozen=True)
 class Measures:
-    """What one sweep measured, as host numbers; all squared distances are per parameter.
+    """The measures of one sweep, as host numbers; all squared distances are per parameter.
 
     Attributes:
         residuals: Entry j-1: between iterate t+j before and after the sweep, j = 1..p.
         step_lengths: Entry j: between the new iterates t+j and t+j+1, j = 0..p-1.
         distances: Entry j-1: between the head and the new iterate t+j, j = 1..p.
-        same_bits: Entry j-1: whether iterate t+j came out with the bits that it had.
+        same_bits: Entry j-1: whether iterate t+j kept its bits.
     """
 
     residuals: tuple[float, ...]
@@ -37,7 +37,7 @@ class Measures:
 
 
 class Tolerance(Protocol):
-    """What a tolerance must offer; your own object may be one."""
+    """The interface of tolerances; an object of your own may implement it."""
 
     @property
     def value(self) -> float:
@@ -68,15 +68,15 @@ class Tolerance(Protocol):
         ...
 
     def fingerprint(self) -> tuple[object, ...]:
-        """Returns all that decides what is accepted, as plain values: the ranks compare it."""
+        """Returns the values that determine acceptance, as plain values; compared across ranks."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a checkpoint keeps."""
+        """Returns the state to save in a checkpoint."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what a checkpoint kept."""
+        """Restores the state from a checkpoint."""
         ...
 
 
@@ -111,18 +111,18 @@ class FixedTolerance:
         return self._value == 0
 
     def thresholds(self, measures: Measures) -> list[float]:
-        """The number for every slot."""
+        """Returns the number for every slot."""
         return [self._value] * len(measures.residuals)
 
     def update(self, measures: Measures, stride: int) -> None:
-        """Learns nothing."""
+        """Does nothing: the number is fixed."""
 
     def fingerprint(self) -> tuple[object, ...]:
-        """The number."""
+        """Returns the number."""
         return (self._value,)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns nothing: there is nothing learned."""
+        """Returns an empty dict: there is no state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -163,18 +163,18 @@ class AdaptiveTolerance:
         return self._value
 
     def thresholds(self, measures: Measures) -> list[float]:
-        """The present e for every slot."""
+        """Returns the present e for every slot."""
         return [self._value] * len(measures.residuals)
 
     def update(self, measures: Measures, stride: int) -> None:
-        """One step of the moving average, over all of the window's residuals."""
+        """Updates the moving average with the window's residuals."""
         finite = [r for r in measures.residuals if math.isfinite(r)]
         if finite:
             error = STATISTICS[self.statistic](finite)
             self._value = self.decay * self._value + (1 - self.decay) * error
 
     def fingerprint(self) -> tuple[object, ...]:
-        """The present e, the decay and the statistic."""
+        """Returns the present e, the decay and the statistic."""
         return self._value, self.decay, self.statistic
 
     def state_dict(self) -> dict[str, Any]:
@@ -189,13 +189,13 @@ class AdaptiveTolerance:
 class StepRelativeTolerance:
     """Accepts a residual up to `factor` times the running mean of the squared step length.
 
-    It needs no tuning across learning rates and scales: all sides are squared distances per parameter. The
-    defaults were chosen by `benchmarks/results/rounds.md`.
+    It needs no tuning for learning rates and scales, because both sides are squared distances per parameter. The
+    defaults come from `benchmarks/results/rounds.md`.
 
     Args:
         factor: Accepted residual in units of the mean squared step length; 0 to infinity.
-        distance: Accepted residual as a fraction of the iterate's squared distance from the head, where
-            that is more than the step-relative part; 0 leaves it out.
+        distance: Accepted residual as a fraction of the iterate's squared distance from the head; the larger of both
+            limits counts, and 0 disables this one.
         decay: Weight of the past in the running mean, per accepted step, in [0, 1).
 
     Raises:
@@ -222,8 +222,8 @@ class StepRelativeTolerance:
         return self.factor * (self._mean or 0.0)
 
     def thresholds(self, measures: Measures) -> list[float]:
-        """The larger of the step-relative and the distance-relative part, slot by slot."""
-        # The head's step is always exact, and known before anything is decided: the first mean.
+        """Returns the larger of the step-relative and the distance-relative limit of each slot."""
+        # The first mean: the head's step is always exact, and known before the stride is chosen.
         head = measures.step_lengths[0]
         mean = self._mean if self._mean is not None else (head if math.isfinite(head) else 0.0)
         floor = self.factor * mean
@@ -232,14 +232,14 @@ class StepRelativeTolerance:
         ]
 
     def update(self, measures: Measures, stride: int) -> None:
-        """Feeds the running mean with the accepted steps."""
+        """Updates the running mean with the accepted steps."""
         for length in measures.step_lengths[:stride]:
             if math.isfinite(length):
                 before = length if self._mean is None else self._mean
                 self._mean = self.decay * before + (1 - self.decay) * length
 
     def fingerprint(self) -> tuple[object, ...]:
-        """The options and the present mean."""
+        """Returns the options and the present mean."""
         return self.factor, self.distance, self.decay, self._mean
 
     def state_dict(self) -> dict[str, Any]:
@@ -252,7 +252,7 @@ class StepRelativeTolerance:
 
 
 def as_tolerance(value: float | Tolerance) -> Tolerance:
-    """Turns the optimizer's `tolerance` argument into a tolerance.
+    """Returns the tolerance for the optimizer's `tolerance` argument.
 
     Raises:
         TypeError: If it is neither a number nor an object with every member of `Tolerance`.
@@ -262,10 +262,10 @@ def as_tolerance(value: float | Tolerance) -> Tolerance:
     missing = missing_members(value, Tolerance)
     if not missing:
         return cast(Tolerance, value)
-    own = f"; it lacks {', '.join(missing)} of picardopt.tolerance.Tolerance"
+    lacks = f"; it lacks {', '.join(missing)} of picardopt.tolerance.Tolerance"
     raise TypeError(
         f"tolerance={value!r}: give a number >= 0 (0 is exact), AdaptiveTolerance(...), StepRelativeTolerance(...) "
-        f"or an object of your own{own if len(missing) < len(members(Tolerance)) else ''}"
+        f"or an object of your own{lacks if len(missing) < len(members(Tolerance)) else ''}"
     )
 
 

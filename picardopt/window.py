@@ -1,7 +1,6 @@
 """The window's iterates: hold, shift, truncate, extend. Knows nothing of optimizers or ranks.
 
-Algorithm 2 keeps ``theta[tau .. tau+p]``. Rows are buffers that wander between the window and a pool of
-spares; nothing is cloned.
+Algorithm 2 keeps ``theta[tau .. tau+p]``. Rows move between the window and a pool of spare rows; none is cloned.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ class Window:
         return self.rows[0]
 
     def spare(self) -> Row:
-        """Takes a row whose content is of no use to anybody."""
+        """Returns a spare row with arbitrary content."""
         return self._spares.pop() if self._spares else self._layout.row()
 
     def release(self, rows: Sequence[Row]) -> None:
-        """Gives rows back."""
+        """Returns rows to the pool."""
         self._spares.extend(rows)
 
     def resize(self, count: int) -> None:
@@ -46,7 +45,7 @@ class Window:
             self.rows.append(row)
 
     def shift(self) -> Row:
-        """Makes the next iterate the head; returns the old head's row, now the caller's."""
+        """Makes the next iterate the head and returns the old head's row, which the caller then owns."""
         old = self.rows.pop(0)
         if not self.rows:
             row = self.spare()
@@ -55,15 +54,14 @@ class Window:
         return old
 
     def refine(self, rows: Sequence[Row], stride: int) -> None:
-        """Takes over a sweep's iterates t+1, t+2, ... from `stride` on; earlier guesses stay.
+        """Replaces the guesses from `stride` on by a sweep's iterates; earlier guesses stay.
 
-        The guesses before `stride` are within tolerance and are the points at which the accepted
-        drifts were evaluated: commits are compared with them. Whatever lay behind the refined iterates is
-        dropped, the caller extends.
+        The guesses before `stride` are within tolerance. The accepted drifts were evaluated at them, and commits are
+        compared with them. Guesses beyond the new iterates are dropped; the caller extends the window.
 
         Args:
-            rows: The sweep's new iterates t+1 .. t+len(rows); the window takes them over.
-            stride: How many steps the sweep made final, 1 .. len(rows).
+            rows: The sweep's new iterates t+1 .. t+len(rows); the window then owns them.
+            stride: Number of steps that the sweep made final, 1 .. len(rows).
         """
         self._spares.extend(self.rows[stride:])
         self._spares.extend(rows[: stride - 1])

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 import torch
-from pool import Pool, Pools
+
+from tests.helpers.pool import Pool, Pools
 
 # Ignored in what a script starts in the background, and that is inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Case, Trace, assert_same_bits, assert_same_trace, finish, make_closure, wrap
-from runs import sequential as run_sequential
 from torch import Tensor, nn
 
 import picardopt
@@ -18,6 +16,16 @@ from picardopt import (
     StepRelativeTolerance,
 )
 from picardopt.errors import UnsupportedOptimizerError
+from tests.helpers.runs import (
+    Case,
+    Trace,
+    assert_same_bits,
+    assert_same_trace,
+    finish,
+    make_closure,
+    wrap,
+)
+from tests.helpers.runs import sequential as run_sequential
 
 CASE = Case("network", "Adam", steps=12)
 

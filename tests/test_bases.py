@@ -168,7 +168,7 @@ def test_at_tolerance_0_all_of_them_count():
     assert stats.strides[0] == 1
 
 
-@pytest.mark.parametrize(("measured", "match"), [([], "nothing"), ("other", "none of the base")])
+@pytest.mark.parametrize(("measured", "match"), [([], "nothing"), ("other", "not one of the base")])
 def test_measured_names_some_of_the_bases(measured, match):
     bases = make_bases(make_model())
     if measured == "other":

@@ -265,7 +265,7 @@ def test_a_closure_must_leave_to_the_update_what_is_its():
         model.grid.add_(1)
         return model.closure()
 
-    with pytest.raises(ImpureClosureError, match=r"carry\[0\], which its update"):
+    with pytest.raises(ImpureClosureError, match=r"carry\[0\], which only its update"):
         optimizer.step(closure)
     assert_same_state(model.state_dict(), Occupancy().state_dict())
 

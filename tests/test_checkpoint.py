@@ -7,17 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from pool import Pools
-from problems import PROBLEMS
-from runs import (
-    Case,
-    Trace,
-    assert_same_bits,
-    assert_same_trace,
-    make_closure,
-    sequential,
-    wrap,
-)
 
 from picardopt import (
     AdaptiveTolerance,
@@ -27,6 +16,17 @@ from picardopt import (
     load_checkpoint,
     save_checkpoint,
     step_rng,
+)
+from tests.helpers.pool import Pools
+from tests.helpers.problems import PROBLEMS
+from tests.helpers.runs import (
+    Case,
+    Trace,
+    assert_same_bits,
+    assert_same_trace,
+    make_closure,
+    sequential,
+    wrap,
 )
 
 CASES = [

@@ -306,3 +306,55 @@ def test_two_optimizers_that_train_each_others_network_are_told_so() -> None:
     for optimizer, net in zip(wrapped, plain, strict=True):
         for a, b in zip(optimizer.param_groups[0]["params"], net.parameters(), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_clearing_in_place_gives_no_gradient_to_a_parameter_without_one(window: int) -> None:
+    """Zeros in place of None would let weight decay move it, and would fail the check of purity."""
+    used, unused = nn.Parameter(torch.randn(3)), nn.Parameter(torch.ones(3))
+    base = torch.optim.SGD([used, unused], lr=0.1, weight_decay=0.1)
+    optimizer = ParallelPicardOptimizer(base, window=window, tolerance=0)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad(set_to_none=False)
+        loss = used.square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(4):
+        optimizer.step(closure)
+        assert unused.grad is None
+    assert torch.equal(unused, torch.ones(3))
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_closure_may_refuse_gradients_that_are_not_finite(window: int) -> None:
+    """The test gradients that it adds to must not end a run whose loop clears the true ones."""
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = ParallelPicardOptimizer(torch.optim.SGD([parameter], lr=0.1), window=window)
+
+    def closure() -> Tensor:
+        loss = parameter.square().sum()
+        loss.backward()
+        nn.utils.clip_grad_norm_([parameter], 1.0, error_if_nonfinite=True)
+        return loss
+
+    for _ in range(3):
+        optimizer.zero_grad()
+        optimizer.step(closure)
+    with pytest.raises(ImpureClosureError, match="adds to it"):
+        optimizer.step(closure)
+    assert optimizer.step_index == 3
+
+
+def test_an_error_before_the_gradients_are_cleared_is_the_closures_own() -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = ParallelPicardOptimizer(torch.optim.SGD([parameter], lr=0.1), window=4)
+
+    def closure() -> Tensor:
+        raise LookupError("no batch")
+
+    for _ in range(2):
+        with pytest.raises(LookupError, match="no batch"):
+            optimizer.step(closure)
+    assert torch.equal(parameter, torch.ones(3))

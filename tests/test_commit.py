@@ -1,8 +1,12 @@
 """Law 4: whatever raises while a step is committed, everything stands before that step or behind it."""
 
+import functools
+import gc
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -232,3 +236,88 @@ def test_a_commit_without_user_code_copies_nothing(monkeypatch: pytest.MonkeyPat
     base.register_step_post_hook(lambda *args: None)
     optimizer.step(closure)
     assert len(captures) == 1
+
+
+class Pruner:
+    """A restructuring function that is an object; it fails half way if it is told to."""
+
+    def __init__(self, base: torch.optim.Optimizer, *, in_place: bool, fails: bool) -> None:
+        self.base, self.in_place, self.fails = base, in_place, fails
+        self.ages = torch.zeros(3)
+
+    def __call__(self, step: int) -> None:
+        group = self.base.param_groups[0]["params"]
+        kept = group[0].detach()[:2].clone()
+        self.ages = self.ages[:2]
+        if self.in_place:
+            group[0].data = kept
+        else:
+            self.base.state.pop(group[0])
+            group[0] = nn.Parameter(kept)
+        if self.fails:
+            raise Planted("pruned")
+
+
+def pruned(*, in_place: bool, fails: bool) -> tuple[Any, Pruner, Callable[[], Tensor]]:
+    base = torch.optim.SGD([nn.Parameter(torch.ones(3, 2))], lr=0.1, momentum=0.9)
+    pruner = Pruner(base, in_place=in_place, fails=fails)
+    restructure = Restructure(pruner, lambda step: step == 1)
+    optimizer = ParallelPicardOptimizer(base, window=4, tolerance=0, restructure=restructure)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = base.param_groups[0]["params"][0].square().sum()
+        loss.backward()
+        return loss
+
+    return optimizer, pruner, closure
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_an_object_that_restructures_is_put_back_too(in_place: bool) -> None:
+    optimizer, pruner, closure = pruned(in_place=in_place, fails=True)
+    optimizer.step(closure)
+    parameter = optimizer.param_groups[0]["params"][0]
+    values = parameter.detach().clone()
+    for _ in range(2):
+        with pytest.raises(Planted, match="pruned"):
+            optimizer.step(closure)
+        assert optimizer.param_groups[0]["params"][0] is parameter
+        assert torch.equal(parameter, values)
+        assert len(pruner.ages) == 3
+    assert optimizer.step_index == 1
+
+
+def test_what_a_restructuring_step_replaced_is_freed() -> None:
+    optimizer, _, closure = pruned(in_place=False, fails=False)
+    old = weakref.ref(optimizer.param_groups[0]["params"][0])
+    for _ in range(3):
+        optimizer.step(closure)
+    gc.collect()
+    assert old() is None
+
+
+def test_a_plain_steps_update_builds_no_graph() -> None:
+    """As in a step that ran ahead, the update may read the parameters."""
+    parameter, average = nn.Parameter(torch.ones(3)), torch.zeros(3)
+    optimizer = ParallelPicardOptimizer(
+        torch.optim.SGD([parameter], lr=0.1),
+        window=2,
+        carry=Carry([average], lambda _: average.lerp_(parameter, 0.5)),
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss
+
+    def _wrap_closure(model: Any, optimizer: Any, closure: Callable[[], Any]) -> Any:
+        return closure()
+
+    _wrap_closure.__module__ = "lightning.pytorch.plugins.precision"
+    automatic = SimpleNamespace(automatic_optimization=True)
+    with pytest.warns(UserWarning, match="automatic optimization"):
+        optimizer.step(functools.partial(_wrap_closure, automatic, optimizer, closure))
+    assert not average.requires_grad
+    assert torch.equal(average, parameter.detach() * 0.5)

@@ -10,8 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from pool import Pools
-from runs import (
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from picardopt import ParallelPicardOptimizer, PicardWarning, Restructure, step_rng
+from tests.helpers.pool import Pools
+from tests.helpers.runs import (
     Case,
     Trace,
     assert_parallel,
@@ -24,12 +30,6 @@ from runs import (
     stats_of,
     wrap,
 )
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
-
-from picardopt import ParallelPicardOptimizer, PicardWarning, Restructure, step_rng
 
 CASE = Case("network", "Adam", steps=13)
 
@@ -147,9 +147,10 @@ def test_a_closure_is_handed_the_step_if_it_has_a_parameter_of_that_name() -> No
         assert scale == 1.0
         return without()
 
-    for closure in (without, optional, other, functools.partial(bound, step=77)):
-        optimizer.step(closure)
-    optimizer.step(closure=without)
+    with quiet():  # another closure at each step
+        for closure in (without, optional, other, functools.partial(bound, step=77)):
+            optimizer.step(closure)
+        optimizer.step(closure=without)
     optimizer.step_index = 5  # drops what the closures before this one left in the queue
     seen: list[int] = []
     optimizer.step(make_closure(problem, optimizer.zero_grad, seen))

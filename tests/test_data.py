@@ -280,6 +280,29 @@ def test_the_given_loader_and_its_generator_are_left_alone():
     assert same(StepIndexedLoader(loader).batch(3), first.batch(3))
 
 
+def test_the_data_that_a_sampler_refers_to_is_not_copied():
+    class Large(Dataset):
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, index):
+            return index
+
+        def __deepcopy__(self, memo):
+            raise AssertionError("copied")
+
+    class Own(Sampler):
+        def __init__(self, data):
+            self.anything = data
+
+        def __iter__(self):
+            return iter(range(5, -1, -1))
+
+    for sampler in (RandomSampler(Large(), generator=generator()), Own(Large())):
+        loader = StepIndexedLoader(DataLoader(Large(), batch_size=2, sampler=sampler))
+        assert sorted(torch.cat([loader.batch(step) for step in range(3)])) == list(range(6))
+
+
 class Counting(Sampler):
     listed = 0
 

@@ -7,7 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from meshes import (
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+from picardopt import ParallelPicardOptimizer, step_rng
+from picardopt.engines.average import average_losses, mean
+from tests.helpers.meshes import (
     BASES,
     FAULTS,
     STEPS,
@@ -21,20 +27,14 @@ from meshes import (
     plain_run,
     record,
 )
-from pool import Pools, fresh_pool
-from runs import (
+from tests.helpers.pool import Pools, fresh_pool
+from tests.helpers.runs import (
     SECONDS,
     Trace,
     assert_same_bits,
     assert_same_trace,
     stats_of,
 )
-from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.nn.parallel import DistributedDataParallel
-
-from picardopt import ParallelPicardOptimizer, step_rng
-from picardopt.engines.average import average_losses, mean
 
 RUNS = [
     Run((1, 2), window=4),

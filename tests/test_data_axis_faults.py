@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from meshes import (
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+from picardopt import ParallelPicardOptimizer
+from tests.helpers.meshes import (
     BASES,
     STEPS,
     Network,
@@ -18,9 +22,9 @@ from meshes import (
     plain_run,
     record,
 )
-from pool import Pools, fresh_pool
-from problems import Problem
-from runs import (
+from tests.helpers.pool import Pools, fresh_pool
+from tests.helpers.problems import Problem
+from tests.helpers.runs import (
     SECONDS,
     Trace,
     assert_same_bits,
@@ -29,10 +33,6 @@ from runs import (
     quiet,
     stats_of,
 )
-from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-
-from picardopt import ParallelPicardOptimizer
 
 
 def troubled(run: Run, kind: str, bad: int, victim: int, nonfinite: str) -> tuple[Any, Trace]:

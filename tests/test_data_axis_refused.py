@@ -5,18 +5,18 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from meshes import BASES, Network, make_closure
-from pool import Pools
-from problems import Problem
-from runs import (
-    Trace,
-    attempt,
-)
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from picardopt import ParallelPicardOptimizer
+from tests.helpers.meshes import BASES, Network, make_closure
+from tests.helpers.pool import Pools
+from tests.helpers.problems import Problem
+from tests.helpers.runs import (
+    Trace,
+    attempt,
+)
 
 
 def wrongly_wrapped(how: str) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Problem
-from runs import Case, Trace, assert_same_trace, make_closure, wrap
 
 from picardopt import step_rng
+from tests.helpers.problems import Problem
+from tests.helpers.runs import Case, Trace, assert_same_trace, make_closure, wrap
 
 CASE = Case("network", "Adam", steps=16)
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from pool import Pool
-from runs import quiet
 from torch import Tensor, nn
 
 import picardopt.stats
 from picardopt import NonFiniteGradientError, ParallelPicardOptimizer
 from picardopt.stats import SweepRecord
+from tests.helpers.pool import Pool
+from tests.helpers.runs import quiet
 
 SIZE = 50_000
 """Elements of the parameter: a row that is not given back weighs 200 kB."""

@@ -5,9 +5,18 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from catalog import OWN, SCHEDULERS, torch_optimizers
-from problems import PROBLEMS
-from runs import Case, Trace, assert_parallel, assert_same_trace, check_exact, parallel, sequential
+
+from tests.helpers.catalog import OWN, SCHEDULERS, torch_optimizers
+from tests.helpers.problems import PROBLEMS
+from tests.helpers.runs import (
+    Case,
+    Trace,
+    assert_parallel,
+    assert_same_trace,
+    check_exact,
+    parallel,
+    sequential,
+)
 
 PREDICTORS = ("hold", "coast")
 

@@ -11,8 +11,15 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from pool import Pool, Pools
-from runs import (
+from torch import Tensor
+
+from picardopt import (
+    NonFiniteGradientError,
+    ParallelPicardOptimizer,
+    RankMismatchError,
+)
+from tests.helpers.pool import Pool, Pools
+from tests.helpers.runs import (
     SECONDS,
     Case,
     Trace,
@@ -26,14 +33,7 @@ from runs import (
     stats_of,
     wrap,
 )
-from test_speculation import only_at_wrong_guesses, spoil
-from torch import Tensor
-
-from picardopt import (
-    NonFiniteGradientError,
-    ParallelPicardOptimizer,
-    RankMismatchError,
-)
+from tests.test_speculation import only_at_wrong_guesses, spoil
 
 CASE = Case("network", "Adam", steps=14)
 

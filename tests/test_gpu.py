@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Problem, network, quantise
-from runs import Trace, assert_parallel, assert_same_trace, make_closure, stats_of
 from torch import Tensor
 
 from picardopt import ParallelPicardOptimizer, step_rng
+from tests.helpers.problems import Problem, network, quantise
+from tests.helpers.runs import Trace, assert_parallel, assert_same_trace, make_closure, stats_of
 
 pytestmark = [
     pytest.mark.gpu,

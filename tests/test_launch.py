@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from pool import Pools
-from runs import (
+
+from picardopt import ParallelPicardOptimizer, PicardWarning, launch
+from tests.helpers.pool import ROOT, Pools
+from tests.helpers.runs import (
     Case,
     Trace,
     assert_parallel,
@@ -22,8 +24,6 @@ from runs import (
     sequential,
     wrap,
 )
-
-from picardopt import ParallelPicardOptimizer, PicardWarning, launch
 
 CASE = Case("network", "Adam", steps=12)
 
@@ -66,8 +66,7 @@ def fails_on_one_rank() -> None:
 
 
 def environment() -> dict[str, str]:
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 

@@ -12,8 +12,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from pool import fresh_pool
-from runs import (
+from torch import Tensor
+
+from picardopt import PicardError, RankLostError
+from picardopt.ranks import make_grid
+from picardopt.transport import PairwiseTransport
+from tests.helpers.pool import fresh_pool
+from tests.helpers.runs import (
     SECONDS,
     Case,
     Trace,
@@ -23,11 +28,6 @@ from runs import (
     sequential,
     wrap,
 )
-from torch import Tensor
-
-from picardopt import PicardError, RankLostError
-from picardopt.ranks import make_grid
-from picardopt.transport import PairwiseTransport
 
 CASE = Case("network", "Adam", steps=14)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from pool import Pools
-from problems import quantise
 from torch import Tensor, nn
 
 from picardopt import ParallelPicardOptimizer, PicardWarning, step_rng
+from tests.helpers.pool import Pools
+from tests.helpers.problems import quantise
 
 STEPS = 300
 EVERY = 50
@@ -465,3 +465,57 @@ def test_two_wrapped_optimizers_that_train_each_others_networks() -> None:
 
     with pytest.warns(PicardWarning, match=r"judges\.weight|makes\.weight"):
         train()
+
+
+def test_the_optimizers_own_groups_are_its_own_business() -> None:
+    """A closure that can see the dicts of the groups is not disturbed by a scheduler that moves their rates."""
+    parameter = nn.Parameter(torch.ones(3))
+    groups = [{"params": [parameter], "lr": 1e-2}]
+    base = torch.optim.Adam(groups)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(base, 1e-1, total_steps=20)
+    optimizer = ParallelPicardOptimizer(
+        base, window=4, tolerance=float("inf"), lr_scheduler=scheduler
+    )
+
+    def closure() -> Tensor:
+        base.zero_grad()
+        loss = groups[0]["params"][0].square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(12):
+        optimizer.step(closure)
+        scheduler.step()
+    assert optimizer.stats.outer_changes == 0
+    assert optimizer.stats.sweeps == 3
+
+
+@pytest.mark.parametrize("audit", ["always", "never"])
+def test_what_the_closure_changes_itself_is_not_the_loops_doing(audit: str) -> None:
+    """A count of evaluations does no harm, at tolerance 0 either."""
+    sweeps = []
+    for counts in (False, True):
+        model, seen = Net(), {"calls": 0}
+        base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        optimizer = ParallelPicardOptimizer(base, window=8, tolerance=0, audit=audit)
+
+        def closure(step: int, counts: bool = counts, seen: dict[str, int] = seen) -> Tensor:
+            optimizer.zero_grad()  # noqa: B023
+            loss = error(model)  # noqa: B023
+            loss.backward()
+            seen["calls"] += counts
+            return loss
+
+        for _ in range(100):
+            optimizer.step(closure)
+        sweeps.append(optimizer.stats.sweeps)
+        assert optimizer.stats.outer_changes == 0
+    assert sweeps[0] == sweeps[1] < 80
+    assert seen["calls"] > 100
+
+
+def test_never_looks_at_tolerance_zero_all_the_same() -> None:
+    expected_losses, _ = sequential("changing_weight", 110)
+    losses, _, optimizer = ahead("changing_weight", 110, audit="never")
+    assert all(torch.equal(a, b) for a, b in zip(losses, expected_losses, strict=True))
+    assert optimizer.stats.audits == 0

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from problems import PROBLEMS
-from runs import Case, as_bytes, assert_same_bits, make_closure, stats_of
 
 from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, step_rng
 from picardopt.reference import Solution, algorithm_2
+from tests.helpers.problems import PROBLEMS
+from tests.helpers.runs import Case, as_bytes, assert_same_bits, make_closure, stats_of
 
 
 class State:

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from pool import Pool, Pools
-from runs import (
+
+import picardopt.drift
+import picardopt.replay_check
+import picardopt.snapshot
+from tests.helpers.pool import Pool, Pools
+from tests.helpers.runs import (
     Case,
     Trace,
     assert_parallel,
@@ -20,10 +24,6 @@ from runs import (
     parallel,
     sequential,
 )
-
-import picardopt.drift
-import picardopt.replay_check
-import picardopt.snapshot
 
 CASES = [
     Case("network", "Adam: amsgrad & foreach"),

@@ -5,7 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from runs import (
+
+from picardopt import step_rng
+from tests.helpers.runs import (
     Case,
     Trace,
     assert_same_bits,
@@ -15,8 +17,6 @@ from runs import (
     sequential,
     wrap,
 )
-
-from picardopt import step_rng
 
 CASE = Case("network", "Adam", steps=16)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import picardopt_3d
 import pytest
 import torch
 
@@ -84,7 +85,7 @@ def test_the_examples_that_it_names_are_there():
 
 
 def resolve(name: str) -> object:
-    """What a dotted name of paper-to-code.md means: an attribute of a module, or of a class of picardopt."""
+    """What a dotted name of paper-to-code.md means: an attribute of a module, or of a class of either package."""
     for package in ("picardopt", "picardopt_3d"):
         for split in range(name.count(".") + 1, 0, -1):
             parts = name.split(".")
@@ -93,9 +94,10 @@ def resolve(name: str) -> object:
             except ImportError:
                 continue
             return functools.reduce(getattr, parts[split:], found)
-    classes = {}
-    for module in pkgutil.walk_packages(picardopt.__path__, "picardopt."):
-        classes |= vars(importlib.import_module(module.name))
+    classes: dict[str, object] = {}
+    for package in (picardopt_3d, picardopt):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            classes |= vars(importlib.import_module(module.name))
     first, *rest = name.split(".")
     return functools.reduce(getattr, rest, classes[first])
 

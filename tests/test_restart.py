@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from runs import assert_same_bits
-from test_launch import environment
 
-from picardopt.launch import _attempts_own, init_process_group
+from picardopt.launch import _store_of_attempt, init_process_group
+from tests.helpers.runs import assert_same_bits
+from tests.test_launch import environment
 
 SCRIPT = """
 import os, signal, sys
@@ -104,7 +104,7 @@ def meet(store: dist.Store, size: int, late: int) -> list[int]:
     def join(rank: int) -> None:
         if rank == late:
             time.sleep(0.3)
-        arrivals.append(_attempts_own(store, rank, size).add("arrivals", 1))
+        arrivals.append(_store_of_attempt(store, rank, size).add("arrivals", 1))
 
     threads = [threading.Thread(target=join, args=(rank,), daemon=True) for rank in range(size)]
     for thread in threads:

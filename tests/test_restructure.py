@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pool import Pools
-from runs import assert_same_bits, quiet
-from splats import EVERY, Densify, build, due, sequential, tensors_of
 
 from picardopt import ParallelPicardOptimizer, Restructure
 from picardopt.layout import ParameterLayout
 from picardopt.restructure import Remap
+from tests.helpers.pool import Pools
+from tests.helpers.runs import assert_same_bits, quiet
+from tests.helpers.splats import EVERY, Densify, build, due, sequential, tensors_of
 
 STEPS = 23
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from problems import PROBLEMS
-from runs import Case, Trace, assert_same_bits, finish, make_closure, parallel, wrap
 from torch import Tensor, nn
 
 from picardopt import ParallelPicardOptimizer, StepRelativeTolerance
+from tests.helpers.problems import PROBLEMS
+from tests.helpers.runs import Case, Trace, assert_same_bits, finish, make_closure, parallel, wrap
 
 # --- Step-relative ------------------------------------------------------------------------------
 

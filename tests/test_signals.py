@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_launch import WAYS, environment
+
+from tests.test_launch import WAYS, environment
 
 LIMIT = 10.0
 """Seconds that a program may take to end on a crowded machine; about 1 on an idle one."""

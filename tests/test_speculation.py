@@ -1,12 +1,23 @@
 """Laws 4 and 5: nothing speculative leaks; a bad future is not an error, a bad present is."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from problems import Problem
-from runs import (
+from torch import Tensor
+
+from picardopt import (
+    AdaptiveTolerance,
+    NonFiniteGradientError,
+    ParallelPicardOptimizer,
+    PicardWarning,
+    step_rng,
+)
+from tests.helpers.problems import Problem
+from tests.helpers.runs import (
     Case,
     Trace,
     as_bytes,
@@ -19,15 +30,6 @@ from runs import (
     sequential,
     stats_of,
     wrap,
-)
-from torch import Tensor
-
-from picardopt import (
-    AdaptiveTolerance,
-    NonFiniteGradientError,
-    ParallelPicardOptimizer,
-    PicardWarning,
-    step_rng,
 )
 
 CASE = Case("network", "Adam", steps=16)
@@ -345,3 +347,32 @@ def test_what_a_speculation_leaves_in_gradients() -> None:
     with pytest.raises(RuntimeError, match="planted"):
         optimizer.step(closure)
     assert_stands_at(problem, optimizer, expected, 2)
+
+
+@pytest.mark.filterwarnings("ignore:running ahead failed")
+def test_a_failure_ahead_holds_nothing_of_the_closure() -> None:
+    """Most often it is out of memory: what it had made must be free before the next sweep, without the collector."""
+
+    class Activations:
+        pass
+
+    parameter, made = torch.nn.Parameter(torch.ones(3)), []
+    optimizer = ParallelPicardOptimizer(torch.optim.SGD([parameter], lr=0.1), window=4)
+
+    def closure(step: int) -> torch.Tensor:
+        activations = Activations()
+        made.append(weakref.ref(activations))
+        if step == 2:
+            raise MemoryError
+        optimizer.zero_grad()
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss
+
+    gc.disable()
+    try:
+        optimizer.step(closure)
+        assert len(made) > 2
+        assert all(ref() is None for ref in made)
+    finally:
+        gc.enable()

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from catalog import Jumpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import Case, as_bytes, check_exact
 from torch import Tensor, nn
 
 from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, StepRelativeTolerance, step_rng
+from tests.helpers.catalog import Jumpy
+from tests.helpers.runs import Case, as_bytes, check_exact
 
 
 class Chaotic(torch.optim.Optimizer):

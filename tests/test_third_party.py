@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from catalog import HIDDEN
-from optimizer_table import (
+from torch import Tensor, nn
+
+from picardopt import ParallelPicardOptimizer, UnsupportedOptimizerError, step_rng
+from tests.helpers.catalog import HIDDEN
+from tests.helpers.optimizer_table import (
     LONG,
     TABLE,
     Verdict,
@@ -19,7 +22,7 @@ from optimizer_table import (
     read_table,
     wrapped,
 )
-from runs import (
+from tests.helpers.runs import (
     Case,
     assert_same_bits,
     assert_same_trace,
@@ -28,10 +31,7 @@ from runs import (
     sequential,
     wrap,
 )
-from third_party import QUICK, Entry, entries, imported, shapes, surroundings
-from torch import Tensor, nn
-
-from picardopt import ParallelPicardOptimizer, UnsupportedOptimizerError, step_rng
+from tests.helpers.third_party import QUICK, Entry, entries, imported, shapes, surroundings
 
 quick = [entry for entry in entries() if QUICK.fullmatch(entry.name)]
 rest = [entry for entry in entries() if entry not in quick]

@@ -1,3 +1,5 @@
 """Text-to-3D pipelines optimized in parallel time with picardopt."""
 
-__version__ = "0.1.0"
+from importlib.metadata import version
+
+__version__ = version("picardopt-3d")

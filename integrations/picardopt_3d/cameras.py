@@ -1,4 +1,4 @@
-"""Cameras: where a view is taken from, the rays through its pixels, and what a score model is told.
+"""Cameras: where a view is taken from, the rays through its pixels, and the vector that a score model gets of it.
 
 World axes are right-handed with z up; cameras look at the origin, or near it where they are jittered. A camera's own
 axes are OpenGL's: x right, y up, looking down -z. Angles are degrees throughout.
@@ -46,7 +46,7 @@ class CameraConfig:
     up_jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the ranges.
+        """Checks the ranges.
 
         Raises:
             ValueError: A range is empty or outside of what a camera can be.
@@ -61,6 +61,11 @@ class CameraConfig:
         for name in ("position_jitter", "centre_jitter", "up_jitter"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: give 0 or a positive number")
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        """Distance (scene units) and vertical field of view (degrees) in the middle of the ranges."""
+        return sum(self.distance) / 2, sum(self.fov) / 2
 
     @property
     def jittered(self) -> bool:
@@ -90,7 +95,7 @@ class Cameras:
         return len(self.fov)
 
     def __getitem__(self, index: slice | Tensor) -> Cameras:
-        """Some of the cameras, by a slice or an index tensor (never by one number: a batch stays a batch)."""
+        """Returns some of the cameras, by a slice or an index tensor (never by a number: a batch stays a batch)."""
         if isinstance(index, int):
             raise TypeError(
                 f"index={index}: a batch stays a batch; use cameras[{index}:{index + 1}]"
@@ -98,7 +103,7 @@ class Cameras:
         return Cameras(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
     def to(self, device: torch.device | str) -> Cameras:
-        """The same cameras on another device."""
+        """Returns the same cameras on another device."""
         return Cameras(
             **{field.name: getattr(self, field.name).to(device) for field in fields(self)}
         )
@@ -109,7 +114,7 @@ class Cameras:
         return self.camera_to_world[:, :3, 3]
 
     def rays(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """The rays through the pixel centres, row 0 on top.
+        """Returns the rays through the pixel centres, row 0 on top.
 
         Args:
             height: Pixels down.
@@ -132,10 +137,10 @@ class Cameras:
         return self.position[:, None, None].expand_as(directions), directions
 
     def condition(self) -> Tensor:
-        """What a view-conditioned score model is told of each camera.
+        """Returns the vector that a view-conditioned score model gets of each camera.
 
-        Harmonics of the azimuth (1 to 4) and of the elevation (1 and 2), then distance and field of view about
-        their usual values. No camera has the zero vector, which therefore can stand for "unknown".
+        It holds harmonics of the azimuth (1 to 4) and of the elevation (1 and 2), then distance and field of view about
+        their usual values. No camera has the zero vector, which can therefore stand for "unknown".
 
         Returns:
             [batch, CONDITION_SIZE]
@@ -159,7 +164,7 @@ def orbit_cameras(
     distance: Tensor | float = _USUAL_DISTANCE,
     fov: Tensor | float = _USUAL_FOV,
 ) -> Cameras:
-    """Cameras on spheres about the origin, upright and looking at it.
+    """Returns cameras on spheres about the origin, upright and looking at it.
 
     Args:
         elevation: Degrees above the horizon, a number or [batch].
@@ -189,15 +194,15 @@ def orbit_cameras(
 def random_cameras(
     batch: int, config: CameraConfig | None = None, device: torch.device | str = "cpu"
 ) -> Cameras:
-    """Training cameras, as DreamFusion draws them.
+    """Draws training cameras as DreamFusion does.
 
     The elevation is uniform in degrees for half of the views and uniform on the sphere's area for the other half
     (a fair coin a view); the azimuth is stratified over the batch. Everything is drawn from torch's global CPU
     generator, so that the cameras of a step are the same on every device. Jittered cameras keep the angles and the
-    distance that they were drawn with: those are what prompts and score models are told.
+    distance that they were drawn with: prompts and score models get those.
 
     Args:
-        batch: How many.
+        batch: Number of cameras.
         config: The ranges; by default those that the shipped guidance was trained on.
         device: Where the cameras are put.
     """
@@ -217,7 +222,7 @@ def random_cameras(
 
 
 def _jitter(cameras: Cameras, config: CameraConfig) -> Cameras:
-    """Move cameras, what they look at and what is up for them, by draws from torch's global CPU generator."""
+    """Moves cameras, their targets and their up directions, by draws from torch's global CPU generator."""
     draws = torch.rand(len(cameras), 3), torch.randn(len(cameras), 3), torch.randn(len(cameras), 3)
     position = cameras.position + config.position_jitter * (2 * draws[0] - 1)
     backward = functional.normalize(position - config.centre_jitter * draws[1], dim=-1)
@@ -235,10 +240,10 @@ def turntable_cameras(
     distance: float = _USUAL_DISTANCE,
     fov: float = _USUAL_FOV,
 ) -> Cameras:
-    """Cameras evenly around the object, at one elevation.
+    """Returns cameras evenly around the object, at one elevation.
 
     Args:
-        count: How many; azimuths are 0, 360 / count, ...
+        count: Number of cameras; azimuths are 0, 360 / count, ...
         elevation: Degrees above the horizon.
         distance: Distance from the origin.
         fov: Vertical field of view, degrees.

@@ -14,14 +14,10 @@ from typing import Any
 
 import tyro
 
-from .complaints import complaints
-from .config import (
-    COMMANDS,
-    CONFIG_FILE,
-    RunConfig,
-    TextTo3DConfig,
+from picardopt_3d.cli_errors import cli_errors
+from picardopt_3d.config import COMMANDS, RunConfig
+from picardopt_3d.config_files import (
     build,
-    check_new,
     find_method,
     find_preset,
     load_config,
@@ -29,29 +25,29 @@ from .config import (
     plain,
     read_yaml,
 )
-from .domain import COLOURS, SHAPES, parse_prompt
-from .methods import METHODS
+from picardopt_3d.methods import METHODS
+from picardopt_3d.run.folder import RunFolder
 
 
 def parse(command: str, argv: Sequence[str] | None, description: str) -> RunConfig[Any]:
-    """Read a new run's arguments; say what is wrong and leave with 2 if they cannot be used.
+    """Reads and checks a new run's arguments; prints what is wrong and exits with 2 if they cannot be used.
 
     `--method` and `--preset` choose the numbers to begin with, `--config FILE.yaml` (one that a run kept, or a part of
     one) is laid over them, and every other option over that.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with complaints(command):
+    with cli_errors(command):
         default, rest = _begin_with(command, arguments)
         config = _cli(command, default, rest, description)
         config.check()
-        check_new(config)
+        config.check_new()
     return config
 
 
 def parse_resume(argv: Sequence[str] | None) -> RunConfig[Any]:
-    """Read the arguments of `picardopt resume RUN`: the run's own configuration, with what may change in it."""
+    """Reads the arguments of `picardopt resume RUN`: the run's own configuration, with what may change in it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with complaints("resume"):
+    with cli_errors("resume"):
         run = _run_among(arguments)
         if run is None:
             if {"-h", "--help"} & set(arguments):
@@ -60,47 +56,41 @@ def parse_resume(argv: Sequence[str] | None) -> RunConfig[Any]:
                 raise SystemExit(0)
             raise ValueError(f"{shlex.join(arguments) or 'no RUN'}: give the folder of a run")
         arguments.remove(run)
-        kept = load_config(Path(run, CONFIG_FILE))
-        default = build(
-            type(kept), type(kept.recipe), plain(kept) | {"out": run}, str(Path(run, CONFIG_FILE))
-        )
+        default = dataclasses.replace(load_config(RunFolder(Path(run)).config), out=Path(run))
         config = _cli("resume", default, arguments, _RESUME)
         config.check()
-        if config.title != default.title:
+        asked, was = config.task.title, default.task.title
+        if asked != was:
             raise ValueError(
-                f"{config.title!r}: a run goes on with what it was asked for, {default.title!r}; leave it out, or "
-                "start a new run"
+                f"{asked!r}: a run goes on with what it was asked for, {was!r}; leave it out, or start a new run"
             )
     return config
 
 
 def _run_among(arguments: Sequence[str]) -> str | None:
-    """The argument that names a run: what options there are, and which take a value, its configuration tells first."""
+    """Finds the run folder among the arguments: the other options can be parsed only once its configuration is read."""
     folders = [each for each in arguments if not each.startswith("-") and Path(each).is_dir()]
-    runs = [each for each in folders if Path(each, CONFIG_FILE).is_file()]
+    runs = [each for each in folders if RunFolder(Path(each)).config.is_file()]
     return next(iter(runs + folders), None)
 
 
-def tell(report: dict[str, Any], out: Path) -> None:
-    """Say in two lines what came of a run."""
-    quality = (
-        "no true views to compare with"
-        if report["psnr"] is None
-        else f"PSNR {report['psnr']:.1f} dB against the true views"
-    )
+def print_report(report: dict[str, Any], folder: RunFolder) -> None:
+    """Prints in two lines what came of a run."""
+    psnr = report.get("psnr")
+    quality = "" if psnr is None else f"; PSNR {psnr:.1f} dB against the true views"
     print(
         f"{report['title']!r}: {report['steps']} steps in {report['sweeps']} sweeps"
         f" ({report['mean_stride']:.2f} steps a sweep) by {report['workers']} worker(s);"
-        f" {report['total_seconds']:.0f} s in all; {quality}\n"
-        f"look at {out / 'contact_sheet.png'} and {out / 'turntable.mp4'}"
+        f" {report['total_seconds']:.0f} s in all{quality}\n"
+        f"look at {folder.sheet} and {folder.film}"
     )
 
 
 def text_to_3d(argv: Sequence[str] | None = None) -> None:
-    """The command `picardopt text-to-3d`: from a text to a folder with an object in it.
+    """Runs the command `picardopt text-to-3d`: from a text to a folder with an object in it.
 
     Args:
-        argv: the arguments after it; None: those of the process.
+        argv: The arguments after it; None: those of the process.
 
     Raises:
         SystemExit: 2 for arguments that cannot be used, 130 after Ctrl-C.
@@ -109,49 +99,43 @@ def text_to_3d(argv: Sequence[str] | None = None) -> None:
 
 
 def image_to_3d(argv: Sequence[str] | None = None) -> None:
-    """The command `picardopt image-to-3d`: the same from a picture of the object."""
+    """Runs the command `picardopt image-to-3d`: the same from a picture of the object."""
     _run("image-to-3d", argv, f"Make a 3D object from a picture of it, {_HOW}")
 
 
 def resume(argv: Sequence[str] | None = None) -> None:
-    """The command `picardopt resume RUN`: go on where a run was stopped."""
+    """Runs the command `picardopt resume RUN`: goes on where a run was stopped."""
     started = time.time()
     config = parse_resume(argv)
-    from .pipeline import resume as go_on
+    from picardopt_3d.run.pipeline import resume_checked
 
-    with complaints("resume", partial(_goes_on, config.out)):
-        tell(go_on(config, started=started), config.out)
+    folder = RunFolder(config.out)
+    with cli_errors("resume", partial(_goes_on, folder)):
+        print_report(resume_checked(config, started), folder)
 
 
 def _run(command: str, argv: Sequence[str] | None, description: str) -> None:
     """From arguments to a finished run."""
     started = time.time()
     config = parse(command, argv, description)
-    # Only now: what renders and scores takes seconds to import, which a mistyped option should not.
-    from .pipeline import run
+    # Only now: what renders and scores takes seconds to import, which a mistyped option should not cost.
+    from picardopt_3d.run.pipeline import run_checked
 
-    if isinstance(config, TextTo3DConfig):
-        _warn_of_the_unknown(config)
-    with complaints(command, partial(_goes_on, config.out)):
-        tell(run(config, started=started), config.out)
-
-
-def _warn_of_the_unknown(config: TextTo3DConfig[Any]) -> None:
-    """Say so where a text is none that the models that ship were trained on."""
-    guidance = config.recipe.guidance
-    if guidance.source is None and guidance.model != "exact" and not parse_prompt(config.prompt):
-        print(
-            f"note: {config.prompt!r} is nothing that the model that ships knows ({', '.join(SHAPES)}, in "
-            f"{', '.join(COLOURS)}): expect no likeness; --preset paper takes a published model",
-            file=sys.stderr,
-        )
+    for _, stage in config.recipe.stages():
+        caution = config.task.caution(stage.guidance)
+        if caution is not None:
+            print(f"note: {caution}", file=sys.stderr)
+            break
+    folder = RunFolder(config.out)
+    with cli_errors(command, partial(_goes_on, folder)):
+        print_report(run_checked(config, started), folder)
 
 
-def _goes_on(out: Path) -> str:
-    """What to say after Ctrl-C."""
-    if not (out / CONFIG_FILE).exists():
+def _goes_on(folder: RunFolder) -> str:
+    """What to print after Ctrl-C."""
+    if not folder.config.exists():
         return "nothing was written"
-    return f"what was finished is in {out}; `picardopt resume {out}` goes on"
+    return f"what was finished is in {folder.path}; `picardopt resume {folder.path}` goes on"
 
 
 _HOW = (
@@ -202,7 +186,7 @@ def _begin_with(command: str, arguments: list[str]) -> tuple[RunConfig[Any], lis
 def _cli(
     command: str, default: RunConfig[Any], arguments: Sequence[str], description: str
 ) -> RunConfig[Any]:
-    """Lay options over a configuration."""
+    """Lays options over a configuration."""
     kind: Any = type(default)
     config: RunConfig[Any] = tyro.cli(
         kind[type(default.recipe)],

@@ -112,7 +112,8 @@ def _without_plain_background(rgb: Pixels, path: Path) -> tuple[Pixels, str]:
             f"near its middle colour {named}: give an RGBA picture whose background is transparent, or leave the "
             'option out and `pip install "rembg[cpu]"`'
         )
-    seeds = np.pad(np.zeros_like(near[1:-1, 1:-1]), 1, constant_values=True) & near
+    seeds = near.copy()
+    seeds[1:-1, 1:-1] = False
     background = ndimage.binary_propagation(seeds, mask=near)
     background |= _specks(~background)
     pixels = _with_soft_edge(rgb, background, colour)

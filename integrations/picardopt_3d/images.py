@@ -16,7 +16,7 @@ from torch import Tensor
 
 from picardopt_3d.cameras import Cameras, orbit_cameras
 from picardopt_3d.cut_out import Pixels, cut_out
-from picardopt_3d.export.files import replacing
+from picardopt_3d.io import replacing
 from picardopt_3d.prompts import ImagePrompt
 
 SHARE = 0.75

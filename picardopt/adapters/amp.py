@@ -1,7 +1,7 @@
 """Refuses a GradScaler that unscales inside a closure which is evaluated ahead of time.
 
-A scaler unscales once between two ``update()``: later evaluations would fail, and the scalers of several ranks would
-each have seen another step's gradient.
+A scaler unscales once between two calls of ``update()``: further evaluations would fail, and the scalers of several
+ranks would each see another step's gradient.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def refuse_unscaling(scalers: Collection[GradScaler], optimizers: Collection[int
     """Raises if a scaler has unscaled the gradients of one of our optimizers.
 
     Args:
-        scalers: What `scalers_of` found.
+        scalers: From `scalers_of`.
         optimizers: Ids of the wrapper and of its base.
 
     Raises:
-        ImpureClosureError: With what to do instead.
+        ImpureClosureError: With the remedies.
     """
     for scaler in scalers:
         for optimizer, state in scaler._per_optimizer_states.items():
@@ -55,7 +55,7 @@ def refuse_unscaling(scalers: Collection[GradScaler], optimizers: Collection[int
 
 
 def explain(error: BaseException) -> BaseException:
-    """Returns our error for torch's at a second ``unscale_``, and every other error as it is."""
+    """Returns picardopt's error for torch's at a second ``unscale_``; any other error unchanged."""
     if isinstance(error, RuntimeError) and _TWICE in str(error):
         return _refusal()
     return error

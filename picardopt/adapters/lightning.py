@@ -14,8 +14,8 @@ class WrappedClosure:
 
     Attributes:
         call: Runs Lightning's part around a function that takes the place of `own`.
-        own: The closure of automatic optimization, the user's of manual optimization, or one that does nothing.
-        automatic: Whether Lightning optimizes automatically: then `own` must run in the very call.
+        own: The wrapped closure: automatic optimization's, the user's in manual optimization, or one that does nothing.
+        automatic: Whether Lightning optimizes automatically: `own` must then run in this call.
     """
 
     call: Callable[[Callable[[], Any]], Any]
@@ -29,7 +29,7 @@ class WrappedClosure:
 
 
 def unwrap(closure: Callable[..., Any]) -> WrappedClosure | None:
-    """Returns Lightning's parts of a closure, or None if it is not Lightning's."""
+    """Returns the parts of a closure that Lightning wrapped, or None for any other closure."""
     if not isinstance(closure, functools.partial) or len(closure.args) != 3:
         return None
     package = getattr(closure.func, "__module__", "").split(".")[0]

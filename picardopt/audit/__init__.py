@@ -1,8 +1,8 @@
-"""Is the closure a function of (parameters, step)? Running ahead is only right if it is.
+"""Checks that the closure is a function of (parameters, step), which running ahead depends on.
 
-The commonest misuse is ``batch = next(it)`` before ``step(closure)``: the whole window would see one batch. It shows in
-what the closure can see, and when a drift that was evaluated ahead is evaluated again, later, with the closure of its
-own call; buffers that a closure changes show at once.
+The most common misuse is ``batch = next(it)`` before ``step(closure)``: the whole window would see one batch. Three
+checks find it: the closure's variables are compared at every step, a drift that was evaluated ahead is evaluated again
+later with the closure of its own call, and buffers that a closure changes are found at once.
 """
 
 from picardopt.audit.schedule import Audit

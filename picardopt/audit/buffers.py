@@ -1,4 +1,4 @@
-"""Finds buffers and parameters that a closure writes to although nobody declared them as carry."""
+"""Finds buffers and parameters that a closure changes although they were not declared as carry."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from picardopt.layout import ParameterLayout
 
 
 class BufferGuard:
-    """Context around a closure: raises if it changed a module's buffer or a parameter, and undoes it.
+    """Context around a closure: raises if it changed a module's buffer or a parameter, and undoes the change.
 
-    Modules are found as they are called; those known from earlier calls are watched from the start.
+    Modules are found when they are called; those known from earlier calls are watched from the start.
 
     Args:
-        modules: Modules known so far; grows.
+        modules: Modules known so far; new ones are added.
         layout: The optimizer's parameters and the carry.
         rewritten: Tensors that may change: the carry, unless it has an update of its own.
-        find: Whether modules that are called for the first time are watched too.
+        find: Whether to watch modules that are called for the first time too.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class BufferGuard:
             self._keep(f"parameter {index} of shape {tuple(parameter.shape)}", parameter.detach())
         for index, tensor in enumerate(self._layout.carry):
             if id(tensor) not in self._rewritten:
-                self._keep(f"carry[{index}], which its update is to rewrite", tensor)
+                self._keep(f"carry[{index}], which only its update may rewrite", tensor)
         for module in list(self._known):
             self._visit(module)
         self._handle = register_module_forward_pre_hook(self._on_call) if self._find else None
@@ -61,16 +61,16 @@ class BufferGuard:
             self._handle.remove()
         changed = []
         for name, tensor, before in self._kept:
-            # NaN that stays NaN is no change.
+            # A NaN that stays NaN is no change.
             if bool(((tensor != before) & ((tensor == tensor) | (before == before))).any()):
                 changed.append(name)
                 with torch.no_grad():
                     tensor.copy_(before)
         if changed and error is None:
             raise ImpureClosureError(
-                f"the closure changed {', '.join(changed)}: run ahead of time, and more than once a step, it "
-                "would leave there what never happened. Declare such tensors with carry= (a module's buffers, or "
-                "a list), use eval mode, or update them after step()"
+                f"the closure changed {', '.join(changed)}: evaluated ahead of time, and more than once per step, "
+                "it would leave values there that belong to no step. Declare such tensors with carry= (a module's "
+                "buffers, or a list), use eval mode, or update them after step()"
             )
 
     def _on_call(self, module: torch.nn.Module, args: Any) -> None:

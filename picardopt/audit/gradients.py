@@ -1,7 +1,7 @@
-"""Finds closures that add to gradients which stand in ``.grad`` before them.
+"""Finds closures that add to gradients left in ``.grad`` before the call.
 
-Torch lets gradients add up: over micro-batches in the loop, or over steps if nobody clears them. Such a gradient is no
-function of the parameters and the step, and running ahead starts every evaluation without one.
+Torch accumulates gradients: over micro-batches in the loop, or over steps if nothing clears them. Such a gradient is
+not a function of the parameters and the step, and running ahead starts every evaluation without one.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from picardopt.errors import ImpureClosureError
 
 
 class GradientClearing:
-    """What is known of a closure: which gradients it does not clear before it adds to them."""
+    """Remembers the gradients that a closure adds to without clearing them first."""
 
     def __init__(self) -> None:
         self._code: object = None
         self._uncleared: tuple[int, ...] = ()
 
     def untested(self, closure: StepClosure) -> bool:
-        """Whether nothing is known of this closure's code yet."""
+        """Returns whether this closure's code was not tested yet."""
         return self._code is not closure.code
 
     def learn(self, closure: StepClosure, uncleared: tuple[int, ...]) -> None:
-        """Keeps what a test found: the indices of the parameters whose gradients are not cleared."""
+        """Stores a test's result: the indices of the parameters whose gradients are not cleared."""
         self._code, self._uncleared = closure.code, uncleared
 
     def check(self, closure: StepClosure, parameters: Sequence[Tensor]) -> None:
         """Refuses a closure that would add to a gradient.
 
         Raises:
-            ImpureClosureError: If there is a gradient that it does not clear.
+            ImpureClosureError: If a parameter has a gradient that the closure does not clear.
         """
         if not self._uncleared or self.untested(closure):
             return
@@ -45,7 +45,7 @@ class GradientClearing:
         if standing:
             raise ImpureClosureError(
                 f"parameter {standing[0]} has a gradient in .grad before step(closure), and the closure adds to it "
-                "instead of clearing it: run ahead of time, a step starts without that gradient, so the result would "
-                "be another one. Call optimizer.zero_grad() first in the closure and run all of the step's backward() "
+                "instead of clearing it: evaluated ahead of time, a step starts without that gradient, so the result "
+                "would differ. Call optimizer.zero_grad() first in the closure and run all of the step's backward() "
                 "calls (every micro-batch) in it; or run them in your loop and call step() without a closure"
             )

@@ -1,4 +1,4 @@
-"""Which modules a closure may call: found without global hooks where torch.compile is in use."""
+"""Finds the modules that a closure may call, without global hooks if torch.compile is in use."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 def uses_compile() -> bool:
-    """Whether torch.compile was used in this process.
+    """Returns whether torch.compile was used in this process.
 
-    What it compiles is guarded by the global module hooks: one that comes and goes would make it compile anew, again
-    and again, until it gives up.
+    Compiled code is guarded on the global module hooks: a hook that comes and goes would make torch recompile again and
+    again, until it gives up.
     """
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     backends: dict[int, Any] = getattr(dynamo, "cached_backends", {})
@@ -21,7 +21,7 @@ def uses_compile() -> bool:
 
 
 def live_modules() -> list[torch.nn.Module]:
-    """The modules of this process that are no part of another one (some 0.1 s)."""
+    """Returns the modules of this process that are not part of another one (takes about 0.1 s)."""
     modules = [obj for obj in gc.get_objects() if issubclass(type(obj), torch.nn.Module)]
     modules = [
         module for module in modules if "_modules" in vars(module)
@@ -32,6 +32,6 @@ def live_modules() -> list[torch.nn.Module]:
 
 
 def _is_compilers(module: torch.nn.Module) -> bool:
-    """Whether a module was made by torch.compile, or holds no data."""
+    """Returns whether torch.compile made this module, or its buffers hold no data."""
     made = type(module).__name__ == "OptimizedModule" or isinstance(module, torch.fx.GraphModule)
     return made or any(b.is_meta or type(b).__name__ == "FakeTensor" for b in module.buffers())

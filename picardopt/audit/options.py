@@ -1,4 +1,4 @@
-"""Finds closures that write to their optimizer's options (learning rate, betas, ...)."""
+"""Refuses closures that write to their optimizer's options (learning rate, betas, ...)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from picardopt.errors import ImpureClosureError
 
 
 def options_of(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Copies of the groups' options (lr, betas, ...), to be compared with later."""
+    """Returns copies of the groups' options (lr, betas, ...), for a later comparison."""
     return [
         {k: v.clone() if isinstance(v, Tensor) else v for k, v in group.items() if k != "params"}
         for group in groups
@@ -22,14 +22,14 @@ def options_of(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def refuse_changed_options(
     groups: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]
 ) -> None:
-    """Raises, and undoes it, if a closure wrote to its optimizer's groups (a warm-up, a scheduler).
+    """Raises if a closure wrote to its optimizer's groups (a warm-up, a scheduler), and undoes the change.
 
     Args:
         groups: The groups after the closure.
         before: Their `options_of` before it.
 
     Raises:
-        ImpureClosureError: If an option has another value than before.
+        ImpureClosureError: If an option has changed.
     """
     changed = set()
     for group, old in zip(groups, before, strict=False):
@@ -45,6 +45,6 @@ def refuse_changed_options(
     if changed:
         raise ImpureClosureError(
             f"the closure set {', '.join(sorted(changed))} in the optimizer's groups: evaluated ahead of time, it "
-            "would set a later step's value now. Set it after step(), or use an LR scheduler in your loop and tell "
-            "it with lr_scheduler="
+            "would set a later step's value now. Set it after step(), or use an LR scheduler in your loop and give "
+            "it as lr_scheduler="
         )

@@ -21,16 +21,16 @@ REMEDY = (
     '  3. keep counters, iterators and buffers out of it. (`audit="never"` switches this check off.)'
 )
 _ROUNDING = 1e-11  # relative squared difference that any reordered float32 sum may make
-_LARGEST_NOISE = {"cpu": 1e-3}  # of the drift's norm: more than that is no rounding
+_LARGEST_NOISE = {"cpu": 1e-3}  # relative to the drift's norm; larger differences are not rounding
 _LARGEST_NOISE_ELSEWHERE = 0.05
 
 
 def differs(queued: Drift, again: Drift, scratch: Tensor) -> float:
-    """How far two evaluations of one drift lie apart.
+    """Returns the difference of two evaluations of one drift.
 
     Returns:
-        Squared distance over the queued drift's squared norm; 0 only for equal bits, infinity if one has
-        gradients (or an outcome) that the other has not.
+        Squared distance relative to the queued drift's squared norm; 0 only for equal bits, infinity if their outcomes
+        differ or other parameters have gradients.
     """
     if queued.outcome is not again.outcome or queued.present != again.present:
         return float("inf")
@@ -44,10 +44,10 @@ def differs(queued: Drift, again: Drift, scratch: Tensor) -> float:
 
 
 def is_noise(difference: float, noise: float, device: torch.device, data_size: int) -> bool:
-    """Whether a difference is explained by what two equal evaluations differ by anyway.
+    """Returns whether a difference is no larger than that of two evaluations of the same closure.
 
-    One CPU thread adds in one order, and a sum over two ranks has only one: nothing is noise there. Over more,
-    DistributedDataParallel changes the order after its first backward, when it rebuilds its buckets.
+    One CPU thread adds in one order, and a sum over two ranks has only one order: nothing is noise there. Over more
+    ranks, DistributedDataParallel changes the order after its first backward, when it rebuilds its buckets.
     """
     if device.type == "cpu" and torch.get_num_threads() == 1 and data_size <= 2:
         return False
@@ -56,22 +56,22 @@ def is_noise(difference: float, noise: float, device: torch.device, data_size: i
 
 
 def float_bits(value: float) -> int:
-    """A float's bits as a signed integer, to be sent among integers."""
+    """Returns a float's bits as a signed integer, to be sent among integers."""
     return int.from_bytes(struct.pack("<d", value), "little", signed=True)
 
 
 def bits_float(bits: int) -> float:
-    """The float that `float_bits` packed."""
+    """Returns the float that `float_bits` packed."""
     value: float = struct.unpack("<d", bits.to_bytes(8, "little", signed=True))[0]
     return value
 
 
 def impure(step: int, differences: Sequence[float]) -> ImpureClosureError:
-    """The error for a closure that did not give its own drift again.
+    """Returns the error for a closure whose second evaluation differed.
 
     Args:
         step: The step.
-        differences: Relative squared difference by rank; infinite where it raised or lacked gradients.
+        differences: Relative squared difference by rank; infinite if the closure raised or lacked gradients there.
     """
     ranks = [rank for rank, difference in enumerate(differences) if difference]
     where = f" on rank {', '.join(map(str, ranks))}" if len(differences) > 1 else ""

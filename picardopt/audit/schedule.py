@@ -1,4 +1,4 @@
-"""When queued drifts are evaluated again to check the closure, and which modules are watched meanwhile."""
+"""The schedule of the audit: when queued drifts are evaluated again, and when modules are watched."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ _LONGEST_GAP = 1000  # sweeps
 
 
 class Audit:
-    """When to check; what is known of closures from one window to the next.
+    """The audit's schedule, and its knowledge of closures and modules, kept from one window to the next.
 
     Attributes:
-        mode: As given.
-        clearing: Which gradients a closure does not clear.
-        changes: Which changes of what a closure sees did harm.
+        mode: The constructor's argument.
+        clearing: The gradients that a closure does not clear.
+        changes: The harmful and harmless changes of the closure's surroundings.
+        drops_in_a_row: Number of queues in a row that such changes dropped; the same on all ranks.
         modules: Modules that ran in closures so far.
 
     Args:
@@ -41,17 +42,18 @@ class Audit:
         if mode not in MODES:
             raise ValueError(f"audit={mode!r}: give one of {', '.join(map(repr, MODES))}")
         self.mode = mode
-        # By whether the drift was evaluated ahead, beyond its sweep's head. A check of the head, all there is while
-        # strides are 1, sees little: it must not use up the checks of the others.
+        # Keyed by whether the drift lies beyond its sweep's head. Checks of the head find little, and while strides are
+        # 1 there are no others: they must not use up the checks of later slots.
         self._done = {False: 0, True: 0}
         self._next = {False: 0, True: 0}
         self.clearing = GradientClearing()
         self.changes = OuterChanges()
+        self.drops_in_a_row = 0
         self._searched = False
         self.modules: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Modules are held by weak references: they cannot be pickled, and are found again.
+        # Weak references cannot be pickled; the modules are found again.
         lost = ("modules", "clearing")
         kept = {key: value for key, value in vars(self).items() if key not in lost}
         return {**kept, "_searched": False}
@@ -60,36 +62,36 @@ class Audit:
         self.__dict__.update(state, modules=weakref.WeakSet(), clearing=GradientClearing())
 
     def due(self, sweep: int, *, ahead: bool) -> bool:
-        """Whether a drift of this sweep is to be evaluated again: the head's, or one beyond it."""
+        """Returns whether to evaluate a drift of this sweep again: the head's, or one beyond it."""
         return self.mode == "always" or (self.mode == "auto" and sweep >= self._next[ahead])
 
     def draws(self, slot: int, stride: int, seed: int, sweep: int) -> bool:
-        """Whether this slot of a sweep's stride is the one to check; the same on every rank.
+        """Returns whether this slot of a sweep's stride is the one to check; the same on every rank.
 
-        It is drawn among the slots beyond the head, so that each phase of what changes now and then is met. With mode
-        "always" it is every slot.
+        The slot is drawn at random beyond the head, so that changes with any period are met in time. With mode
+        "always" every slot is checked.
         """
         if self.mode == "always":
             return True
         return slot == (1 + step_seed(seed, ~sweep) % (stride - 1) if stride > 1 else 0)
 
     def passed(self, sweep: int, *, ahead: bool) -> None:
-        """Plans the next check after one that found nothing."""
+        """Schedules the next check after one that found nothing."""
         self._done[ahead] += 1
         following = sweep + 1 if self._done[ahead] < _FIRST_SWEEPS else 2 * sweep + 1
         self._next[ahead] = min(following, sweep + _LONGEST_GAP)
 
     def watches(self, sweep: int) -> bool:
-        """Whether module buffers are watched while this sweep's closures run."""
+        """Returns whether to watch module buffers during this sweep's evaluations."""
         return self.due(sweep, ahead=False) and self.due(sweep, ahead=True)
 
     @property
     def ran(self) -> list[torch.nn.Module]:
-        """The modules that were seen to run; none where `modules` are all of the process."""
+        """The modules seen to run; empty if `modules` are all modules of the process."""
         return [] if self._searched else list(self.modules)
 
     def guard(self, layout: ParameterLayout, rewritten: Sequence[Tensor]) -> BufferGuard:
-        """Watches what one call of the closure leaves behind; `rewritten` may change."""
+        """Returns a context that watches one call of the closure for changed tensors; `rewritten` may change."""
         compiles = uses_compile()
         if compiles and not self._searched:
             self.modules.update(live_modules())

@@ -1,4 +1,4 @@
-"""Knows the wrapped optimizers of this process: two that train each other's networks want to be one."""
+"""Lists the wrapped optimizers of this process: two that train each other's networks should be joined."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ _LIVE: weakref.WeakSet[object] = weakref.WeakSet()
 
 
 def register(wrapper: object) -> None:
-    """Adds a wrapper; it is forgotten when it is freed."""
+    """Adds a wrapper, by a weak reference."""
     _LIVE.add(wrapper)
 
 
 def advice(owner: int) -> str:
-    """Returns what to say besides when something that a closure sees has changed.
+    """Returns the advice to add when the surroundings of a closure have changed; empty with a single wrapper.
 
     Args:
-        owner: Id of the wrapper whose closure it is.
+        owner: Id of the closure's wrapper.
     """
     if all(id(wrapper) == owner for wrapper in list(_LIVE)):
         return ""
     return (
-        ". If it is a network that another ParallelPicardOptimizer trains, give both base optimizers to one, "
+        ". If another ParallelPicardOptimizer trains it, give both base optimizers to one wrapper, "
         "ParallelPicardOptimizer([a, b], ...), with one closure for the pair of steps"
     )

@@ -1,4 +1,4 @@
-"""Who evaluates a window: one process, or the ranks of a process group."""
+"""Engines evaluate a window: in one process, or on the ranks of a process group."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_engine(
 
     Args:
         grid: The ranks; None for this process alone.
-        device: Where the parameters lie.
+        device: The parameters' device.
         timeout: Seconds to wait for a rank.
         stats: Times evaluations and exchanges.
     """

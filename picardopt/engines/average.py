@@ -1,8 +1,8 @@
-"""What a data row makes of one slot: the mean of its ranks' drifts.
+"""Averages the drifts of a data row, whose ranks evaluate one slot together.
 
-Each rank divides and adds in the order of the data ranks, so that all of them get the same bits. As
-DistributedDataParallel does: divided before it is added, a gradient that only some ranks have counts as
-zero on the others, and buffers are those of the first rank.
+Each rank adds in the order of the data ranks, so that all of them get the same bits. As in DistributedDataParallel,
+gradients are divided before they are added, a gradient that only some ranks have counts as zero on the others, and
+buffers are those of the first rank.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RowAverage:
         self._parts: list[Row] = []  # [data ranks]
 
     def __call__(self, layout: ParameterLayout, row: Row) -> None:
-        """Puts the mean gradient into a row; its carry becomes that of data rank 0. All ranks call it at once."""
+        """Writes the mean gradient, and data rank 0's carry, into a row; a collective call."""
         if layout is not self._layout:
             shape = (self._ranks.size, layout.row_bytes)
             self._layout = layout
@@ -52,11 +52,11 @@ class RowAverage:
 
 
 def average_drifts(drifts: Sequence[Drift], row: Row) -> Drift:
-    """One drift of a row's, rows apart: the worst outcome counts.
+    """Returns the mean of a data row's drifts, except for the gradients; the worst outcome counts.
 
     Args:
         drifts: One per data rank, of the same step.
-        row: Where the mean gradient is.
+        row: Holds the mean gradient.
     """
     if len(drifts) == 1:
         return drifts[0]
@@ -75,16 +75,16 @@ def average_drifts(drifts: Sequence[Drift], row: Row) -> Drift:
 
 
 def average_losses(losses: Sequence[Any]) -> Any:
-    """The mean of what the data ranks' closures returned: of its floating numbers and tensors, leaf by leaf.
+    """Returns the mean of the data ranks' losses: of floating numbers and tensors, leaf by leaf.
 
-    Everything else (integers, flags, names) is data rank 0's.
+    All other leaves (integers, flags, names) are data rank 0's.
 
     Raises:
-        ValueError: If the ranks returned other structures or shapes.
+        ValueError: If the ranks returned different structures or shapes.
     """
     flat = [tree_flatten(loss) for loss in losses]
-    kinds = [(spec, list(map(_kind, leaves))) for leaves, spec in flat]
-    if any(kind != kinds[0] for kind in kinds):
+    signatures = [(spec, list(map(_signature, leaves))) for leaves, spec in flat]
+    if any(signature != signatures[0] for signature in signatures):
         raise ValueError(
             "the closures of the data ranks returned losses of different structures or shapes: return the same kind "
             "on each of them (its floating numbers and tensors are averaged)"
@@ -97,9 +97,9 @@ def average_losses(losses: Sequence[Any]) -> Any:
 
 
 def mean(parts: Sequence[Any]) -> Any:
-    """The mean of tensors, or of numbers, added in the given order.
+    """Returns the mean of tensors, or of numbers, added in the given order.
 
-    Equal values stay what they are: a gradient that is averaged already (by DistributedDataParallel) keeps its bits.
+    Equal values keep their bits: those of a gradient that DistributedDataParallel has averaged already.
     """
     total = parts[0] / len(parts)
     for part in parts[1:]:
@@ -118,7 +118,7 @@ def _is_floating(leaf: Any) -> bool:
     return isinstance(leaf, float | complex)
 
 
-def _kind(leaf: Any) -> Any:
+def _signature(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return leaf.shape, leaf.dtype
     return complex if isinstance(leaf, int | float | complex) else type(leaf)

@@ -1,4 +1,4 @@
-"""What an engine is: it evaluates a window's drifts. Knows nothing of tolerances or closures."""
+"""The interface of engines, which evaluate a window's drifts. They know nothing of tolerances or closures."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from picardopt.layout import ParameterLayout, Row
 
 @dataclass(frozen=True)
 class SweepHeader:
-    """What a rank is about to compute; it must be the same on all ranks.
+    """Describes the sweep that a rank is about to compute; must be the same on all ranks.
 
     Attributes:
         step: The head's step.
-        sweep: Number of sweeps before this one.
+        sweep: Number of earlier sweeps.
         slots: Drifts to evaluate.
         window: The configured window.
         seed: Hash of the run's seed.
-        options: Hash of what else decides: tolerance, predictor, total steps, audit, what a NaN does.
+        options: Hash of the other deciding options: tolerance, predictor, total_steps, audit, nonfinite.
         layout: Digest of the parameters' shapes and dtypes.
         parameters: Fingerprint of the head's bits.
     """
@@ -37,12 +37,12 @@ class SweepHeader:
     parameters: int
 
     def as_list(self) -> list[int]:
-        """The fields in order, as 64-bit integers."""
+        """Returns the fields in order, as 64-bit integers."""
         return [int(value) for value in astuple(self)]
 
     @classmethod
     def names(cls) -> list[str]:
-        """The fields' names, in the order of `as_list`."""
+        """Returns the fields' names, in the order of `as_list`."""
         return [field.name for field in fields(cls)]
 
 
@@ -65,7 +65,7 @@ class Engine(Protocol):
         ...
 
     def start(self, layout: ParameterLayout, head: Row, header: SweepHeader) -> None:
-        """Checks that the ranks agree and gives all of them rank 0's parameters."""
+        """Checks that the ranks agree and broadcasts rank 0's parameters."""
         ...
 
     def evaluate(
@@ -75,10 +75,10 @@ class Engine(Protocol):
 
         Returns:
             The drifts in order of slots, the same on every rank, ending at the first that is not finite;
-            and how many evaluations were made over all ranks.
+            and the number of evaluations over all ranks.
 
         Raises:
-            BaseException: What interrupted a closure on any rank (Ctrl-C, SystemExit), at once.
+            BaseException: The interruption of a closure on any rank (Ctrl-C, SystemExit), at once.
         """
         ...
 
@@ -90,8 +90,8 @@ class Engine(Protocol):
         Args:
             evaluate: Evaluates one slot.
             slots: Slots of the window, in order.
-            rows: Where their gradients are written.
-            until: Ends behind the first drift whose outcome is this one or worse.
+            rows: Receive their gradients.
+            until: Stop after the first drift whose outcome is this one or worse.
 
         Returns:
             The drifts, in order of slots.
@@ -111,7 +111,7 @@ class Engine(Protocol):
 
         Args:
             table: float64 tensor [rows, n]; n may differ by rank, where a rank's rollout ended early.
-            columns: The largest n that any rank can have.
+            columns: Largest possible n.
 
         Returns:
             Rank 0's rows, cut to the smallest n of all ranks.
@@ -121,11 +121,11 @@ class Engine(Protocol):
     def share_numbers(
         self, values: list[int], error: BaseException | None = None
     ) -> list[list[int]]:
-        """Returns every rank's integers (a few, equally many on each), by rank.
+        """Returns the integers of every rank, by rank.
 
         Args:
-            values: This rank's.
-            error: What is about to end this rank, if something is.
+            values: This rank's integers: a few, the same number on every rank.
+            error: The error that is about to end this rank, if any.
         """
         ...
 
@@ -146,7 +146,7 @@ class OneByOne:
 
 
 def usable_prefix(drifts: Sequence[Drift]) -> list[Drift]:
-    """Cuts a window's drifts behind the first that is not finite: nothing after it can be kept."""
+    """Returns a window's drifts up to the first that is not finite: no later one can be kept."""
     for index, drift in enumerate(drifts):
         if drift.outcome is not Outcome.FINITE:
             return list(drifts[: index + 1])

@@ -1,11 +1,11 @@
 """The ranks of a grid evaluate a window together: SPMD, every rank is a worker.
 
-In a sweep each rank evaluates its slots (slot j on the ranks of data row j mod Picard ranks), then all ranks
-exchange a fixed-size header (what they computed, whether it went well), then losses and errors. A rank whose
-closure raised still answers, so that all ranks raise the same error; payload sizes are only trusted after the
-headers agreed. Gradients go along two axes: each data row averages its own, then the Picard ranks exchange the
-means: with P Picard ranks, N data ranks and D parameters every rank sends and receives (P - 1 + N - 1) D floats per
-slot it evaluated, instead of the (P N - 1) D of one exchange among all.
+In a sweep each rank evaluates its slots: slot j on the ranks of data row j mod P, with P Picard ranks. Then all ranks
+exchange a header of fixed size (the sweep and whether it succeeded), then losses and errors. A rank whose closure
+raised still takes part, so that all ranks raise the same error. Message lengths are used only after the headers
+agreed. Gradients are exchanged along two axes: each data row averages its own, then the Picard ranks exchange the
+means. With N data ranks and D parameters every rank sends and receives (P - 1 + N - 1) D numbers per slot that it
+evaluated, instead of the (P N - 1) D of one exchange among all ranks.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class DistributedEngine(OneByOne):
 
     Args:
         grid: The ranks.
-        device: Where the parameters lie.
+        device: The parameters' device.
         timeout: Seconds to wait for a rank.
         stats: Times the evaluations and exchanges.
     """
@@ -61,7 +61,7 @@ class DistributedEngine(OneByOne):
         self._average = RowAverage(grid.data, self._transport)
 
     def start(self, layout: ParameterLayout, head: Row, header: SweepHeader) -> None:
-        """Compares the ranks' headers, except for the parameters, and gives all of them the first rank's parameters."""
+        """Compares the ranks' headers, except for the parameters, and broadcasts the first rank's parameters."""
         with self._stats.phase("exchange"):
             self._compare(self._gather_headers(_START, header.as_list()), ignore=("parameters",))
             buffer = head.buffer.to(self._transport.device)
@@ -74,12 +74,13 @@ class DistributedEngine(OneByOne):
         self, layout: ParameterLayout, evaluate: EvaluateSlot, header: SweepHeader
     ) -> tuple[list[Drift], int]:
         """See `Engine.evaluate`."""
-        me, stride = self._grid.picard.rank, self._grid.picard.size
-        self._allocate(layout, -(-header.slots // stride))
+        picard = self._grid.picard
+        self._allocate(layout, -(-header.slots // picard.size))
         with self._stats.phase("drift"):
-            slots, guarded = range(me, header.slots, stride), self._guard.wrap(layout, evaluate)
+            slots = range(picard.rank, header.slots, picard.size)
+            rows, guarded = self._rows[picard.rank], self._guard.wrap(layout, evaluate)
             mine = self.evaluate_many(
-                lambda slot, row: sendable(guarded(slot, row)), slots, self._rows[me], self._until
+                lambda slot, row: sendable(guarded(slot, row)), slots, rows, self._until
             )
         worst = max(mine, key=lambda drift: drift.outcome, default=None)
         with self._stats.phase("exchange"), self._leaving(worst.error if worst else None):
@@ -107,13 +108,13 @@ class DistributedEngine(OneByOne):
     def _until(self) -> Outcome:
         """The outcome at which a rank skips its later slots.
 
-        A data row must go on together: a collective in the closure (DistributedDataParallel's) would wait for a rank
-        that stopped.
+        The ranks of a data row must continue together: a collective call in the closure (DistributedDataParallel's)
+        would wait for a rank that stopped.
         """
         return Outcome.NONFINITE if self.data_size == 1 else Outcome.INTERRUPTED
 
     def agree(self, table: Tensor, columns: int) -> list[list[float]]:
-        """See `Engine.agree`; one rank decides, so that rounding never parts the ranks."""
+        """See `Engine.agree`; all ranks take one rank's numbers, because rounding may differ between them."""
         with self._stats.phase("exchange"):
             count = table.shape[1]
             local = torch.zeros(
@@ -127,9 +128,9 @@ class DistributedEngine(OneByOne):
             )
             self._transport.all_gather(local.view(torch.uint8), shared, self._grid.everyone)
             numbers = shared.view(torch.float64).cpu()
-            least = int(numbers[:, 0].min())
+            shortest = int(numbers[:, 0].min())
             listed: list[list[float]] = (
-                numbers[0, 1:].view(table.shape[0], columns)[:, :least].tolist()
+                numbers[0, 1:].view(table.shape[0], columns)[:, :shortest].tolist()
             )
             return listed
 
@@ -145,8 +146,8 @@ class DistributedEngine(OneByOne):
     def _leaving(self, error: BaseException | None) -> Iterator[None]:
         """Waits at most a second for other ranks if a signal ends this one (`error`).
 
-        If a peer is lost after this rank's closure failed, the failure is attached as a note: it is probably why that
-        peer timed out.
+        If a peer is lost after this rank's closure failed, that failure is added as a note: it is the probable cause
+        of the peer's timeout.
         """
         if error is None or not raised_by_signal(error):
             try:
@@ -157,14 +158,14 @@ class DistributedEngine(OneByOne):
                     lost.add_note(f"before that the closure raised on this rank:\n{trace}")
                 raise
             return
-        patience = self._transport.timeout
-        self._transport.timeout = min(patience, _LAST_MESSAGE)
+        timeout = self._transport.timeout
+        self._transport.timeout = min(timeout, _LAST_MESSAGE)
         try:
             yield
         except PicardError:
             raise error from None
         finally:
-            self._transport.timeout = patience
+            self._transport.timeout = timeout
 
     def _allocate(self, layout: ParameterLayout, rounds: int) -> None:
         if layout is self._layout and rounds == len(self._rows[0]):
@@ -203,17 +204,19 @@ class DistributedEngine(OneByOne):
                     raise drift.error
         drifts = []
         for slot in range(header.slots):
-            turn, place = divmod(slot, self._grid.picard.size)
-            parts = [received[rank][turn : turn + 1] for rank in self._grid.table[place]]
-            if all(parts):  # who stopped at a bad slot left out later ones: they lie behind it
-                row = self._rows[place][turn]
+            round_index, picard_rank = divmod(slot, self._grid.picard.size)
+            ranks = self._grid.table[picard_rank]
+            parts = [received[rank][round_index : round_index + 1] for rank in ranks]
+            # A rank that stopped at a bad slot lacks the later ones, which are not needed.
+            if all(parts):
+                row = self._rows[picard_rank][round_index]
                 drifts.append(average_drifts([part for (part,) in parts], row))
         return usable_prefix(drifts), len(drifts)
 
     def _gather_headers(
         self, kind: int, values: list[int], ranks: RankGroup | None = None
     ) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The values of every rank (of a ranks), int64 [ranks, _HEADER_LENGTH - 1]; the same size for every kind."""
+        """Returns the values of every rank of a group (default: all), int64 [ranks, _HEADER_LENGTH - 1]."""
         ranks = ranks or self._grid.everyone
         words = [kind, *values, *[0] * (_HEADER_LENGTH - 1 - len(values))]
         local = torch.tensor(words, dtype=torch.int64, device=self._transport.device)
@@ -248,10 +251,10 @@ class DistributedEngine(OneByOne):
             pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)
         ]
 
-    def _gather_rows(self, layout: ParameterLayout, turns: int) -> None:
+    def _gather_rows(self, layout: ParameterLayout, rounds: int) -> None:
         me = self._grid.picard.rank
         if self.data_size > 1:
-            for row in self._rows[me][:turns]:
+            for row in self._rows[me][:rounds]:
                 self._average(layout, row)
         matrix = self._matrix if self._staging is None else self._staging
         if self._staging is not None:
@@ -273,7 +276,7 @@ class DistributedEngine(OneByOne):
                 )
 
 
-_KINDS = {_START: "construction", _SWEEP: "a sweep", _FLAG: "a check of the closure"}
+_KINDS = {_START: "construction", _SWEEP: "a sweep", _FLAG: "a check of a queued step"}
 _MEANING = {
     "step": "the step",
     "sweep": "the number of sweeps",

@@ -1,4 +1,4 @@
-"""A drift as bytes for the other ranks, its row apart."""
+"""Packs drifts for the other ranks, without their gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from picardopt.layout import Row
 
 
 def pack(drift: Drift) -> dict[str, Any]:
-    """Everything of a drift but its row, to be pickled."""
+    """Returns all fields of a drift but its row, ready to be pickled."""
     devices: list[str] = []
 
     def to_host(tensor: Tensor) -> Tensor:
@@ -34,17 +34,17 @@ def pack(drift: Drift) -> dict[str, Any]:
 
 
 def unpack(fields: dict[str, Any], row: Row, rank: int) -> Drift:
-    """The drift that another rank packed.
+    """Returns the drift that another rank packed.
 
     Args:
         fields: From `pack`.
-        row: Where its gradients are, or will be; tensors of the loss that were on an accelerator go to this device.
-        rank: Who sent it.
+        row: Holds, or will hold, its gradients. Tensors of the loss that were on an accelerator go to its device.
+        rank: The sender.
     """
     fields = dict(fields)
-    devices, error, home = iter(fields.pop("devices")), fields["error"], row.buffer.device
+    devices, error, device = iter(fields.pop("devices")), fields["error"], row.buffer.device
     fields["returned"] = map_tensors(
-        lambda tensor: tensor if next(devices) == "cpu" else tensor.to(home), fields["returned"]
+        lambda tensor: tensor if next(devices) == "cpu" else tensor.to(device), fields["returned"]
     )
     drift = Drift(row=row, **fields)
     if drift.outcome >= Outcome.FAILED:
@@ -54,7 +54,7 @@ def unpack(fields: dict[str, Any], row: Row, rank: int) -> Drift:
 
 
 def sendable(drift: Drift) -> Drift:
-    """Returns the drift, or a failed one if what the closure returned cannot be sent to the other ranks."""
+    """Returns the drift; marks it as failed if the closure's return value cannot be pickled for the other ranks."""
     if isinstance(drift.returned, Tensor | float | int | None):
         return drift
     try:
@@ -70,14 +70,14 @@ def sendable(drift: Drift) -> Drift:
 
 
 def _pack_error(error: BaseException | None) -> bytes | str | None:
-    """Pickles an exception, or describes it where that cannot be undone on another rank."""
+    """Returns an exception pickled, or as text if it cannot be unpickled on another rank."""
     if error is None:
         return None
     try:
         packed = pickle.dumps(error)
         if isinstance(pickle.loads(packed), BaseException):
             return packed
-    except Exception:  # anything can go wrong in a foreign exception's __reduce__
+    except Exception:  # a foreign exception's __reduce__ may raise anything
         pass
     return f"{type(error).__name__}: {error}"
 

@@ -1,4 +1,4 @@
-"""One process evaluates a window's slots one after the other: no speed, the same results."""
+"""Evaluates a window's slots one after the other in one process: the same results, no speedup."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SerialEngine(OneByOne):
     def evaluate(
         self, layout: ParameterLayout, evaluate: EvaluateSlot, header: SweepHeader
     ) -> tuple[list[Drift], int]:
-        """Evaluates the slots in order and stops at the first that cannot be used."""
+        """Evaluates the slots in order and stops at the first that is not finite."""
         if layout is not self._layout:
             self._layout, self._rows = layout, []
         while len(self._rows) < header.slots:
@@ -53,7 +53,7 @@ class SerialEngine(OneByOne):
         return drift
 
     def agree(self, table: Tensor, columns: int) -> list[list[float]]:
-        """Brings the numbers to the host (the sweep's one sync)."""
+        """Copies the numbers to the host (one sync)."""
         numbers: list[list[float]] = table.tolist()
         return numbers
 

@@ -1,4 +1,4 @@
-"""Bytes between ranks: point to point in host memory (gloo), or collective on the accelerator (NCCL)."""
+"""Exchanges bytes between ranks: point to point in host memory (gloo), or collectively on the accelerator (NCCL)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["CollectiveTransport", "PairwiseTransport", "Transport", "make_transp
 
 
 def make_transport(group: dist.ProcessGroup, device: torch.device, timeout: float) -> Transport:
-    """Returns the transport that fits a group's backend for `device`; its subgroups have the same backend."""
+    """Returns the transport for a group's backend on `device`; subgroups have the same backend."""
     backend = dist.get_backend_config(group) if device.type != "cpu" else ""
     if device.type != "cpu" and f"{device.type}:nccl" in str(backend):
         return CollectiveTransport(device, timeout)

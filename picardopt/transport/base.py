@@ -1,4 +1,4 @@
-"""What a transport is: every rank gives every rank one equally long message."""
+"""The interface of transports: every rank sends every rank a message of the same length."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Transport(Protocol):
     """Carries messages between ranks."""
 
     device: torch.device
-    """Where messages must lie."""
+    """The device of messages."""
     timeout: float
     """Seconds to wait for any rank."""
 
@@ -26,10 +26,10 @@ class Transport(Protocol):
         Args:
             message: uint8 tensor [n], the same n on every rank.
             out: uint8 tensor [ranks, n]; row r becomes the message of the group's rank r.
-            ranks: The ranks that all make this call now.
+            ranks: The group; all its ranks must make this call.
 
         Raises:
             RankLostError: If a rank died or did not answer within the timeout.
-            DesynchronizedError: If an earlier exchange was cut off.
+            DesynchronizedError: If an earlier exchange was interrupted.
         """
         ...

@@ -1,4 +1,4 @@
-"""Gathers messages on the accelerator with NCCL. Never run on several GPUs so far."""
+"""Gathers messages on the accelerator with NCCL. Not yet run on several GPUs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CollectiveTransport:
     def all_gather(self, message: Tensor, out: Tensor, ranks: RankGroup) -> None:
         """See `Transport.all_gather`."""
         if self._broken:
-            raise DesynchronizedError(f"an earlier exchange was cut off: {REMEDY}")
+            raise DesynchronizedError(f"an earlier exchange was interrupted: {REMEDY}")
         if ranks.size == 1:
             out[0].copy_(message)
             return

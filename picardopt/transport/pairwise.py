@@ -1,9 +1,9 @@
 """Sends messages point to point in host memory (gloo).
 
-Point to point, because every rank then notices a dead peer at once (in a ring, distant ranks wait for a whole timeout)
-and because it was about three times as fast as gloo's all_gather on loopback. After losing a peer a rank closes all its
-connections (like NCCL's abort), so that ranks already waiting in the next exchange fail at once. A thread does the
-waiting, so that Ctrl-C is seen at once.
+Point-to-point messages let every rank notice a dead peer at once (in a ring, distant ranks wait for a whole timeout),
+and were about three times as fast as gloo's all_gather on loopback. A rank that loses a peer closes all its
+connections (like NCCL's abort), so that ranks that wait in the next exchange fail at once. A thread does the
+waiting, so that the main thread can react to Ctrl-C at once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Wait:
 class PairwiseTransport:
     """Point-to-point exchange in host memory (gloo).
 
-    Once a rank is lost, the groups used so far are closed: nothing more can be sent through them.
+    Once a rank is lost, the groups used so far are closed, and nothing more can be sent through them.
 
     Args:
         timeout: Seconds to wait for any rank.
@@ -61,11 +61,13 @@ class PairwiseTransport:
     def all_gather(self, message: Tensor, out: Tensor, ranks: RankGroup) -> None:
         """See `Transport.all_gather`."""
         if self._broken:
-            raise DesynchronizedError(f"an earlier exchange was cut off ({self._broken}): {REMEDY}")
+            raise DesynchronizedError(
+                f"an earlier exchange was interrupted ({self._broken}): {REMEDY}"
+            )
         out[ranks.rank].copy_(message)
         if ranks.size == 1:
             return
-        self._broken = "interrupted"
+        self._broken = "by a signal or an error on this rank"
         try:
             wait = self._post(out, ranks)
         except RuntimeError as error:
@@ -85,14 +87,14 @@ class PairwiseTransport:
     def _post(self, out: Tensor, ranks: RankGroup) -> _Wait:
         works = []
         self._groups[ranks.group] = ranks
-        turns = range(1, ranks.size)
-        for index in ((ranks.rank + turn) % ranks.size for turn in turns):
+        offsets = range(1, ranks.size)
+        for index in ((ranks.rank + offset) % ranks.size for offset in offsets):
             work = dist.irecv(out[index], group=ranks.group, group_src=ranks.peers[index])
             works.append((ranks.labels[index], work))
-        for index in ((ranks.rank - turn) % ranks.size for turn in turns):
+        for index in ((ranks.rank - offset) % ranks.size for offset in offsets):
             work = dist.isend(out[ranks.rank], group=ranks.group, group_dst=ranks.peers[index])
             works.append((ranks.labels[index], work))
-        # The backend's own limit lies behind ours, so that ours names the rank.
+        # The backend's timeout is longer than ours, whose error names the rank.
         wait = _Wait(works, datetime.timedelta(seconds=self.timeout + 5))
         self._last = ranks.group, wait
         if self._thread is None:
@@ -106,7 +108,7 @@ class PairwiseTransport:
         return wait
 
     def _end(self) -> None:
-        """Aborts a wait that was given up, so that the interpreter can exit."""
+        """Aborts an abandoned wait, so that the interpreter can exit."""
         if self._last is None or self._last[1].done.is_set():
             return
         group, wait = self._last
@@ -115,14 +117,14 @@ class PairwiseTransport:
         wait.done.wait(2.0)
 
     def _close(self) -> None:
-        """Closes the connections of every group used, so that ranks waiting for this one fail at once.
+        """Closes the connections of all groups in use, so that ranks waiting for this one fail at once.
 
-        gloo's abort leaves sockets open (torch 2.13); a receive that runs into its timeout closes them.
+        gloo's abort leaves sockets open (torch 2.13); a receive that times out closes them.
         """
         never, soon = torch.empty(1, dtype=torch.uint8), datetime.timedelta(milliseconds=1)
         for group, ranks in self._groups.items():
-            for turn in range(1, ranks.size):
-                peer = ranks.peers[ranks.rank - turn]
+            for offset in range(1, ranks.size):
+                peer = ranks.peers[ranks.rank - offset]
                 with suppress(RuntimeError):
                     work: Any = dist.irecv(never, group=group, group_src=peer, tag=_UNUSED_TAG)
                     work.wait(soon)
@@ -138,7 +140,7 @@ def _end_all() -> None:
 
 
 def _serve(waits: queue.SimpleQueue[_Wait | None]) -> None:
-    """Waits for posted works, one exchange after the other, for as long as the exchange lives."""
+    """Waits for posted exchanges, one after the other, until the transport is freed."""
     while (wait := waits.get()) is not None:
         try:
             for peer, work in wait.works:
@@ -147,4 +149,4 @@ def _serve(waits: queue.SimpleQueue[_Wait | None]) -> None:
         except Exception as error:
             wait.error = error
         wait.done.set()
-        del wait  # what it holds is not needed until the next one comes
+        del wait  # frees its buffers before the next exchange comes

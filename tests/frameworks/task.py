@@ -7,11 +7,11 @@ from typing import Any
 from warnings import WarningMessage, catch_warnings, simplefilter
 
 import torch
-from problems import quantise
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from picardopt import ParallelPicardOptimizer, PicardWarning, StepIndexedLoader, step_rng
+from tests.helpers.problems import quantise
 
 BATCHES = 6
 """Batches of an epoch."""

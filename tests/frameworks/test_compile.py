@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from pool import Pools
-from runs import assert_same_bits
-from task import (
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+from torch.nn.parallel import DistributedDataParallel
+
+from picardopt import ImpureClosureError, StepIndexedLoader, step_rng
+from picardopt.audit.modules import uses_compile
+from tests.frameworks.task import (
     BATCHES,
     Network,
     Normalised,
@@ -20,12 +24,8 @@ from task import (
     weights,
     wrap,
 )
-from torch import nn
-from torch._dynamo.testing import CompileCounter
-from torch.nn.parallel import DistributedDataParallel
-
-from picardopt import ImpureClosureError, StepIndexedLoader, step_rng
-from picardopt.audit.modules import uses_compile
+from tests.helpers.pool import Pools
+from tests.helpers.runs import assert_same_bits
 
 # Of dynamo, on its way through the task's own autograd function.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")

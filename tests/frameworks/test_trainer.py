@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from runs import assert_same_bits
-from task import assert_told_once, recorded, wrap
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from tests.frameworks.task import assert_told_once, recorded, wrap
+from tests.helpers.runs import assert_same_bits
 
 STEPS = 6
 

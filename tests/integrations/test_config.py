@@ -13,10 +13,8 @@ from picardopt_3d.config import (
     ImageTo3DConfig,
     RunConfig,
     TextTo3DConfig,
-    load_config,
-    plain,
-    save_config,
 )
+from picardopt_3d.config_files import load_config, plain, save_config
 from picardopt_3d.methods import METHODS
 
 

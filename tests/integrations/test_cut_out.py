@@ -10,8 +10,8 @@ import pytest
 import torch
 from picardopt_3d.cameras import orbit_cameras
 from picardopt_3d.cut_out import why_not_cut_out
-from picardopt_3d.domain import Subject
 from picardopt_3d.images import load_reference, prepare_reference
+from picardopt_3d.world import Subject
 from picardopt_3d.world.pictures import EXAMPLES, true_reference
 from PIL import Image
 from scipy import ndimage
@@ -157,6 +157,16 @@ def test_a_background_of_several_colours_is_refused(tmp_path: Path) -> None:
         load_reference(path, **VIEW, cut_background=True)
     with pytest.raises(ValueError, match=r"photo\.png: --cut-background needs .* one colour"):
         load_reference(save(photo(), tmp_path / "photo.png"), **VIEW, cut_background=True)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (2, 40), (40, 2)])
+def test_a_picture_of_a_line_is_refused(size: tuple[int, int], tmp_path: Path) -> None:
+    pixels = np.full((*size, 3), 255)
+    with pytest.raises(ValueError, match="nothing differs"):
+        load_reference(save(pixels, tmp_path / "a.png"), **VIEW, cut_background=True)
+    pixels[:, size[1] // 2 :] = 0
+    with pytest.raises(ValueError, match=r"a\.png"):
+        load_reference(save(pixels, tmp_path / "a.png"), **VIEW, cut_background=True)
 
 
 def test_a_photo_in_a_frame_and_an_empty_page_are_refused(tmp_path: Path) -> None:

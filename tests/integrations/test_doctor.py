@@ -14,7 +14,8 @@ from typing import ClassVar
 
 import picardopt_3d
 import pytest
-from picardopt_3d.doctor import devices, loaded, missing_parts, shipped_models
+from picardopt_3d.doctor.devices import devices
+from picardopt_3d.doctor.models import loaded, missing_parts, shipped_models
 from picardopt_3d.models import MODELS
 
 KNOWN = [model.source for kind in MODELS.values() for model in kind.published]
@@ -96,6 +97,9 @@ def test_it_lists_packages_devices_and_models(tmp_path: Path) -> None:
     for name in ("torch", "diffusers", "transformers", "peft", "text-to-view", "cpu"):
         assert line(output, name).startswith("  ok")
     assert "LoRA" in line(output, "peft")
+    assert line(output, "accelerate").startswith("  ok")  # required, and listed once
+    assert "gsplat" not in output  # nothing here uses it
+    assert "needed by picardopt" not in output  # each package has a purpose of its own
     assert "gloo" in line(output, "cpu")
     assert f"--nproc-per-node {len(os.sched_getaffinity(0))}" in line(output, "processes") or (
         "cuda:0" in output
@@ -250,7 +254,7 @@ def test_a_model_that_names_its_class_otherwise_or_not(
     folder.mkdir()
     (folder / file).write_text(json.dumps(content))
     (folder / "model.safetensors").write_bytes(b"1")
-    monkeypatch.setattr("picardopt_3d.doctor.WEIGHTS", tmp_path)
+    monkeypatch.setattr("picardopt_3d.doctor.models.WEIGHTS", tmp_path)
     [found] = shipped_models()
     assert found.state == "ok"
     assert found.detail.endswith(named)

@@ -9,28 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from analytic import Balls, voxels
 from picardopt_3d.cameras import orbit_cameras, turntable_cameras
-from picardopt_3d.domain import COLOURS, SHAPES, Subject, all_subjects
+from picardopt_3d.devices import pick_device
 from picardopt_3d.evaluate.clip import ClipJudge
-from picardopt_3d.evaluate.evaluation import (
-    Figures,
-    Protocol,
-    evaluate,
-    gather_prompts,
-    group,
-    read_prompts,
-)
+from picardopt_3d.evaluate.figures import Figures, group
 from picardopt_3d.evaluate.frechet import (
     frechet_distance,
     statistics_of,
 )
-from picardopt_3d.evaluate.pictures import psnr, render_views, ssim, true_views
-from picardopt_3d.evaluate.reference import domain_statistics
-from picardopt_3d.evaluate.runs import open_scene, pick_device, read_run, scene_file
+from picardopt_3d.evaluate.judging import judge_runs
+from picardopt_3d.evaluate.prompts import gather_prompts, read_prompts
+from picardopt_3d.evaluate.protocol import Protocol
 from picardopt_3d.evaluate.table import text_table, write_csv
+from picardopt_3d.rendering import render_rgb
+from picardopt_3d.run.finished import open_scene, read_run, scene_file
 from picardopt_3d.scenes import save_scene
+from picardopt_3d.world import COLOURS, SHAPES, Subject, all_subjects, true_views
+from picardopt_3d.world.statistics import world_statistics
+from picardopt_3d.world.yardstick import Yardstick, psnr, ssim
 from torchmetrics.functional.image import structural_similarity_index_measure
+
+from tests.integrations.helpers.analytic import Balls, voxels
 
 CAPTIONS = [subject.caption for subject in all_subjects()]
 REPORT = {
@@ -83,11 +82,11 @@ def test_views_are_those_of_the_closed_form_however_they_are_cut_up(
     scene, cameras = Balls(), orbit_cameras(12.0, torch.tensor([0.0, 90.0, 200.0]))
     whole = scene.render(cameras, 16, background=torch.ones(3, 3)).rgb
     told: list[int] = []
-    assert torch.equal(render_views(scene, cameras, 16, (1.0,) * 3, told.append), whole)
+    assert torch.equal(render_rgb(scene, cameras, 16, (1.0,) * 3, told.append), whole)
     assert sum(told) == 3
-    monkeypatch.setattr("picardopt_3d.evaluate.pictures.VIEWS_AT_ONCE", 2)
-    assert torch.equal(render_views(scene, cameras, 16, (1.0,) * 3), whole)
-    own = render_views(scene, cameras, 16)
+    monkeypatch.setattr("picardopt_3d.rendering.PIXELS_AT_ONCE", 512)
+    assert torch.equal(render_rgb(scene, cameras, 16, (1.0,) * 3), whole)
+    own = render_rgb(scene, cameras, 16)
     assert own[:, :, 0, 0].max() == 0  # the scene's own background
     assert torch.equal(own[:, :, 8, 8], whole[:, :, 8, 8])
 
@@ -111,7 +110,7 @@ def test_psnr_and_ssim_have_their_known_values() -> None:
 def test_true_views_are_whole_whatever_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     cameras = turntable_cameras(5, 12.0)
     whole = true_views(Subject("mug", "red"), cameras, 16)
-    monkeypatch.setattr("picardopt_3d.evaluate.pictures.PIXELS_AT_ONCE", 512)
+    monkeypatch.setattr("picardopt_3d.world.views._RAYS_AT_ONCE", 512)
     assert torch.equal(true_views(Subject("mug", "red"), cameras, 16), whole)
 
 
@@ -120,7 +119,7 @@ def test_true_views_are_whole_whatever_the_parts(monkeypatch: pytest.MonkeyPatch
 
 def test_a_run_is_read_with_its_times(runs: list[Path]) -> None:
     run = read_run(runs[0])
-    assert (run.prompt, run.subject) == ("a red cube", Subject("cube", "red"))
+    assert (run.prompt, run.yardstick) == ("a red cube", Yardstick(Subject("cube", "red")))
     assert (run.seconds, run.seconds_with_startup) == (10.0, 12.25)
     assert run.view is None
 
@@ -143,7 +142,8 @@ def test_what_a_run_shows_and_is_to_be_recognised_as(
     if picture:  # perhaps of an earlier run: the report alone counts
         (tmp_path / "input.png").write_bytes(b"")
     run = read_run(tmp_path)
-    assert (run.prompt, run.subject, run.view) == (prompt, subject, (3.8, 20.0))
+    yardstick = None if subject is None else Yardstick(subject)
+    assert (run.prompt, run.yardstick, run.view) == (prompt, yardstick, (3.8, 20.0))
     assert run.seconds is run.seconds_with_startup is None
 
 
@@ -193,8 +193,8 @@ def test_prompts_are_gathered_once_each(runs: list[Path], tmp_path: Path) -> Non
 def test_runs_are_judged(runs: list[Path], judge: ClipJudge) -> None:
     protocol = Protocol(views=6, size=24, device="cpu")
     known = [read_run(folder) for folder in runs]
-    reference = domain_statistics(judge, turntable_cameras(2, 12.0), 24)
-    judged = evaluate(known, judge, gather_prompts(known, CAPTIONS), protocol, reference)
+    reference = world_statistics(judge, turntable_cameras(2, 12.0), 24)
+    judged = judge_runs(known, judge, gather_prompts(known, CAPTIONS), protocol, reference)
     for one in judged:
         figures = one.figures
         assert figures.views == 6
@@ -222,7 +222,7 @@ def test_a_run_that_is_told_a_wrong_prompt_scores_nothing(
         tmp_path / "wrong", Subject("torus", "green"), prompt="a red chair", subject=None
     )
     known = [read_run(folder) for folder in (wrong, *runs)]
-    judged = evaluate(known, judge, gather_prompts(known), Protocol(views=4, size=24))
+    judged = judge_runs(known, judge, gather_prompts(known), Protocol(views=4, size=24))
     # Its subject is what its prompt asks for, so the true views are another object's too.
     assert judged[0].figures.r_precision == 0.0
     assert judged[0].figures.psnr < judged[3].figures.psnr - 3

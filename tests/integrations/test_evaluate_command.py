@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picardopt_3d.domain import Subject
 from picardopt_3d.evaluate.command import main
-from test_evaluate import save_run
+from picardopt_3d.world import Subject
+
+from tests.integrations.test_evaluate import save_run
 
 QUICK = ["--views", "4", "--size", "24", "--device", "cpu"]
 

@@ -10,11 +10,7 @@ import numpy as np
 import pytest
 import torch
 from picardopt_3d.cameras import turntable_cameras
-from picardopt_3d.domain import COLOURS, Subject, all_subjects
 from picardopt_3d.evaluate.clip import SHIPPED_CLIP, ClipJudge
-from picardopt_3d.evaluate.evaluation import (
-    r_precision,
-)
 from picardopt_3d.evaluate.frechet import (
     Statistics,
     frechet_distance,
@@ -22,9 +18,11 @@ from picardopt_3d.evaluate.frechet import (
     save_statistics,
     statistics_of,
 )
-from picardopt_3d.evaluate.pictures import true_views
-from picardopt_3d.evaluate.reference import domain_statistics, find_reference, folder_statistics
-from picardopt_3d.training.evaluation import true_views as views_of
+from picardopt_3d.evaluate.judging import r_precision
+from picardopt_3d.evaluate.reference import find_reference, folder_statistics
+from picardopt_3d.training.tables import true_views as views_of
+from picardopt_3d.world import COLOURS, Subject, all_subjects, true_views
+from picardopt_3d.world.statistics import world_statistics
 from PIL import Image
 from torch import Tensor
 from torchmetrics.image.fid import _compute_fid
@@ -122,7 +120,7 @@ def test_what_is_no_statistics_is_refused(tmp_path: Path) -> None:
 def test_a_reference_of_the_domain_is_near_its_own_views_only(
     judge: ClipJudge, everything: Tensor
 ) -> None:
-    reference = domain_statistics(judge, CAMERAS, 24)
+    reference = world_statistics(judge, CAMERAS, 24)
     assert reference.count == 64 * len(CAMERAS)
     assert (reference.model, reference.fingerprint) == ("clip", judge.fingerprint())
 

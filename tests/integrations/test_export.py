@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from films import read_film
 from picardopt_3d.cameras import turntable_cameras
-from picardopt_3d.export.files import replacing, write_json
 from picardopt_3d.export.pictures import (
     normal_colours,
     rows_of,
@@ -20,8 +18,12 @@ from picardopt_3d.export.pictures import (
 )
 from picardopt_3d.export.plots import save_strides_plot
 from picardopt_3d.export.turntable import frames_of, save_film
+from picardopt_3d.io import replacing, write_json
+from picardopt_3d.run.record import RunRecord
 from picardopt_3d.scenes import FieldConfig, RadianceField
 from PIL import Image
+
+from tests.integrations.helpers.films import read_film
 
 FIELD = RadianceField(FieldConfig(resolutions=(5,), samples=4))
 
@@ -115,6 +117,7 @@ def test_a_film_opens_again_with_every_frame(tmp_path: Path) -> None:
 def test_strides_are_plotted_whatever_the_residuals(
     tmp_path: Path, residuals: list[list[float]], tolerances: list[list[float]]
 ) -> None:
-    save_strides_plot([1, 2], residuals, tolerances, 2, tmp_path / "strides.png")
+    record = RunRecord(step=3, sweeps=2, strides=[1, 2], residuals=residuals, tolerances=tolerances)
+    save_strides_plot(record, 2, tmp_path / "strides.png")
     picture = np.asarray(Image.open(tmp_path / "strides.png"))
     assert picture.std() > 1

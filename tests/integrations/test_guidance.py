@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from picardopt_3d.cameras import Cameras, orbit_cameras, random_cameras, turntable_cameras
-from picardopt_3d.domain import Subject, render
 from picardopt_3d.guidance import (
     Encoded,
     EncodedText,
@@ -22,6 +21,7 @@ from picardopt_3d.guidance.exact_score import cosine_schedule
 from picardopt_3d.guidance.protocol import as_text_prompt, pixels_to_model_space
 from picardopt_3d.guidance.sds import draw_timesteps
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
+from picardopt_3d.world import Subject, render
 from torch import Tensor
 
 SUBJECTS = (Subject("cube", "red"), Subject("mug", "blue"), Subject("cube", "green"))

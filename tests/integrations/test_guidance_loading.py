@@ -23,7 +23,8 @@ from picardopt_3d.guidance.pixel_diffusion import SHIPPED, PixelDiffusion
 from picardopt_3d.guidance.stable_diffusion import StableDiffusion
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import save_deepfloyd, save_stable_diffusion
+
+from tests.integrations.helpers.tiny_pipelines import save_deepfloyd, save_stable_diffusion
 
 IN_MEMORY = ModelOptions(embeddings=None)
 

@@ -17,9 +17,10 @@ from picardopt_3d.guidance.stable_diffusion import StableDiffusion
 from picardopt_3d.guidance.text_to_view import TextToViewPipeline
 from picardopt_3d.guidance.zero123 import Zero123
 from picardopt_3d.prompts import PerpNeg, TextPrompt, ViewWords
-from tiny_pipelines import save_deepfloyd, save_stable_diffusion
 from torch import Tensor
 from torch.nn import functional
+
+from tests.integrations.helpers.tiny_pipelines import save_deepfloyd, save_stable_diffusion
 
 IN_MEMORY = ModelOptions(embeddings=None)
 PROMPT = TextPrompt("a Red cube", negative="ugly", views=ViewWords())

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from picardopt_3d.cameras import orbit_cameras
-from picardopt_3d.domain import render
 from picardopt_3d.images import ReferenceImage, load_reference, prepare_reference
+from picardopt_3d.world import render
 from picardopt_3d.world.pictures import EXAMPLES, true_reference, write_examples
 from PIL import Image
 

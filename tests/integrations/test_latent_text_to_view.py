@@ -8,15 +8,15 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from picardopt_3d.cameras import random_cameras, turntable_cameras
-from picardopt_3d.domain import BACKGROUND, all_subjects, parse_prompt, render
 from picardopt_3d.guidance import ScoreDistillation, ScoreModel, SdsConfig
 from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.guidance.pixel_diffusion import SHIPPED
 from picardopt_3d.guidance.stable_diffusion import StableDiffusion
 from picardopt_3d.prompts import TextPrompt, ViewWords
-from picardopt_3d.report import psnr_against_truth
 from picardopt_3d.scenes import FieldConfig, RadianceField
 from picardopt_3d.training.evaluate_clip import ClipJudge
+from picardopt_3d.world import BACKGROUND, all_subjects, parse_prompt, render
+from picardopt_3d.world.yardstick import psnr_against_truth
 from torch import Tensor
 
 from picardopt import ParallelPicardOptimizer, step_rng

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from analytic import Balls, voxels
-from picardopt_3d.domain import SHAPES
 from picardopt_3d.export.command import main
 from picardopt_3d.export.mesh import (
     Mesh,
@@ -23,7 +21,10 @@ from picardopt_3d.export.mesh import (
 )
 from picardopt_3d.export.mesh_files import save_mesh, to_linear, vertex_normals
 from picardopt_3d.scenes import NerfConfig, NerfField, SdfConfig, SdfField, save_scene
+from picardopt_3d.world import SHAPES
 from plyfile import PlyData
+
+from tests.integrations.helpers.analytic import Balls, voxels
 
 BALL = 4 / 3 * math.pi * 0.4**3
 

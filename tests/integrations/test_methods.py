@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from picardopt_3d.cameras import orbit_cameras, random_cameras
-from picardopt_3d.domain import Subject
 from picardopt_3d.guidance import ScoreDistillation
 from picardopt_3d.guidance.choose import GuidanceConfig, load_score
 from picardopt_3d.guidance.loading import ModelOptions
@@ -22,11 +21,17 @@ from picardopt_3d.methods.textmesh import TextMeshConfig, TextMeshWeights
 from picardopt_3d.methods.zero123 import Zero123Config, Zero123Weights
 from picardopt_3d.problem import Losses
 from picardopt_3d.scenes import HashConfig, NerfConfig, OccupancyConfig, SdfConfig
+from picardopt_3d.tolerances import build_tolerance
+from picardopt_3d.world import Subject
 from picardopt_3d.world.pictures import true_reference
-from tiny_pipelines import save_deepfloyd, save_stable_diffusion, save_zero123
 from torch.utils import _pytree as pytree
 
-from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, step_rng
+from picardopt import ParallelPicardOptimizer, step_rng
+from tests.integrations.helpers.tiny_pipelines import (
+    save_deepfloyd,
+    save_stable_diffusion,
+    save_zero123,
+)
 
 CPU = torch.device("cpu")
 CHAIR = Subject("chair", "red")
@@ -344,7 +349,7 @@ def test_published_settings_run_two_sweeps_on_the_real_pipelines(
     stage = build(config)
     before = [parameter.detach().clone() for parameter in stage.scene.parameters()]
     picard = config.picard
-    rule = AdaptiveTolerance(picard.initial, decay=picard.decay, statistic=picard.statistic)
+    rule = build_tolerance(picard.tolerance)
     optimizer = ParallelPicardOptimizer(
         stage.optimizers(),
         carry=stage.carry(),

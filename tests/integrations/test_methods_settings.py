@@ -122,7 +122,12 @@ def test_every_published_setting_is_that_of_the_table() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("batch", "15"), ("picard.initial", "5e-5"), ("weights.sds", "0.5"), ("eps", "1e-8")],
+    [
+        ("batch", "15"),
+        ("picard.tolerance.initial", "5e-5"),
+        ("weights.sds", "0.5"),
+        ("eps", "1e-8"),
+    ],
 )
 @pytest.mark.parametrize("preset", sorted(paper_presets()))
 def test_a_wrong_value_in_the_table_is_found(

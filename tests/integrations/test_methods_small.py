@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from picardopt_3d.cameras import orbit_cameras
-from picardopt_3d.domain import Subject
 from picardopt_3d.guidance import ScoreDistillation
 from picardopt_3d.guidance.choose import load_score
 from picardopt_3d.methods import METHODS, Context
-from picardopt_3d.report import psnr_against_truth
+from picardopt_3d.world import Subject
 from picardopt_3d.world.pictures import true_reference
+from picardopt_3d.world.yardstick import psnr_against_truth
 
 from picardopt import step_rng
 

@@ -11,9 +11,9 @@ from picardopt_3d.scenes import (
     OccupancyGrid,
     build_scene,
 )
-from problems import quantise
 
 from picardopt import Carry, ParallelPicardOptimizer, step_rng
+from tests.helpers.problems import quantise
 
 RADIUS = 0.5
 STEPS = 12

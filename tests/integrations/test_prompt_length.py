@@ -17,7 +17,13 @@ from picardopt_3d.guidance.stable_diffusion import StableDiffusion
 from picardopt_3d.guidance.text_context import TextContext
 from picardopt_3d.guidance.vsd import VSD
 from picardopt_3d.prompts import TextPrompt, ViewWords
-from tiny_pipelines import clip_tokenizer, save_deepfloyd, save_stable_diffusion, t5_tokenizer
+
+from tests.integrations.helpers.tiny_pipelines import (
+    clip_tokenizer,
+    save_deepfloyd,
+    save_stable_diffusion,
+    t5_tokenizer,
+)
 
 WORDS = [*["red", "a", "cub", "b"] * 29, "a", "b", "painted", "red"]  # 120
 PROMPT = " ".join(WORDS)

@@ -17,28 +17,43 @@ from typing import Any
 import picardopt_3d.export.pictures
 import pytest
 import torch
-from films import read_film
 from picardopt_3d.command import parse_resume
 from picardopt_3d.command import resume as resume_command
 from picardopt_3d.command import text_to_3d as main
-from picardopt_3d.config import ImageTo3DConfig, load_config, save_config
+from picardopt_3d.config import ImageTo3DConfig
+from picardopt_3d.config_files import load_config, save_config
 from picardopt_3d.guidance.choose import GuidanceConfig
 from picardopt_3d.methods import METHODS
 from picardopt_3d.methods.dreamfusion import DreamFusion
-from picardopt_3d.pipeline import resume, run
-from picardopt_3d.record import Trained
-from picardopt_3d.worker import CHECKPOINT_FILE, SCENE_FILE, reference_of, train
+from picardopt_3d.run.folder import RunFolder
+from picardopt_3d.run.pipeline import resume, run
+from picardopt_3d.run.record import RunRecord
+from picardopt_3d.run.worker import train
 from picardopt_3d.world.pictures import write_examples
 from PIL import Image
-from pool import Pools
 from safetensors.torch import load_file
-from test_pipeline import PROMISED, TINY, TINY_OPTIONS, assert_same_bits, options
 
 from picardopt import CheckpointError
+from tests.helpers.pool import Pools
+from tests.integrations.helpers.films import read_film
+from tests.integrations.test_pipeline import (
+    PROMISED,
+    TINY,
+    TINY_OPTIONS,
+    assert_same_bits,
+    names,
+    options,
+)
 
 
 class Stop(Exception):
     """Ends a run from inside a step."""
+
+
+def record_of(out: Path) -> RunRecord:
+    """The record of a run of one stage."""
+    (stage,) = RunFolder(out).begun()
+    return RunRecord.load(stage)
 
 
 def stopped(config: Any, at: int, monkeypatch: pytest.MonkeyPatch, resume: bool = False) -> None:
@@ -64,7 +79,7 @@ def test_a_resumed_run_at_tolerance_zero_is_bitwise_the_run_without_a_stop(
     whole = train(options(tmp_path / "whole", sequential=True), time.time())
     config = options(tmp_path / "stopped", window=3, tolerance=0.0)
     stopped(config, at, monkeypatch)
-    kept = Trained.from_checkpoint(config.out / CHECKPOINT_FILE)
+    kept = record_of(config.out)
     assert kept.step == at == len(kept.losses)
     again = train(replace(config, window=5), time.time(), resume=True)
     assert_same_bits(config.out, tmp_path / "whole")
@@ -90,10 +105,10 @@ def test_an_occupancy_grid_and_networks_go_on_bitwise(
     whole = train(plain, time.time())
     config = replace(plain, out=tmp_path / "stopped", sequential=False, window=3, tolerance=0.0)
     stopped(config, at, monkeypatch)
-    assert Trained.from_checkpoint(config.out / CHECKPOINT_FILE).step == at
+    assert record_of(config.out).step == at
     again = train(replace(config, window=4), time.time(), resume=True)
     assert again.losses == whole.losses
-    kept, expected = (load_file(each.out / SCENE_FILE) for each in (config, plain))
+    kept, expected = (load_file(RunFolder(each.out).scene) for each in (config, plain))
     for name, values in expected.items():
         assert torch.equal(kept[name], values), name
 
@@ -106,7 +121,7 @@ def test_a_sequential_run_goes_on_ahead_of_time_and_back(
     stopped(config, 4, monkeypatch)
     picard = replace(config, sequential=False, window=3, tolerance=0.0)
     stopped(picard, 8, monkeypatch, resume=True)
-    assert Trained.from_checkpoint(config.out / CHECKPOINT_FILE).step == 8
+    assert record_of(config.out).step == 8
     train(config, time.time(), resume=True)
     assert_same_bits(config.out, tmp_path / "whole")
 
@@ -128,7 +143,7 @@ def test_ctrl_c_within_a_sequential_step_counts_the_step(
         patch.setattr(torch.optim.Adam, "step", step)
         with pytest.raises(KeyboardInterrupt):
             train(config, time.time())
-    kept = Trained.from_checkpoint(config.out / CHECKPOINT_FILE)
+    kept = record_of(config.out)
     assert len(taken) == kept.step == len(kept.losses) == 2
     assert train(config, time.time(), resume=True).losses == whole.losses
     assert_same_bits(config.out, tmp_path / "whole")
@@ -153,7 +168,7 @@ def test_resume_makes_every_file_and_counts_what_was_before(
     save_config(config, out / "config.yaml")
     stopped(config, 5, monkeypatch)
     resume_command([str(out), "--window", "4"])
-    assert {path.name for path in out.iterdir() if path.is_file()} == PROMISED
+    assert names(out) == PROMISED
     report = json.loads((out / "report.json").read_text())
     assert (report["steps"], report["steps_done"], report["window"]) == (12, 12, 4)
     assert len(report["losses"]) == 12
@@ -180,7 +195,7 @@ def test_options_may_stand_before_the_run(
     (tmp_path / "2").mkdir()  # a folder, but no run's
     found = parse_resume([*before, "run", "--seed", "4"])
     assert parse_resume(["run", *before, "--seed", "4"]) == found
-    assert (found.out, found.seed, found.title) == (Path("run"), 4, "a red cube")
+    assert (found.out, found.seed, found.task.title) == (Path("run"), 4, "a red cube")
     assert found.workers == (2 if "2" in before else config.workers)
 
 
@@ -189,7 +204,7 @@ def test_resume_keeps_changed_options_once_they_have_proved_usable(
 ) -> None:
     config = options(tmp_path / "run", window=2)
     stopped(config, 3, monkeypatch)
-    monkeypatch.setattr("picardopt_3d.pipeline.finish", lambda config, started: {})
+    monkeypatch.setattr("picardopt_3d.run.pipeline.finish", lambda *_: {})
     before = (config.out / "config.yaml").read_bytes()
     other = replace(TINY, scene=replace(TINY.scene, resolutions=(6, 10)))
     with pytest.raises(CheckpointError):
@@ -206,8 +221,10 @@ def test_a_run_from_a_picture_goes_on_anywhere_without_the_original(
     first.mkdir()
     second.mkdir()
     picture = write_examples(first, 32)[0]
-    monkeypatch.setattr("picardopt_3d.pipeline.finish", lambda config, started: {})
-    monkeypatch.setattr("picardopt_3d.pipeline.train", lambda config, *_: kept.append(config))
+    monkeypatch.setattr("picardopt_3d.run.pipeline.finish", lambda *_: {})
+    monkeypatch.setattr(
+        "picardopt_3d.run.pipeline._train", lambda config, *_, **__: kept.append(config)
+    )
     kept: list[Any] = []
     monkeypatch.chdir(first)
     few = {"method": "zero123", "preset": "small", "recipe": METHODS["zero123"].presets["small"]}
@@ -218,8 +235,10 @@ def test_a_run_from_a_picture_goes_on_anywhere_without_the_original(
     monkeypatch.chdir(second)
     found = parse_resume([str(first / "run")])
     assert isinstance(found, ImageTo3DConfig)
-    assert reference_of(found).rgb.std() > 0
-    assert found.title == picture.name
+    reference = found.task.reference(RunFolder(found.out).input, *found.recipe.cameras.middle)
+    assert reference is not None
+    assert reference.rgb.std() > 0
+    assert found.task.title == picture.name
 
 
 def test_what_cannot_be_resumed_says_so(
@@ -240,7 +259,7 @@ def test_what_cannot_be_resumed_says_so(
     with pytest.raises(SystemExit):
         resume_command([str(config.out), "a blue cube"])
     assert "goes on with what it was asked for, 'a red cube'" in capsys.readouterr().err
-    (config.out / CHECKPOINT_FILE).unlink()
+    RunFolder(config.out).begun()[0].checkpoint.unlink()
     with pytest.raises(FileNotFoundError, match="start it anew"):
         resume(config)
     stopped(config, 3, monkeypatch)
@@ -270,10 +289,10 @@ def test_an_interrupted_picture_leaves_no_half_file_and_the_run_is_finished_earl
     said = capsys.readouterr().err
     assert "stopped" in said
     assert f"picardopt resume {tmp_path}" in said
-    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert names == PROMISED | {"step_00001.png"}
+    first = "stages/1-stage/progress/step_00001.png"
+    assert names(tmp_path) == PROMISED | {first}
     assert json.loads((tmp_path / "report.json").read_text())["steps_done"] == 2
-    Image.open(tmp_path / "progress" / "step_00001.png").load()
+    Image.open(tmp_path / first).load()
 
 
 @pytest.mark.slow
@@ -287,14 +306,14 @@ def test_ctrl_c_stops_all_workers_and_still_makes_the_film(tmp_path: Path, worke
         [*command, "--out", str(out), *TINY_OPTIONS, *many], start_new_session=True
     )
     try:
-        wait_for(lambda: (out / "progress" / "step_00010.png").exists(), 120)
+        wait_for(lambda: (out / "stages/1-stage/progress/step_00010.png").exists(), 120)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(120) == 130
         wait_for(lambda: not group_alive(process.pid), 30)
     finally:
         if group_alive(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
-    assert {path.name for path in out.iterdir() if path.is_file()} == PROMISED
+    assert {name for name in names(out) if "/progress/" not in name} == PROMISED
     assert len(read_film(out / "turntable.mp4")) == 120
     report = json.loads((out / "report.json").read_text())
     done = report["steps_done"]

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from analytic import Balls, voxels
 from picardopt_3d.cameras import turntable_cameras
 from picardopt_3d.guidance.choose import GuidanceConfig, load_guidance
 from picardopt_3d.methods import METHODS, Context, RecipeConfig, Stage, StageConfig, stage_seed
@@ -28,6 +27,7 @@ from picardopt_3d.scenes import (
 )
 
 from picardopt import ParallelPicardOptimizer, load_checkpoint, save_checkpoint
+from tests.integrations.helpers.analytic import Balls, voxels
 
 CPU = torch.device("cpu")
 SMALL_HASH = HashConfig(levels=4, log2_size=12, base=8, scale=1.6)

@@ -9,19 +9,19 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from picardopt_3d.cameras import random_cameras, turntable_cameras
-from picardopt_3d.domain import all_subjects, held_out_subjects
 from picardopt_3d.guidance import ExactScore, RenderedSubjects, ScoreDistillation, ScoreModel
 from picardopt_3d.guidance.pixel_diffusion import PixelDiffusion
 from picardopt_3d.guidance.text_to_view import TextToViewPipeline
 from picardopt_3d.prompts import TextPrompt
 from picardopt_3d.training.evaluate_pixels import denoising
-from picardopt_3d.training.evaluation import EvaluationConfig
 from picardopt_3d.training.models import TextSizes, UNetSizes
+from picardopt_3d.training.tables import EvaluationConfig
 from picardopt_3d.training.text_to_view import (
     TextToViewConfig,
     build_pipeline,
     save_half_precision,
 )
+from picardopt_3d.world import all_subjects, held_out_subjects
 from transformers import CLIPTextModel, CLIPTokenizer
 
 TINY = TextToViewConfig(

@@ -16,13 +16,13 @@ from picardopt_3d.guidance.zero123_pipeline import Zero123Pipeline
 from picardopt_3d.training.autoencoder import AutoencoderConfig, AutoencoderTrainer
 from picardopt_3d.training.clip import ClipConfig, ClipTrainer
 from picardopt_3d.training.evaluate import evaluation_of, main
-from picardopt_3d.training.evaluation import EvaluationConfig
 from picardopt_3d.training.latent_text_to_view import (
     LatentTextToViewConfig,
     LatentTextToViewTrainer,
 )
 from picardopt_3d.training.loop import Trainer, run
 from picardopt_3d.training.models import TextSizes, UNetSizes, VisionSizes
+from picardopt_3d.training.tables import EvaluationConfig
 from picardopt_3d.training.text_to_view import TextToViewConfig, TextToViewTrainer
 from picardopt_3d.training.zero123 import Zero123Config, Zero123Trainer
 from transformers import CLIPModel, CLIPTokenizer

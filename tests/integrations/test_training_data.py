@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from picardopt_3d.cameras import orbit_cameras
-from picardopt_3d.domain import CAPTIONS, COLOURS, SHAPES, Subject, held_out_subjects, render
 from picardopt_3d.guidance.zero123_pipeline import relative_pose
 from picardopt_3d.prompts import ViewWords
 from picardopt_3d.training.data import Draw, Views, caption_table, trained_subjects
 from picardopt_3d.training.models import build_tokenizer, known_texts
+from picardopt_3d.world import CAPTIONS, COLOURS, SHAPES, Subject, held_out_subjects, render
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> Views:
 
 def test_views_are_what_the_world_shows(views: Views) -> None:
     draw = views.draw(12, torch.Generator().manual_seed(0))
-    seen, poses = views.look(draw), views.pose(draw)
+    seen, poses = views.clean(draw), views.pose(draw)
     for index in range(12):
         subject = Subject(list(SHAPES)[draw.shape[index]], list(COLOURS)[draw.colour[index]])
         truth, _ = render(subject, orbit_cameras(*poses[index]), 16, 16)
@@ -56,7 +56,7 @@ def test_views_are_kept_in_a_file_and_rendered_anew_for_other_settings(tmp_path:
 def test_rough_views_are_views_of_the_same_things(views: Views) -> None:
     generator = torch.Generator().manual_seed(0)
     draw = views.draw(400, generator)
-    rough, clean = views.rough(draw, generator), views.look(draw)
+    rough, clean = views.rough(draw, generator), views.clean(draw)
     assert rough.shape == clean.shape
     assert rough.min() >= -1
     assert rough.max() <= 1

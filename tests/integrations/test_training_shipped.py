@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from picardopt_3d.domain import all_subjects, held_out_subjects
 from picardopt_3d.guidance.pixel_diffusion import SHIPPED
 from picardopt_3d.guidance.zero123_pipeline import Zero123Pipeline
 from picardopt_3d.training.evaluate_clip import ClipJudge, r_precision
@@ -14,7 +13,8 @@ from picardopt_3d.training.evaluate_latent import (
     zero123_denoising,
     zero123_sampling,
 )
-from picardopt_3d.training.evaluation import EvaluationConfig
+from picardopt_3d.training.tables import EvaluationConfig
+from picardopt_3d.world import all_subjects, held_out_subjects
 from safetensors import safe_open
 
 WEIGHTS = SHIPPED.parent

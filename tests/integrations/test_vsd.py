@@ -21,8 +21,6 @@ from picardopt_3d.guidance.stable_diffusion import StableDiffusion
 from picardopt_3d.guidance.vsd import VSD, VsdConfig
 from picardopt_3d.methods import METHODS, Context
 from picardopt_3d.prompts import TextPrompt, ViewWords
-from pool import Pools
-from tiny_pipelines import save_stable_diffusion
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -33,6 +31,8 @@ from picardopt import (
     save_checkpoint,
     step_rng,
 )
+from tests.helpers.pool import Pools
+from tests.integrations.helpers.tiny_pipelines import save_stable_diffusion
 
 STEPS = 8
 IN_MEMORY = ModelOptions(embeddings=None)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from picardopt_3d.command import resume, text_to_3d
+from picardopt_3d.run.folder import RunFolder
 from safetensors.torch import load_file
 
 from picardopt import load_checkpoint
@@ -29,11 +30,12 @@ def test_a_run_with_vsd_resumes_bitwise(tmp_path: Path) -> None:
     run(tmp_path / "stopped", 2, *EXACT)
     resume([str(tmp_path / "stopped"), "--recipe.steps", "5"])
     whole, stopped = (tmp_path / name for name in ("whole", "stopped"))
-    scene, again = (load_file(each / "scene.safetensors") for each in (whole, stopped))
+    scene, again = (load_file(RunFolder(each).scene) for each in (whole, stopped))
     assert scene.keys() == again.keys()
     assert all(torch.equal(scene[name], again[name]) for name in scene)
     lora, learnt = (
-        load_checkpoint(each / "checkpoint.pt")["guidance"]["lora"] for each in (whole, stopped)
+        load_checkpoint(RunFolder(each).begun()[0].checkpoint)["guidance"]["lora"]
+        for each in (whole, stopped)
     )
     assert lora.keys() == learnt.keys()
     assert all(torch.equal(lora[name], learnt[name]) for name in lora)

@@ -19,8 +19,14 @@ from picardopt_3d.guidance.zero123 import Zero123
 from picardopt_3d.guidance.zero123_pipeline import CCProjection, Zero123Pipeline
 from picardopt_3d.prompts import ImagePrompt
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import WIDTH, latent_unet, save_stable_diffusion, save_zero123
 from torch import Tensor
+
+from tests.integrations.helpers.tiny_pipelines import (
+    WIDTH,
+    latent_unet,
+    save_stable_diffusion,
+    save_zero123,
+)
 
 
 @pytest.fixture(scope="module")

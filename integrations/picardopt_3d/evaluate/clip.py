@@ -15,16 +15,15 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from ..domain import all_subjects
-from ..guidance.loading import HUB_ID, explained
-from ..guidance.text_context import TextContext
+from picardopt_3d.guidance.loading import HUB_ID, explained
+from picardopt_3d.guidance.text_context import TextContext
 
 SHIPPED_CLIP = Path(__file__).parents[1] / "weights" / "clip"
 """The judge that ships with the package; it knows the built-in world, and nothing else."""
 
 
 class ClipJudge:
-    """Which of the captions fits views best?
+    """Judges which of some captions fits views best.
 
     Args:
         source: Folder or hub id of a CLIP model with tokenizer and image processor; by default the one that ships.
@@ -57,8 +56,7 @@ class ClipJudge:
             self._tokenizer: Any = CLIPTokenizer.from_pretrained(source)
         self.model = model.eval().requires_grad_(False).to(device)
         self.device = torch.device(device)
-        known = [subject.caption for subject in all_subjects()] if captions is None else captions
-        self.texts = self.text_features(known)
+        self.texts = self.text_features(_world_captions() if captions is None else captions)
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
@@ -74,7 +72,7 @@ class ClipJudge:
 
     @torch.no_grad()
     def image_features(self, pictures: Tensor | Sequence[Image.Image]) -> Tensor:
-        """Embeddings of pictures, as they are: not of unit length.
+        """Returns embeddings of pictures, as they are: not of unit length.
 
         Args:
             pictures: RGB views in [0, 1], [views, 3, height, width]; or opened pictures of any size.
@@ -95,11 +93,11 @@ class ClipJudge:
         return pooled
 
     def similarity(self, views: Tensor) -> Tensor:
-        """Cosine similarity of RGB views in [0, 1] and the captions. [views, captions]."""
+        """Returns the cosine similarity of RGB views in [0, 1] and the captions. [views, captions]."""
         return functional.normalize(self.image_features(views), dim=-1) @ self.texts.T
 
     def fingerprint(self) -> str:
-        """A name for what makes the image features: it changes with the image encoder's weights and preparation."""
+        """Returns a name for what makes the image features: it changes with the encoder's weights and preparation."""
         digest = hashlib.sha256()
         for part in (self.model.vision_model, self.model.visual_projection):
             for name, value in sorted(part.state_dict().items()):
@@ -109,8 +107,16 @@ class ClipJudge:
         return digest.hexdigest()
 
 
+def _world_captions() -> list[str]:
+    """The captions that the shipped model was trained on."""
+    # Here, not above: only who gives no captions needs the built-in world.
+    from picardopt_3d.world import all_subjects
+
+    return [subject.caption for subject in all_subjects()]
+
+
 def _check_kind(source: str | Path) -> None:
-    """Refuse what is no CLIP model before it is downloaded."""
+    """Refuses what is no CLIP model before it is downloaded."""
     if Path(source).is_dir():
         config = Path(source) / "config.json"
         if not config.is_file():
@@ -141,7 +147,7 @@ def _check_kind(source: str | Path) -> None:
 
 @contextlib.contextmanager
 def _loaded_whole(source: str | Path) -> Iterator[None]:
-    """Name the model where a part of it is damaged."""
+    """Names the model in errors about a damaged part of it."""
     from safetensors import SafetensorError
 
     try:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from ..complaints import complaints, options_of
+from picardopt_3d.cli_errors import cli_errors, options_of
 
 if TYPE_CHECKING:
-    from .clip import ClipJudge
+    from picardopt_3d.evaluate.clip import ClipJudge
 
 SHIPPED = "shipped"
 
@@ -21,26 +21,26 @@ SHIPPED = "shipped"
 class EvaluateConfig:
     """What is judged, and how.
 
-    Args:
-        runs: folders of finished runs.
-        csv: file that the table is written to as well, in full precision.
-        clip: the judge: "shipped" (knows the built-in world only), or the folder or hub id of a CLIPModel, such as
+    Attributes:
+        runs: Folders of finished runs.
+        csv: File that the table is written to as well, in full precision.
+        clip: The judge: "shipped" (knows the built-in world only), or the folder or hub id of a CLIPModel, such as
             openai/clip-vit-base-patch32, which the paper used.
-        prompts: further prompts that pictures choose from, besides those of all runs: a text file with one a line, or
+        prompts: Further prompts that pictures choose from, besides those of all runs: a text file with one a line, or
             "domain" for the 64 captions of the built-in world.
-        fid_reference: what the runs' pictures are compared with as a set, by the Frechet distance of their CLIP
+        fid_reference: What the runs' pictures are compared with as a set, by the Frechet distance of their CLIP
             features: a folder of pictures, or an npz file from `make_reference`.
-        make_reference: instead of judging runs, make the npz file of a reference: a folder of pictures (the paper's:
+        make_reference: Instead of judging runs, make the npz file of a reference: a folder of pictures (the paper's:
             ImageNet-2012's validation pictures), or "domain" for true views of the built-in world.
-        out: the npz file to write, with `make_reference`.
-        views: pictures of each run, evenly around.
-        elevation: of the camera above the horizon, degrees.
-        distance: of the camera from the centre; None: in the middle of where a run was trained to look from.
-        fov: vertical field of view of the camera, degrees; None: the same.
-        size: pixels along each edge of a picture; None: as in the run's own final views (64 in a reference).
-        background: behind the object: "white", or the "scene"'s own.
-        group_by: entries of report.json; runs that have them in common are averaged below the table.
-        device: where scenes and the judge run: "auto" (an accelerator if there is one), "cpu" or "cuda".
+        out: The npz file to write, with `make_reference`.
+        views: Pictures of each run, evenly around.
+        elevation: Of the camera above the horizon, degrees.
+        distance: Of the camera from the centre; None: in the middle of where a run was trained to look from.
+        fov: Vertical field of view of the camera, degrees; None: the same.
+        size: Pixels along each edge of a picture; None: as in the run's own final views (64 in a reference).
+        background: Behind the object: "white", or the "scene"'s own.
+        group_by: Entries of report.json; runs that have them in common are averaged below the table.
+        device: Where scenes and the judge run: "auto" (an accelerator if there is one), "cpu" or "cuda".
     """
 
     runs: Positional[tuple[Path, ...]] = ()
@@ -60,7 +60,7 @@ class EvaluateConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse options that cannot be used or do not go together.
+        """Checks for options that cannot be used or do not go together.
 
         Raises:
             ValueError: They do not; the message says what to do.
@@ -96,15 +96,15 @@ class EvaluateConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command.
+    """Runs the command.
 
     Args:
-        argv: the arguments after `picardopt evaluate`; None: those of the process.
+        argv: The arguments after `picardopt evaluate`; None: those of the process.
 
     Raises:
         SystemExit: 2 if the arguments or the runs cannot be used, 130 after Ctrl-C.
     """
-    with complaints("evaluate"):
+    with cli_errors("evaluate"):
         described = "Judge finished runs by CLIP, and by the true views where they are known."
         config = options_of(EvaluateConfig, "evaluate", argv, described)
         if config.make_reference is not None:
@@ -114,13 +114,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    """Judge the runs; print the table and its notes, and write the CSV."""
+    """Judges the runs, prints the table and its notes, and writes the CSV."""
     # Only now: what judges takes seconds to import, which a mistyped option should not.
-    from ..domain import parse_prompt
-    from .evaluation import Protocol, evaluate, gather_prompts, group, read_prompts
-    from .reference import find_reference
-    from .runs import read_run
-    from .table import text_table, write_csv
+    from picardopt_3d.evaluate.figures import group
+    from picardopt_3d.evaluate.judging import judge_runs
+    from picardopt_3d.evaluate.prompts import gather_prompts, read_prompts
+    from picardopt_3d.evaluate.protocol import Protocol
+    from picardopt_3d.evaluate.reference import find_reference
+    from picardopt_3d.evaluate.table import text_table, write_csv
+    from picardopt_3d.run.finished import read_run
+    from picardopt_3d.task import yardstick_of
 
     runs = [read_run(folder) for folder in dict.fromkeys(config.runs)]
     more = [] if config.prompts is None else read_prompts(config.prompts)
@@ -131,7 +134,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     prompts = gather_prompts(runs, more)
     names = ("views", "elevation", "distance", "fov", "size", "background", "device")
     protocol = Protocol(**{name: getattr(config, name) for name in names})
-    judged = evaluate(runs, judge, prompts, protocol, reference)
+    judged = judge_runs(runs, judge, prompts, protocol, reference)
     lines = [one.figures for one in judged] + group(judged, config.group_by, reference)
     print(text_table(lines))
     print(
@@ -142,7 +145,7 @@ def _evaluate(config: EvaluateConfig) -> None:
         print(f" among {len(prompts)} prompts")
     else:
         print("; no R-precision: there is only one prompt to choose (add runs or --prompts)")
-    if config.clip == SHIPPED and any(parse_prompt(prompt) is None for prompt in prompts):
+    if config.clip == SHIPPED and any(yardstick_of(prompt) is None for prompt in prompts):
         print(
             "  the shipped judge knows the built-in world only: what it makes of other prompts says nothing; "
             "give another by --clip"
@@ -160,23 +163,26 @@ def _evaluate(config: EvaluateConfig) -> None:
 
 
 def _make_reference(config: EvaluateConfig, source: str) -> None:
-    """Write the statistics of a reference."""
-    from .evaluation import USUAL_SIZE, Protocol
-    from .frechet import save_statistics
-    from .reference import DOMAIN, domain_statistics, folder_statistics
+    """Writes the statistics of a reference."""
+    from picardopt_3d.evaluate.frechet import save_statistics
+    from picardopt_3d.evaluate.prompts import WORLD
+    from picardopt_3d.evaluate.protocol import USUAL_SIZE, Protocol
+    from picardopt_3d.evaluate.reference import folder_statistics
 
     out = config.out
     if out is None or out.suffix != ".npz":
         raise ValueError(f"out={str(out)!r}: give a file that ends in .npz")
-    if source != DOMAIN and not Path(source).is_dir():  # before the judge is loaded
+    if source != WORLD and not Path(source).is_dir():  # before the judge is loaded
         raise FileNotFoundError(
-            f"make_reference={source!r}: there is no such folder; give a folder of pictures, or {DOMAIN!r}"
+            f"make_reference={source!r}: there is no such folder; give a folder of pictures, or {WORLD!r}"
         )
     judge = _judge(config)
-    if source == DOMAIN:
+    if source == WORLD:
+        from picardopt_3d.world.statistics import world_statistics
+
         protocol = Protocol(config.views, config.elevation, config.distance, config.fov)
         cameras = protocol.cameras()
-        statistics = domain_statistics(judge, cameras, config.size or USUAL_SIZE)
+        statistics = world_statistics(judge, cameras, config.size or USUAL_SIZE)
     else:
         statistics = folder_statistics(judge, Path(source))
     save_statistics(statistics, out)
@@ -190,8 +196,8 @@ def _judge(config: EvaluateConfig) -> ClipJudge:
     """The judge that the options name."""
     from transformers.utils import logging
 
-    from .clip import SHIPPED_CLIP, ClipJudge
-    from .runs import pick_device
+    from picardopt_3d.devices import pick_device
+    from picardopt_3d.evaluate.clip import SHIPPED_CLIP, ClipJudge
 
     logging.disable_progress_bar()  # the bars that matter here are those of the pictures
     source = SHIPPED_CLIP if config.clip == SHIPPED else config.clip

@@ -1,4 +1,4 @@
-"""The Frechet distance between two sets of pictures, on features of theirs.
+"""The Frechet distance between two sets of pictures, measured on their features.
 
 d^2 = |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), between Gaussians of the sets' means and covariances (Heusel et al.
 2017, arXiv 1706.08500, equation 6). The paper takes the features from CLIP-B/32 in place of Inception.
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..export.files import replacing
+from picardopt_3d.io import replacing
 
 Floats = npt.NDArray[np.float64]
 
@@ -22,15 +22,15 @@ _ENTRIES = ("mean", "covariance", "count", "model", "fingerprint", "source")
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Mean and covariance of the features of a set of pictures, and whose they are.
+    """Mean and covariance of the features of a set of pictures, and the model that made them.
 
     Attributes:
         mean: [features]
         covariance: Unbiased (divided by count - 1). [features, features]
         count: How many pictures.
-        model: What the model of the features is called.
-        fingerprint: What it is, whatever it is called.
-        source: What the pictures are.
+        model: Name of the model that made the features.
+        fingerprint: Hash of that model's weights.
+        source: Description of the pictures.
     """
 
     mean: Floats
@@ -44,13 +44,13 @@ class Statistics:
 def statistics_of(
     features: npt.ArrayLike, model: str = "", fingerprint: str = "", source: str = ""
 ) -> Statistics:
-    """Mean and covariance of features, in double precision.
+    """Returns mean and covariance of features, in double precision.
 
     Args:
         features: [pictures, features]
-        model: What the model of the features is called.
-        fingerprint: What it is.
-        source: What the pictures are.
+        model: Name of the model that made the features.
+        fingerprint: Hash of that model's weights.
+        source: Description of the pictures.
 
     Raises:
         ValueError: There are fewer than two pictures, or features that are not finite.
@@ -67,7 +67,7 @@ def statistics_of(
 
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:
-    """The (squared) Frechet distance, as FID is given.
+    """Returns the (squared) Frechet distance, as FID is reported.
 
     The trace of (C1 C2)^(1/2) is the sum of the singular values of C1^(1/2) C2^(1/2). That needs symmetric roots only,
     which exist whatever the rank: with fewer pictures than features, where the usual root of the product turns complex,
@@ -96,14 +96,14 @@ def _root(matrix: Floats) -> Floats:
 
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
-    """Write statistics as an npz file, whole or not at all."""
+    """Writes statistics as an npz file, whole or not at all."""
     content: dict[str, Any] = {name: np.asarray(getattr(statistics, name)) for name in _ENTRIES}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **content)
 
 
 def load_statistics(path: Path, fingerprint: str, model: str) -> Statistics:
-    """Read statistics that `save_statistics` wrote.
+    """Reads statistics that `save_statistics` wrote.
 
     Args:
         path: The npz file.
@@ -128,10 +128,10 @@ def load_statistics(path: Path, fingerprint: str, model: str) -> Statistics:
     mean, covariance = (values[name].astype(np.float64) for name in ("mean", "covariance"))
     if mean.ndim != 1 or covariance.shape != mean.shape * 2:
         raise ValueError(f"{path}: mean {mean.shape} and covariance {covariance.shape} do not fit")
-    told = {name: str(values[name]) for name in ("model", "fingerprint", "source")}
-    if told["fingerprint"] != fingerprint:
+    texts = {name: str(values[name]) for name in ("model", "fingerprint", "source")}
+    if texts["fingerprint"] != fingerprint:
         raise ValueError(
-            f"{path} is of features of {told['model']!r}, and pictures are judged by another model, {model!r}: give "
+            f"{path} is of features of {texts['model']!r}, and pictures are judged by another model, {model!r}: give "
             f"--clip that model, or make the reference anew with this one"
         )
-    return Statistics(mean, covariance, int(values["count"]), **told)
+    return Statistics(mean, covariance, int(values["count"]), **texts)

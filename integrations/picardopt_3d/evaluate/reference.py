@@ -1,23 +1,15 @@
-"""The pictures that results are compared with as a set: a folder of photographs, or the built-in world."""
+"""The pictures that results are compared with as a set: a folder of photographs, or statistics of one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from ..cameras import Cameras
-from ..domain import COLOURS, SHAPES, colourize, render_shading
-from .clip import ClipJudge
-from .frechet import Statistics, load_statistics, statistics_of
-
-DOMAIN = "domain"
-"""Stands for the true views of the built-in world, where a folder could be named."""
+from picardopt_3d.evaluate.clip import ClipJudge
+from picardopt_3d.evaluate.frechet import Statistics, load_statistics, statistics_of
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 """Of files that are taken for pictures, in whatever case."""
@@ -26,7 +18,7 @@ _BATCH = 64
 
 
 def find_reference(judge: ClipJudge, source: Path) -> Statistics:
-    """The statistics of a reference: read, if it is a file, or else made of a folder's pictures.
+    """Returns the statistics of a reference: read from a file, or made of a folder's pictures.
 
     Args:
         judge: Whose features are compared.
@@ -47,7 +39,7 @@ def find_reference(judge: ClipJudge, source: Path) -> Statistics:
 
 
 def folder_statistics(judge: ClipJudge, folder: Path) -> Statistics:
-    """Statistics of all pictures in a folder and its subfolders.
+    """Returns statistics of all pictures in a folder and its subfolders.
 
     Args:
         judge: Whose features are taken.
@@ -71,37 +63,6 @@ def folder_statistics(judge: ClipJudge, folder: Path) -> Statistics:
             features.append(judge.image_features(pictures).cpu().numpy())
             bar.update(len(pictures))
     return statistics_of(np.concatenate(features), judge.name, judge.fingerprint(), folder.name)
-
-
-def domain_statistics(judge: ClipJudge, cameras: Cameras, size: int) -> Statistics:
-    """Statistics of the true views of all subjects of the built-in world.
-
-    Args:
-        judge: Whose features are taken.
-        cameras: Where each subject is seen from.
-        size: Pixels along each edge.
-    """
-    features = list(_domain_features(judge, cameras, size))
-    what = (
-        f"{len(features)} subjects of the built-in world, {len(cameras)} views each, {size} pixels"
-    )
-    return statistics_of(np.concatenate(features), judge.name, judge.fingerprint(), what)
-
-
-@torch.no_grad()
-def _domain_features(
-    judge: ClipJudge, cameras: Cameras, size: int
-) -> Iterator[npt.NDArray[np.float32]]:
-    """Features of each subject's views; each shape is rendered once."""
-    parts = [cameras[start : start + _BATCH] for start in range(0, len(cameras), _BATCH)]
-    with tqdm(total=len(SHAPES) * len(COLOURS), desc="reference", unit="subject") as bar:
-        for shape in SHAPES:
-            shaded = torch.cat([render_shading(shape, part, size, size) for part in parts])
-            for colour in COLOURS.values():
-                views = colourize(shaded, torch.tensor(colour)).clamp(0, 1)
-                batches = [judge.image_features(batch) for batch in views.split(_BATCH)]
-                yield torch.cat(batches).cpu().numpy()
-                bar.update()
 
 
 def _opened(path: Path) -> Image.Image:

@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..export.files import replacing
-from .evaluation import Figures
+from picardopt_3d.evaluate.figures import Figures
+from picardopt_3d.io import replacing
 
 _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("R-precision", "r_precision", lambda value: f"{100 * value:.1f} %"),
@@ -23,7 +23,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 def text_table(lines: Sequence[Figures]) -> str:
-    """The figures in columns; "-" where there is none. Groups come below a rule."""
+    """Returns the figures in columns; "-" where there is none. Groups come below a rule."""
     heads = ["run", "prompt", "method", *(head for head, _, _ in _COLUMNS)]
     rows = [
         [
@@ -51,7 +51,7 @@ def text_table(lines: Sequence[Figures]) -> str:
 
 
 def write_csv(lines: Sequence[Figures], path: Path) -> None:
-    """Write all figures, in full precision, with the names of `Figures` as heads; an empty cell where there is none."""
+    """Writes all figures in full precision, with the names of `Figures` as heads; empty cells where there is none."""
     heads = [entry.name for entry in dataclasses.fields(Figures)]
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, heads, lineterminator="\n")

@@ -9,7 +9,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from ..complaints import complaints, options_of
+from picardopt_3d.cli_errors import cli_errors, options_of
 
 FORMATS = ("glb", "obj", "ply")
 
@@ -18,18 +18,18 @@ FORMATS = ("glb", "obj", "ply")
 class ExportConfig:
     """What is made of which run.
 
-    Args:
-        run: folder of a run, or a scene file.
-        format: of the mesh; None: what the suffix of `out` says, else glb.
-        out: the file to write; None: mesh.glb (or .obj, .ply) in the run's folder.
-        resolution: samples along each edge of the cube about the object; twice as many take eight times as long.
-        level: where the surface is, in the scene's own measure of how far inside a point is: raise it if the mesh is
+    Attributes:
+        run: Folder of a run, or a scene file.
+        format: Of the mesh; None: what the suffix of `out` says, else glb.
+        out: The file to write; None: mesh.glb (or .obj, .ply) in the run's folder.
+        resolution: Samples along each edge of the cube about the object; twice as many take eight times as long.
+        level: Where the surface is, in the scene's own measure of how far inside a point is: raise it if the mesh is
             bloated, lower it if parts are missing.
-        components: keep only this many connected pieces, the largest ones; None: all.
-        faces: simplify to about this many triangles, or as few as leave the shape what it is (a lower resolution has
+        components: Keep only this many connected pieces, the largest ones; None: all.
+        faces: Simplify to about this many triangles, or as few as leave the shape what it is (a lower resolution has
             fewer to begin with); None: do not.
-        up: axis that points up in the file; None: y in GLB, as glTF prescribes, z in OBJ and PLY, as in the scene.
-        device: where the scene is evaluated: "auto" (an accelerator if there is one), "cpu" or "cuda".
+        up: Axis that points up in the file; None: y in GLB, as glTF prescribes, z in OBJ and PLY, as in the scene.
+        device: Where the scene is evaluated: "auto" (an accelerator if there is one), "cpu" or "cuda".
     """
 
     run: Positional[Path]
@@ -43,7 +43,7 @@ class ExportConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse options that do not go together.
+        """Checks for options that do not go together.
 
         Raises:
             ValueError: They do not; the message says what to do.
@@ -73,30 +73,31 @@ class ExportConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command.
+    """Runs the command.
 
     Args:
-        argv: the arguments after `picardopt export`; None: those of the process.
+        argv: The arguments after `picardopt export`; None: those of the process.
 
     Raises:
         SystemExit: 2 if the arguments or the scene cannot be used, 130 after Ctrl-C.
     """
-    with complaints("export"):
+    with cli_errors("export"):
         described = "Make a mesh with vertex colours of a run's scene."
         print(_export(options_of(ExportConfig, "export", argv, described)))
 
 
 def _export(config: ExportConfig) -> str:
-    """Write the file; returns what to say of it."""
+    """Writes the file, and returns what to print of it."""
     # Only now: torch takes seconds to import, which a mistyped option should not.
     from tqdm import tqdm
 
-    from ..evaluate.runs import open_scene, scene_file
-    from .mesh import extract_mesh, points_of
-    from .mesh_files import save_mesh
+    from picardopt_3d.export.mesh import extract_mesh, points_of
+    from picardopt_3d.export.mesh_files import save_mesh
+    from picardopt_3d.run.finished import open_scene, scene_file
 
     path = scene_file(config.run)
-    out = config.out or path.parent / f"mesh.{config.kind}"
+    folder = config.run if config.run.is_dir() else path.parent
+    out = config.out or folder / f"mesh.{config.kind}"
     if out.is_dir():
         raise IsADirectoryError(f"out={str(out)!r} is a folder: give the file to write")
     scene = open_scene(path, config.device)

@@ -55,7 +55,7 @@ def extract_mesh(
     faces: int | None = None,
     progress: Progress | None = None,
 ) -> Mesh:
-    """Cut a mesh out of a scene.
+    """Cuts a mesh out of a scene.
 
     Args:
         scene: What to cut it out of.
@@ -96,7 +96,7 @@ def extract_mesh(
 
 
 def points_of(resolution: int) -> int:
-    """How many points of the grid `extract_mesh` evaluates at a resolution."""
+    """Returns how many points of the grid `extract_mesh` evaluates at a resolution."""
     axis = _axis(resolution).square()
     squared = axis[:, None, None] + axis[:, None] + axis
     return int((squared < 1).sum())
@@ -105,7 +105,7 @@ def points_of(resolution: int) -> int:
 def largest_components(
     vertices: npt.NDArray[np.floating], faces: npt.NDArray[np.integer], count: int
 ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]:
-    """The connected pieces of largest area.
+    """Returns the connected pieces of largest area.
 
     Args:
         vertices: [vertices, 3]
@@ -169,7 +169,7 @@ def _sample(
 
 
 def _check(inside: Tensor, level: float) -> None:
-    """Refuse a scene that has no surface there."""
+    """Raises an error if the scene has no surface there."""
     if not bool(inside.isfinite().all()):
         raise ValueError(
             "the scene holds values that are not finite: its optimization diverged; take another checkpoint, or run "

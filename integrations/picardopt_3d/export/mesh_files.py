@@ -15,8 +15,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from .files import replacing
-from .mesh import Mesh
+from picardopt_3d.export.mesh import Mesh
+from picardopt_3d.io import replacing
 
 Format = Literal["glb", "obj", "ply"]
 Up = Literal["z", "y"]
@@ -27,7 +27,7 @@ _VERTICES, _INDICES = 34962, 34963  # and of what a buffer view is for
 
 
 def save_mesh(mesh: Mesh, path: Path, format: Format | None = None, up: Up | None = None) -> None:
-    """Write a mesh with its colours and smooth normals, whole or not at all.
+    """Writes a mesh with its colours and smooth normals, whole or not at all.
 
     Args:
         mesh: What to write.

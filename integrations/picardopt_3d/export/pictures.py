@@ -11,14 +11,14 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..scenes import Render
-from .files import replacing
+from picardopt_3d.io import replacing
+from picardopt_3d.scenes import Render
 
 Pixels = npt.NDArray[np.uint8]
 
 
 def to_pixels(images: Tensor) -> Pixels:
-    """Colours in [0, 1] as bytes. [..., 1 or 3, height, width] -> [..., height, width, 3]."""
+    """Converts colours in [0, 1] to bytes. [..., 1 or 3, height, width] -> [..., height, width, 3]."""
     if images.shape[-3] == 1:
         images = images.expand(*images.shape[:-3], 3, *images.shape[-2:])
     scaled = (images.detach().float().clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
@@ -27,24 +27,24 @@ def to_pixels(images: Tensor) -> Pixels:
 
 
 def normal_colours(render: Render) -> Tensor:
-    """Normals as colours (n + 1) / 2 over white. [batch, 3, height, width]."""
+    """Returns normals as colours (n + 1) / 2 over white. [batch, 3, height, width]."""
     if render.normal is None:
         raise ValueError("render.normal is None: render with normals=True")
     return 0.5 * render.normal + 0.5 * render.opacity + (1.0 - render.opacity)
 
 
 def rows_of(render: Render) -> list[Tensor]:
-    """The three rows of a progress picture: rgb, normals, opacity; each [batch, 3, h, w]."""
+    """Returns the three rows of a progress picture: rgb, normals, opacity; each [batch, 3, h, w]."""
     return [render.rgb, normal_colours(render), render.opacity.expand_as(render.rgb)]
 
 
 def tile(rows: Sequence[Tensor], *, scale: int = 1, gap: int = 2) -> Pixels:
-    """Lay images out as a table on white.
+    """Lays images out as a table on white.
 
     Args:
-        rows: one batch of equally large images a row. # each [batch, 3, height, width]
-        scale: integer enlargement (bicubic).
-        gap: pixels between images.
+        rows: One batch of equally large images a row. # each [batch, 3, height, width]
+        scale: Integer enlargement (bicubic).
+        gap: Pixels between images.
     """
     height, width = rows[0].shape[-2] * scale, rows[0].shape[-1] * scale
     columns = max(row.shape[0] for row in rows)
@@ -59,7 +59,7 @@ def tile(rows: Sequence[Tensor], *, scale: int = 1, gap: int = 2) -> Pixels:
 
 
 def enlarge(pixels: Pixels, scale: int) -> Pixels:
-    """Enlarge one picture by an integer factor. [height, width, 3]."""
+    """Enlarges one picture by an integer factor. [height, width, 3]."""
     if scale == 1:
         return pixels
     size = (pixels.shape[1] * scale, pixels.shape[0] * scale)
@@ -67,7 +67,7 @@ def enlarge(pixels: Pixels, scale: int) -> Pixels:
 
 
 def save_png(pixels: Pixels, path: Path) -> None:
-    """Write a picture, whole or not at all."""
+    """Writes a picture, whole or not at all."""
     with replacing(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
 
@@ -75,13 +75,13 @@ def save_png(pixels: Pixels, path: Path) -> None:
 def save_contact_sheet(
     rows: Sequence[tuple[str, Tensor]], title: str, path: Path, *, scale: int = 1
 ) -> None:
-    """Write a titled table of views with a label beside every row.
+    """Writes a titled table of views with a label beside every row.
 
     Args:
-        rows: label and images of each row. # each [batch, 3, height, width]
-        title: printed above the table.
-        path: the PNG to write.
-        scale: integer enlargement of the images.
+        rows: Label and images of each row. # each [batch, 3, height, width]
+        title: Printed above the table.
+        path: The PNG to write.
+        scale: Integer enlargement of the images.
     """
     table = tile([images for _, images in rows], scale=scale)
     margin, head = 92, 40

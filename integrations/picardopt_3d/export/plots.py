@@ -5,25 +5,42 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
-from .files import replacing
+from picardopt_3d.io import replacing
 
 
-def save_strides_plot(
-    strides: Sequence[int],
-    residuals: Sequence[Sequence[float]],
-    tolerances: Sequence[Sequence[float]],
-    window: int,
-    path: Path,
-) -> None:
-    """Plot what every sweep made final and what decided it.
+class Sweeps(Protocol):
+    """What is plotted; `RunRecord` has it.
+
+    Attributes:
+        step: Steps made final by all sweeps.
+        sweeps: Number of all sweeps.
+        mean_stride: Mean number of steps that one made final.
+        strides: Steps made final by each of the most recent sweeps.
+        residuals: Of the same sweeps, the squared distance per parameter of slots 1 to the window's last.
+        tolerances: The thresholds that those were compared with, in the same layout.
+    """
+
+    step: int
+    sweeps: int
+    strides: list[int]
+    residuals: list[list[float]]
+    tolerances: list[list[float]]
+
+    @property
+    def mean_stride(self) -> float:
+        """Mean number of steps that a sweep made final."""
+        ...
+
+
+def save_strides_plot(record: Sweeps, window: int, path: Path) -> None:
+    """Plots what every recent sweep made final and what decided it.
 
     Args:
-        strides: steps made final, one number a sweep.
-        residuals: squared distance per parameter of slots 1.. of every sweep.
-        tolerances: the thresholds those residuals were held against, in the same layout.
-        window: drifts evaluated by a full sweep.
-        path: the PNG to write.
+        record: Totals of all sweeps, and the most recent ones one by one.
+        window: Drifts evaluated by a full sweep.
+        path: The PNG to write.
     """
     # The object-oriented interface: no global state, no display, a fast import.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -33,12 +50,13 @@ def save_strides_plot(
     figure = Figure(figsize=(9.0, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True)
-    steps, sweeps = sum(strides), len(strides)
-    figure.suptitle(f"{steps} steps in {sweeps} sweeps")
+    shown = len(record.strides)
+    first = record.sweeps - shown
+    figure.suptitle(title_of(record))
 
-    top.bar(range(sweeps), strides, width=1.0, color="tab:blue", alpha=0.6)
-    mean = steps / sweeps if sweeps else 0.0
-    top.axhline(mean, color="tab:orange", label=f"mean: {mean:.2f} steps a sweep")
+    top.bar(range(first, record.sweeps), record.strides, width=1.0, color="tab:blue", alpha=0.6)
+    mean = f"mean of all: {record.mean_stride:.2f} steps a sweep"
+    top.axhline(record.mean_stride, color="tab:orange", label=mean)
     top.axhline(window, color="0.4", linestyle=":", label=f"window: {window}")
     top.set_ylabel("stride (steps made final)")
     top.set_ylim(0, 1.25 * window)
@@ -46,10 +64,10 @@ def save_strides_plot(
     top.legend(loc="upper right", ncols=2)
 
     for values, colour, label in (
-        (residuals, "tab:blue", "residuals (a dot for each slot)"),
-        (tolerances, "tab:red", "tolerance"),
+        (record.residuals, "tab:blue", "residuals (a dot for each slot)"),
+        (record.tolerances, "tab:red", "tolerance"),
     ):
-        points = [(x, v) for x, slots in enumerate(values) for v in slots if 0 < v < math.inf]
+        points = _points(values, first)
         if points:
             bottom.scatter(*zip(*points, strict=True), s=5.0, c=colour, linewidths=0, label=label)
             bottom.set_yscale("log")
@@ -59,3 +77,19 @@ def save_strides_plot(
         bottom.legend(loc="upper right")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
+
+
+def title_of(record: Sweeps) -> str:
+    """Returns the totals, and which part of the sweeps is shown."""
+    title, shown = f"{record.step} steps in {record.sweeps} sweeps", len(record.strides)
+    return title if shown == record.sweeps else f"{title}; the last {shown} sweeps are shown"
+
+
+def _points(values: Sequence[Sequence[float]], first: int) -> list[tuple[int, float]]:
+    """Sweep and value of all that a logarithmic axis can show."""
+    return [
+        (sweep, value)
+        for sweep, slots in enumerate(values, first)
+        for value in slots
+        if 0 < value < math.inf
+    ]

@@ -9,25 +9,25 @@ import imageio.v2 as imageio
 import numpy as np
 from torch import Tensor
 
-from ..scenes import Render
-from .files import replacing
-from .pictures import enlarge, normal_colours, to_pixels
+from picardopt_3d.export.pictures import enlarge, normal_colours, to_pixels
+from picardopt_3d.io import replacing
+from picardopt_3d.scenes import Render
 
 
 def frames_of(render: Render, scale: int = 1) -> list[np.ndarray]:
-    """Colour and normals side by side, one frame a view; each [height, 2 width, 3]."""
+    """Puts colour and normals side by side, one frame a view; each [height, 2 width, 3]."""
     both: Tensor = normal_colours(render)
     pairs = zip(to_pixels(render.rgb), to_pixels(both), strict=True)
     return [np.concatenate([enlarge(a, scale), enlarge(b, scale)], axis=1) for a, b in pairs]
 
 
 def save_film(frames: Iterable[np.ndarray], path: Path, *, fps: int = 30) -> int:
-    """Encode frames as H.264 that browsers play; returns how many were written.
+    """Encodes frames as H.264 that browsers play; returns how many were written.
 
     Args:
-        frames: pictures of one size, both edges a multiple of 16. # [height, width, 3], uint8
-        path: the mp4 to write, whole or not at all.
-        fps: frames a second.
+        frames: Pictures of one size, both edges a multiple of 16. # [height, width, 3], uint8
+        path: The mp4 to write, whole or not at all.
+        fps: Frames a second.
     """
     count = 0
     with replacing(path) as temporary:

@@ -9,11 +9,9 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from picardopt_3d.domain import COLOURS, Subject, parse_prompt
-from picardopt_3d.guidance.exact_score import ExactScore, RenderedSubjects
 from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.guidance.loss_config import SdsConfig, VsdConfig
-from picardopt_3d.guidance.protocol import Guidance, ScoreModel, as_text_prompt
+from picardopt_3d.guidance.protocol import Guidance, ScoreModel
 from picardopt_3d.guidance.sds import ScoreDistillation
 from picardopt_3d.models import GUIDANCE_MODELS, named
 from picardopt_3d.prompts import ImagePrompt, PerpNeg, TextPrompt, ViewWords
@@ -144,7 +142,10 @@ def load_score(
         ValueError: It is of another class, or the exact score does not know the prompt.
     """
     if config.model == "exact":
-        return _exact(prompt, size)
+        # Here, not above: only this yardstick is made of the built-in world.
+        from picardopt_3d.guidance.exact_score import exact_score_of
+
+        return exact_score_of(prompt, size)
     given: dict[str, Any] = {} if config.source is None else {"source": _source(config.source)}
     # Named, not imported above: diffusers takes seconds to import, and the exact score needs none of it.
     loader = named(GUIDANCE_MODELS[config.model].loader)
@@ -156,16 +157,3 @@ def _source(source: str) -> str:
     """A folder if there is one of that name, "~" and all, else a hub id."""
     folder = Path(source).expanduser()
     return str(folder) if folder.is_dir() else source
-
-
-def _exact(prompt: str | TextPrompt | ImagePrompt, size: int) -> ExactScore:
-    text = "a picture" if isinstance(prompt, ImagePrompt) else as_text_prompt(prompt).text
-    subject = parse_prompt(text)
-    if subject is None:
-        raise ValueError(
-            f"prompt={text!r}: the exact guidance only knows the "
-            'built-in shapes and colours; ask for one of those, e.g. "a red cube", or use another guidance model'
-        )
-    # The prompt's shape in every colour, so that there is something to be guided away from.
-    known = [Subject(subject.shape, colour) for colour in COLOURS]
-    return ExactScore(RenderedSubjects(known, size))

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from picardopt_3d.export.files import replacing
 from picardopt_3d.guidance.text_context import TextContext
+from picardopt_3d.io import replacing
 
 Encode = Callable[[Sequence[str]], Tensor]
 """Texts to embeddings, [texts, tokens, channels]."""

@@ -15,14 +15,6 @@ import torch
 from torch import Tensor
 
 from picardopt_3d.cameras import Cameras
-from picardopt_3d.domain import (
-    COLOURS,
-    Subject,
-    all_subjects,
-    colourize,
-    parse_prompt,
-    render_shading,
-)
 from picardopt_3d.guidance.protocol import (
     Encoded,
     EncodedText,
@@ -32,6 +24,14 @@ from picardopt_3d.guidance.protocol import (
     pixels_to_model_space,
 )
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
+from picardopt_3d.world import (
+    COLOURS,
+    Subject,
+    all_subjects,
+    colourize,
+    parse_prompt,
+    render_shading,
+)
 
 
 class Candidates(NamedTuple):
@@ -211,6 +211,27 @@ class ExactScore:
             return (noisy - alpha.sqrt() * mean) / (1 - alpha).sqrt()
 
         return Prediction(noise(asked.conditional), noise(asked.unconditional))
+
+
+def exact_score_of(prompt: str | TextPrompt | ImagePrompt, size: int) -> ExactScore:
+    """Makes the exact score of a prompt's shape in every colour, so that there is something to be guided away from.
+
+    Args:
+        prompt: A text that names an object of the built-in world.
+        size: Pixels along a side of the views.
+
+    Raises:
+        ValueError: It names none.
+    """
+    text = "a picture" if isinstance(prompt, ImagePrompt) else as_text_prompt(prompt).text
+    subject = parse_prompt(text)
+    if subject is None:
+        raise ValueError(
+            f"prompt={text!r}: the exact guidance only knows the "
+            'built-in shapes and colours; ask for one of those, e.g. "a red cube", or use another guidance model'
+        )
+    known = [Subject(subject.shape, colour) for colour in COLOURS]
+    return ExactScore(RenderedSubjects(known, size))
 
 
 def cosine_schedule(timesteps: int) -> Tensor:

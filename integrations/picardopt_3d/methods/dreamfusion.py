@@ -14,19 +14,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from picardopt_3d.cameras import CameraConfig, random_cameras
-from picardopt_3d.domain import BACKGROUND
 from picardopt_3d.guidance import SdsConfig, VsdConfig
 from picardopt_3d.guidance.choose import GuidanceConfig
 from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.methods import losses
 from picardopt_3d.methods.lighting import ShadingConfig, random_background, random_light
 from picardopt_3d.methods.optim import field_rates
-from picardopt_3d.methods.recipe import Context, PicardConfig, StageConfig
+from picardopt_3d.methods.recipe import Context, StageConfig
 from picardopt_3d.methods.schedules import Points, Weights, current
 from picardopt_3d.methods.stage import Stage
+from picardopt_3d.picard import PicardConfig
 from picardopt_3d.problem import Losses
 from picardopt_3d.prompts import ViewWords
-from picardopt_3d.scenes import FieldConfig, HashConfig, NerfConfig, OccupancyConfig, Scene
+from picardopt_3d.scenes import WHITE, FieldConfig, HashConfig, NerfConfig, OccupancyConfig, Scene
+from picardopt_3d.tolerances import AdaptiveTol
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ SMALL = DreamFusionConfig(
     steps=300,
     batch=4,
     pixels=32,
-    scene=FieldConfig(background=BACKGROUND),
+    scene=FieldConfig(background=WHITE),
     rates=field_rates(encoding=0.04),
     sds=SdsConfig(guidance_scale=3.0),
     vsd=SMALL_VSD,
@@ -131,7 +132,7 @@ SMALL_NERF = DreamFusionConfig(
         radius=0.55,
         samples=24,
         background="solid",
-        background_colour=BACKGROUND,
+        background_colour=WHITE,
         # Fresh density is everywhere, and the run is short: it has to be forgotten sooner.
         occupancy=OccupancyConfig(resolution=24, threshold=0.3, decay=0.8, every=8),
     ),
@@ -170,7 +171,7 @@ PAPER = DreamFusionConfig(
         centre_jitter=0.2,
         up_jitter=0.02,
     ),
-    picard=PicardConfig(window=7, rule="adaptive", initial=5e-6, predictor="hold"),
+    picard=PicardConfig(window=7, tolerance=AdaptiveTol(5e-6, 0.9, "median"), predictor="hold"),
 )
 
 PAPER_SD = replace(
@@ -183,7 +184,7 @@ PAPER_SD = replace(
     ),
     sds=SdsConfig(guidance_scale=100.0, guidance_form="cond", weighting="sds"),
     cameras=replace(PAPER.cameras, elevation=(-10.0, 45.0)),
-    picard=replace(PAPER.picard, initial=30e-6),
+    picard=replace(PAPER.picard, tolerance=AdaptiveTol(30e-6, 0.9, "median")),
 )
 
 PRESETS = {"small": SMALL, "small-nerf": SMALL_NERF, "paper": PAPER, "paper-sd": PAPER_SD}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -15,32 +15,12 @@ from picardopt_3d.guidance.choose import GuidanceConfig
 from picardopt_3d.images import ReferenceImage
 from picardopt_3d.methods.optim import OptimizerConfig
 from picardopt_3d.methods.schedules import Milestones, check_milestones, current
+from picardopt_3d.picard import PicardConfig
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
 from picardopt_3d.scenes import Scene, SceneConfig
 
 if TYPE_CHECKING:
     from picardopt_3d.methods.stage import Stage
-
-
-@dataclass(frozen=True)
-class PicardConfig:
-    """How a run goes ahead of itself unless the command says otherwise (the paper's Tables 3 and 4).
-
-    Attributes:
-        window: Steps evaluated by one sweep; None: one per worker.
-        rule: "default" (the optimizer's own tolerance) or "adaptive" (the paper's).
-        initial: The adaptive rule's first threshold, squared distance per parameter.
-        decay: Its decay, the paper's gamma.
-        statistic: What it averages, the paper's M.
-        predictor: What fills new slots: "coast", or "hold" (the paper).
-    """
-
-    window: int | None = None
-    rule: Literal["default", "adaptive"] = "default"
-    initial: float = 5e-6
-    decay: float = 0.9
-    statistic: Literal["median", "mean"] = "median"
-    predictor: Literal["coast", "hold"] = "coast"
 
 
 class NamedStage(NamedTuple):

@@ -11,16 +11,15 @@ are matt and lit from one side, so that views are not lit a second time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from picardopt_3d.domain import BACKGROUND
 from picardopt_3d.guidance import SdsConfig
 from picardopt_3d.methods import dreamfusion
 from picardopt_3d.methods.dreamfusion import DreamFusionConfig, DreamFusionWeights
 from picardopt_3d.methods.lighting import ShadingConfig
 from picardopt_3d.methods.optim import field_rates
 from picardopt_3d.methods.schedules import Points
-from picardopt_3d.scenes import HashConfig, OccupancyConfig, SdfConfig
+from picardopt_3d.scenes import WHITE, HashConfig, OccupancyConfig, SdfConfig
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ SMALL = TextMeshConfig(
         surface_radius=0.4,
         normals="analytic",
         background="solid",
-        background_colour=BACKGROUND,
+        background_colour=WHITE,
         # Fresh density is everywhere, and the run is short: it has to be forgotten sooner.
         occupancy=OccupancyConfig(resolution=24, threshold=0.3, decay=0.8, every=8),
     ),
@@ -78,7 +77,7 @@ PAPER = TextMeshConfig(
     guidance=dreamfusion.PAPER.guidance,
     sds=dreamfusion.PAPER.sds,
     cameras=dreamfusion.PAPER.cameras,
-    picard=replace(dreamfusion.PAPER.picard, initial=5e-6),
+    picard=dreamfusion.PAPER.picard,
 )
 
 PRESETS = {"small": SMALL, "paper": PAPER}

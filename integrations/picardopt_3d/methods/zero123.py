@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from picardopt_3d.cameras import CameraConfig, Cameras, random_cameras
-from picardopt_3d.domain import BACKGROUND
 from picardopt_3d.guidance import SdsConfig, TimestepSchedule
 from picardopt_3d.guidance.choose import GuidanceConfig
 from picardopt_3d.guidance.loading import ModelOptions
@@ -24,11 +23,13 @@ from picardopt_3d.images import ReferenceImage
 from picardopt_3d.methods import losses
 from picardopt_3d.methods.dreamfusion import OCCUPIED
 from picardopt_3d.methods.optim import field_rates
-from picardopt_3d.methods.recipe import Context, PicardConfig, StageConfig
+from picardopt_3d.methods.recipe import Context, StageConfig
 from picardopt_3d.methods.schedules import Milestones, Points, Weights, check_milestones, current
 from picardopt_3d.methods.stage import Stage
+from picardopt_3d.picard import PicardConfig
 from picardopt_3d.problem import Losses
-from picardopt_3d.scenes import HashConfig, NerfConfig, OccupancyConfig, Render, Scene
+from picardopt_3d.scenes import WHITE, HashConfig, NerfConfig, OccupancyConfig, Render, Scene
+from picardopt_3d.tolerances import AdaptiveTol
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ SMALL = Zero123Config(
         radius=0.55,
         samples=24,
         background="solid",
-        background_colour=BACKGROUND,
+        background_colour=WHITE,
         # Fresh density is everywhere, and the run is short: it has to be forgotten sooner.
         occupancy=OccupancyConfig(resolution=24, threshold=0.3, decay=0.8, every=8),
     ),
@@ -204,7 +205,7 @@ PAPER = Zero123Config(
     cameras=CameraConfig(
         elevation=(-10.0, 80.0), distance=(3.8, 3.8), fov=(20.0, 20.0), stratified=False
     ),
-    picard=PicardConfig(window=7, rule="adaptive", initial=30e-6, predictor="hold"),
+    picard=PicardConfig(window=7, tolerance=AdaptiveTol(30e-6, 0.9, "median"), predictor="hold"),
 )
 
 PRESETS = {"small": SMALL, "paper": PAPER}

@@ -8,9 +8,10 @@ from picardopt_3d.scenes.occupancy import OccupancyConfig, OccupancyGrid
 from picardopt_3d.scenes.radiance_field import FieldConfig, RadianceField
 from picardopt_3d.scenes.scene import Scene, Surface
 from picardopt_3d.scenes.sdf import SdfConfig, SdfField
-from picardopt_3d.scenes.views import Light, Render
+from picardopt_3d.scenes.views import WHITE, Light, Render
 
 __all__ = [
+    "WHITE",
     "Field",
     "FieldConfig",
     "FieldSample",

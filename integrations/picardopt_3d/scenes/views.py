@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+WHITE = (1.0, 1.0, 1.0)
+"""The plain background of the presets, RGB."""
+
 
 @dataclass(frozen=True)
 class Light:

@@ -15,10 +15,10 @@ import tyro
 from torch import Tensor
 from torch.nn import functional
 
-from picardopt_3d.domain import COLOURS, SHAPES, Subject, all_subjects, render
 from picardopt_3d.training.loop import LoopConfig, Trainer, load_views, run
 from picardopt_3d.training.models import build_autoencoder, half
-from picardopt_3d.training.pictures import save_sheet, sheet_cameras
+from picardopt_3d.training.sheets import save_sheet, sheet_cameras
+from picardopt_3d.world import COLOURS, SHAPES, Subject, all_subjects, render
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +52,11 @@ class AutoencoderTrainer(Trainer):
         super().__init__(config, {"vae": self.vae})
 
     def loss(self) -> Tensor:
-        """Absolute and squared error of the pixels, and the divergence."""
+        """Returns absolute and squared error of the pixels, and the divergence."""
         config, draw = self.config, self.views.draw(self.config.batch, self.generator)
         rough = torch.rand(config.batch, 1, 1, 1, generator=self.generator, device=config.device)
         views = torch.where(
-            rough < config.rough, self.views.rough(draw, self.generator), self.views.look(draw)
+            rough < config.rough, self.views.rough(draw, self.generator), self.views.clean(draw)
         )
         latents = self.vae.encode(views.contiguous(memory_format=torch.channels_last)).latent_dist
         mean, logvar = latents.mean.float(), latents.logvar.float()
@@ -67,11 +67,11 @@ class AutoencoderTrainer(Trainer):
         return error + config.divergence * divergence
 
     def save_model(self, folder: Path) -> None:
-        """Write the model, with the scaling factor that gives its latents of true views unit variance."""
+        """Writes the model, with the scaling factor that gives its latents of true views unit variance."""
         generator = torch.Generator(self.config.device).manual_seed(0)
         latents = torch.cat(
             [
-                self.vae.encode(self.views.look(self.views.draw(64, generator))).latent_dist.mean
+                self.vae.encode(self.views.clean(self.views.draw(64, generator))).latent_dist.mean
                 for _ in range(16)
             ]
         )
@@ -79,7 +79,7 @@ class AutoencoderTrainer(Trainer):
         half(self.vae).save_pretrained(folder)
 
     def sample_sheet(self, path: Path) -> None:
-        """Views, and below each row what is left of them."""
+        """Draws views, and below each row their reconstructions."""
         rows = []
         for shape, colour in list(zip(SHAPES, COLOURS, strict=True))[1::2]:
             size = self.config.size

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from picardopt_3d.domain import CAPTIONS, COLOURS, SHAPES, all_subjects
 from picardopt_3d.training.data import caption_table
 from picardopt_3d.training.loop import LoopConfig, Trainer, load_views, run
 from picardopt_3d.training.models import (
@@ -31,7 +30,8 @@ from picardopt_3d.training.models import (
     text_config,
     vision_config,
 )
-from picardopt_3d.training.pictures import save_sheet
+from picardopt_3d.training.sheets import save_sheet
+from picardopt_3d.world import CAPTIONS, COLOURS, SHAPES, all_subjects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class ClipTrainer(Trainer):
         )
 
     def loss(self) -> Tensor:
-        """Each view picks its caption among all subjects', and each caption its views among the batch's."""
+        """Returns the loss: views pick their captions among all subjects', captions their views among the batch's."""
         config, draw = self.config, self.views.draw(self.config.batch, self.generator)
         count = len(SHAPES) * len(COLOURS)
         phrase = torch.randint(
@@ -99,12 +99,12 @@ class ClipTrainer(Trainer):
         return 0.5 * (functional.cross_entropy(logits, subject) + of_captions)
 
     def save_model(self, folder: Path) -> None:
-        """Write the model, the tokenizer and the image processor."""
+        """Writes the model, the tokenizer and the image processor."""
         for part in (half(self.model), self.tokenizer, self.processor):
             part.save_pretrained(folder)
 
     def sample_sheet(self, path: Path) -> None:
-        """What it is trained on: random subjects, as an unfinished optimization shows them."""
+        """Returns what it is trained on: random subjects, as an unfinished optimization shows them."""
         generator = torch.Generator(self.config.device).manual_seed(0)
         views = self.views.rough(self.views.draw(48, generator), generator) / 2 + 0.5
         save_sheet(list(views.split(8)), path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from picardopt_3d.cameras import CameraConfig, Cameras, orbit_cameras, random_cameras
-from picardopt_3d.domain import (
+from picardopt_3d.io import replacing
+from picardopt_3d.world import (
     BACKGROUND,
     CAPTIONS,
     COLOURS,
@@ -80,7 +80,7 @@ class Views:
         subjects: Sequence[Subject] | None = None,
         device: torch.device | str = "cpu",
     ) -> Views:
-        """Load the views from a file, or render them and write it.
+        """Loads the views from a file, or render them and write it.
 
         Args:
             path: The file.
@@ -98,14 +98,13 @@ class Views:
         if saved["key"] != key:
             shaded, poses = _render(count, size, seed, cameras, device)
             saved = {"key": key, "shaded": shaded.cpu(), "poses": poses.cpu()}
-            temporary = path.with_suffix(f".{os.getpid()}")  # several runs may share the file
-            torch.save(saved, temporary)
-            os.replace(temporary, path)
+            with replacing(path) as temporary:  # several runs may share the file
+                torch.save(saved, temporary)
         chosen = trained_subjects() if subjects is None else subjects
         return cls(saved["shaded"].to(device), saved["poses"].to(device), chosen)
 
     def draw(self, batch: int, generator: torch.Generator) -> Draw:
-        """Draw a batch: any of the subjects from any of its cameras.
+        """Draws a batch: any of the subjects from any of its cameras.
 
         Args:
             batch: How many views.
@@ -116,17 +115,17 @@ class Views:
         return Draw(subject[:, 0], subject[:, 1], view)
 
     def again(self, draw: Draw, generator: torch.Generator) -> Draw:
-        """The same subjects from other cameras."""
+        """Returns the same subjects from other cameras."""
         view = self._index(self.shaded.shape[1], len(draw.view), generator)
         return Draw(draw.shape, draw.colour, view)
 
-    def look(self, draw: Draw) -> Tensor:
-        """The views, RGB in [-1, 1]. [batch, 3, height, width]."""
+    def clean(self, draw: Draw) -> Tensor:
+        """Returns the views, RGB in [-1, 1]. [batch, 3, height, width]."""
         shaded = self.shaded[draw.shape, draw.view].float() / 255
         return 2 * colourize(shaded, self._colours[draw.colour], self._background) - 1
 
     def rough(self, draw: Draw, generator: torch.Generator) -> Tensor:
-        """The views as an unfinished optimization shows them, RGB in [-1, 1]. [batch, 3, height, width].
+        """Returns the views as an unfinished optimization shows them, RGB in [-1, 1]. [batch, 3, height, width].
 
         Moved and scaled a little, softer, translucent, off in colour, noisy, before a plain background of any colour:
         each by chance.
@@ -144,7 +143,7 @@ class Views:
         return (clean + strength[:, None, None, None] * noise).clamp(-1, 1)
 
     def pose(self, draw: Draw) -> Tensor:
-        """Elevation, azimuth, distance, field of view. [batch, 4]."""
+        """Returns elevation, azimuth, distance, field of view. [batch, 4]."""
         return self.poses[draw.shape, draw.view]
 
     def _index(self, limit: int, batch: int, generator: torch.Generator) -> Tensor:
@@ -152,7 +151,7 @@ class Views:
 
 
 def trained_subjects() -> tuple[Subject, ...]:
-    """All subjects but the held-out ones."""
+    """Returns all subjects but the held-out ones."""
     held_out = held_out_subjects()
     return tuple(subject for subject in all_subjects() if subject not in held_out)
 
@@ -160,7 +159,7 @@ def trained_subjects() -> tuple[Subject, ...]:
 def caption_table(
     tokenizer: Any, said: Callable[[str], Sequence[str]] = lambda text: (text,)
 ) -> Tensor:
-    """Tokens of every caption of every subject: tokenizing is done once, not in every step.
+    """Returns tokens of every caption of every subject: tokenizing is done once, not in every step.
 
     Args:
         tokenizer: A CLIP tokenizer.
@@ -182,7 +181,7 @@ def caption_table(
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    """Token numbers, padded to the tokenizer's length. [texts, tokens]."""
+    """Returns token numbers, padded to the tokenizer's length. [texts, tokens]."""
     tokens: Tensor = tokenizer(
         list(texts),
         padding="max_length",
@@ -194,7 +193,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
 
 
 def _warp(shaded: Tensor, draws: Tensor) -> Tensor:
-    """Scale by 0.8 to 1.25 and shift by up to a tenth of the picture; outside there is nothing."""
+    """Scales by 0.8 to 1.25 and shift by up to a tenth of the picture; outside there is nothing."""
     scale = 1.25 ** (2 * draws[:, 0] - 1)
     grid = torch.zeros(len(shaded), 2, 3, device=shaded.device)
     grid[:, 0, 0] = grid[:, 1, 1] = scale
@@ -204,7 +203,7 @@ def _warp(shaded: Tensor, draws: Tensor) -> Tensor:
 
 
 def _soften(shaded: Tensor, draws: Tensor) -> Tensor:
-    """Mix with a copy at half or a quarter of the resolution."""
+    """Mixes with a copy at half or a quarter of the resolution."""
     size = list(shaded.shape[-2:])
     soft, softer = (
         functional.interpolate(

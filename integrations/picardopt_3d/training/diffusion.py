@@ -16,7 +16,7 @@ def velocity_loss(
     beside: Tensor | None = None,
     **conditions: Any,
 ) -> Tensor:
-    """Squared error of the predicted velocity, at times spread evenly over the batch.
+    """Returns the squared error of the predicted velocity, at times spread evenly over the batch.
 
     The velocity is `sqrt(abar) noise - sqrt(1 - abar) clean`: where the noise is strong, a model this small cannot
     copy the noise through well enough for what remains of its guess to be of use.

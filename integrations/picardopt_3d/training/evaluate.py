@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from picardopt_3d.models import MODELS, kind_of, named
-from picardopt_3d.training.evaluation import EvaluationConfig
+from picardopt_3d.training.tables import EvaluationConfig
 
 
 def evaluation_of(folder: Path) -> Callable[[EvaluationConfig], None]:
@@ -39,7 +39,7 @@ def evaluation_of(folder: Path) -> Callable[[EvaluationConfig], None]:
 
 
 def main(config: EvaluationConfig) -> None:
-    """Print the tables of the model that the folder holds."""
+    """Prints the tables of the model that the folder holds."""
     with torch.no_grad():
         evaluation_of(config.folder)(config)
 

@@ -6,14 +6,14 @@ import torch
 from torch.nn import functional
 
 from picardopt_3d.cameras import random_cameras
-from picardopt_3d.domain import all_subjects
 from picardopt_3d.evaluate.clip import ClipJudge
 from picardopt_3d.training.data import WIDE_CAMERAS
-from picardopt_3d.training.evaluation import EvaluationConfig, print_table, true_views
+from picardopt_3d.training.tables import EvaluationConfig, print_table, true_views
+from picardopt_3d.world import all_subjects
 
 
 def print_clip_table(config: EvaluationConfig) -> None:
-    """R-precision of true views, and of blurred and noisy ones."""
+    """Prints the R-precision of true views, and of blurred and noisy ones."""
     judge = ClipJudge(config.folder)
     rows = []
     for name, blur, noise in (("true views", 1, 0.0), ("blurred", 2, 0.0), ("noisy", 1, 0.1)):
@@ -25,7 +25,7 @@ def print_clip_table(config: EvaluationConfig) -> None:
 def r_precision(
     judge: ClipJudge, config: EvaluationConfig, blur: int = 1, noise: float = 0.0
 ) -> tuple[float, float]:
-    """Share of the subjects' views whose own caption fits best, one by one and by their mean similarity.
+    """Returns the share of the subjects' views whose own caption fits best, one by one and by their mean similarity.
 
     Args:
         judge: Over the captions of all subjects.

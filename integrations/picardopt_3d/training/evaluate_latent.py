@@ -10,12 +10,12 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from picardopt_3d.cameras import Cameras, random_cameras
-from picardopt_3d.domain import Subject, all_subjects
 from picardopt_3d.guidance.zero123_pipeline import Zero123Pipeline, embed_image, relative_pose
 from picardopt_3d.prompts import ViewWords
 from picardopt_3d.training.data import WIDE_CAMERAS, tokenize
-from picardopt_3d.training.evaluation import EvaluationConfig, groups, print_table, true_views
+from picardopt_3d.training.tables import EvaluationConfig, groups, print_table, true_views
 from picardopt_3d.training.zero123 import CAMERAS
+from picardopt_3d.world import Subject, all_subjects
 
 
 def psnr(views: Tensor, truth: Tensor) -> float:
@@ -54,7 +54,7 @@ class Latents:
         attended: Tensor,
         beside: Tensor | None = None,
     ) -> Tensor:
-        """Add noise to latents, take out what the model finds, and decode. [batch, 3, height, width]."""
+        """Adds noise to latents, take out what the model finds, and decode. [batch, 3, height, width]."""
         abar = self.abar[level].to(clean)
         noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
         inputs = noisy if beside is None else torch.cat([noisy, beside], dim=1)

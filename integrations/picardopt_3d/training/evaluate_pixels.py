@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from picardopt_3d.cameras import random_cameras
-from picardopt_3d.domain import Subject, all_subjects
 from picardopt_3d.guidance.pixel_diffusion import PixelDiffusion
 from picardopt_3d.guidance.protocol import ScoreModel
 from picardopt_3d.training.data import WIDE_CAMERAS
-from picardopt_3d.training.evaluation import EvaluationConfig, groups, print_table, true_views
+from picardopt_3d.training.tables import EvaluationConfig, groups, print_table, true_views
+from picardopt_3d.world import Subject, all_subjects
 
 
 @dataclass(frozen=True)
 class Denoising:
-    """PSNR of denoised views at one noise level, dB.
+    """Returns the PSNR of denoised views at one noise level, dB.
 
     Attributes:
         right: With the caption and the view's own camera.
@@ -37,7 +37,7 @@ def denoising(
     config: EvaluationConfig,
     subjects: Sequence[Subject] | None = None,
 ) -> Denoising:
-    """Denoise true views from one noise level.
+    """Denoises true views from one noise level.
 
     Args:
         score: The model.
@@ -65,7 +65,7 @@ def denoising(
 
 
 def print_pixel_tables(config: EvaluationConfig) -> None:
-    """Denoising by noise level, over subjects that the model was trained on and others."""
+    """Prints denoising by noise level, over subjects that the model was trained on and others."""
     score = PixelDiffusion.from_pretrained(config.folder)
     for name, subjects in groups(config).items():
         rows = []

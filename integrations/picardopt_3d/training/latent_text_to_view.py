@@ -2,7 +2,7 @@
 
     python -m picardopt_3d.training.latent_text_to_view --out training/latent --vae training/autoencoder/pipeline
 
-It is told the view in words behind the caption (", front view", ...), as view-dependent prompts tell a real one. Writes
+Its captions end in words for the view (", front view", ...), as view-dependent prompts do for a real one. Writes
 `pipeline/`, a `StableDiffusionPipeline` folder, with what else `picardopt_3d.training.text_to_view` says.
 """
 
@@ -17,7 +17,6 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor
 
 from picardopt_3d.cameras import orbit_cameras
-from picardopt_3d.domain import COLOURS, SHAPES, Subject
 from picardopt_3d.prompts import ViewWords
 from picardopt_3d.training.data import caption_table, tokenize
 from picardopt_3d.training.diffusion import velocity_loss
@@ -30,7 +29,8 @@ from picardopt_3d.training.models import (
     half,
     latent_scheduler,
 )
-from picardopt_3d.training.pictures import save_sheet
+from picardopt_3d.training.sheets import save_sheet
+from picardopt_3d.world import COLOURS, SHAPES, Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class LatentTextToViewTrainer(Trainer):
         self.no_caption = tokenize(self.tokenizer, [""]).to(config.device)
 
     def loss(self) -> Tensor:
-        """Squared error of the predicted velocity of latents."""
+        """Returns the squared error of the predicted velocity of latents."""
         config, draw = self.config, self.views.draw(self.config.batch, self.generator)
         chances = torch.rand(3, config.batch, generator=self.generator, device=config.device)
         phrase = (chances[2] * self.captions.shape[2]).long()
@@ -89,7 +89,7 @@ class LatentTextToViewTrainer(Trainer):
         tokens = self.captions[draw.shape, draw.colour, phrase, words]
         tokens = torch.where(chances[0, :, None] < config.drop_caption, self.no_caption, tokens)
         with torch.no_grad():
-            views = self.views.look(draw).contiguous(memory_format=torch.channels_last)
+            views = self.views.clean(draw).contiguous(memory_format=torch.channels_last)
             posterior = self.vae.encode(views).latent_dist
             noise = torch.randn(
                 posterior.mean.shape, generator=self.generator, device=config.device
@@ -104,7 +104,7 @@ class LatentTextToViewTrainer(Trainer):
         )
 
     def save_model(self, folder: Path) -> None:
-        """Write the pipeline folder."""
+        """Writes the pipeline folder."""
         parts = {"vae": half(self.vae), "unet": half(self.unet)}
         self._pipeline(text_encoder=half(self.text_encoder), **parts).save_pretrained(folder)
 
@@ -119,7 +119,7 @@ class LatentTextToViewTrainer(Trainer):
         )
 
     def sample_sheet(self, path: Path) -> None:
-        """Each shape in one colour, in general and from the four views that there are words for."""
+        """Draws each shape in one colour, in general and from the four views that there are words for."""
         pipeline = self._pipeline(vae=self.vae, unet=self.unet, text_encoder=self.text_encoder)
         pipeline.set_progress_bar_config(disable=True)
         rows = []

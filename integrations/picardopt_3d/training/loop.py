@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from picardopt_3d.cameras import CameraConfig
-from picardopt_3d.domain import Subject
+from picardopt_3d.io import replacing
 from picardopt_3d.training.data import WIDE_CAMERAS, Views
-from picardopt_3d.training.pictures import save_loss_curve
+from picardopt_3d.training.sheets import save_loss_curve
+from picardopt_3d.world import Subject
 
 _HOW = {
     "out",
@@ -37,7 +37,7 @@ _HOW = {
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """What every training is told.
+    """Options of every training.
 
     Attributes:
         out: Folder for everything that is written.
@@ -85,7 +85,7 @@ def load_views(
     cameras: CameraConfig = WIDE_CAMERAS,
     subjects: Sequence[Subject] | None = None,
 ) -> Views:
-    """The views that a training draws from, rendered now or before.
+    """Returns the views that a training draws from, rendered now or before.
 
     Args:
         config: How many, and where they are kept.
@@ -132,15 +132,15 @@ class Trainer(ABC):
 
     @abstractmethod
     def loss(self) -> Tensor:
-        """The loss of a fresh batch, drawn with `self.generator` alone."""
+        """Returns the loss of a fresh batch, drawn with `self.generator` alone."""
 
     @abstractmethod
     def save_model(self, folder: Path) -> None:
-        """Write the model, as it is now, in half precision."""
+        """Writes the model, as it is now, in half precision."""
 
     @abstractmethod
     def sample_sheet(self, path: Path) -> None:
-        """Draw a picture of what the model can do now."""
+        """Draws a picture of what the model can do now."""
 
     @property
     def losses(self) -> list[float]:
@@ -168,7 +168,7 @@ class Trainer(ABC):
         return min(1.0, spent)
 
     def step(self) -> None:
-        """One optimizer step."""
+        """Takes one optimizer step."""
         config = self.config
         warm = min(1.0, (self.steps + 1) / config.warmup)
         lr = config.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.progress)))
@@ -184,7 +184,7 @@ class Trainer(ABC):
         self._fresh.append(loss.detach().float())
 
     def save(self) -> None:
-        """Write the checkpoint, atomically."""
+        """Writes the checkpoint, whole or not at all."""
         state = {
             "config": _fingerprint(self.config),
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
@@ -194,12 +194,11 @@ class Trainer(ABC):
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "seconds": self.seconds,
         }
-        temporary = self.config.out / "checkpoint.partial"
-        torch.save(state, temporary)
-        os.replace(temporary, self.config.out / "checkpoint.pt")
+        with replacing(self.config.out / "checkpoint.pt") as temporary:
+            torch.save(state, temporary)
 
     def resume(self) -> bool:
-        """Take up the checkpoint, if there is one.
+        """Takes up the checkpoint, if there is one.
 
         Raises:
             ValueError: The checkpoint is of a run with other settings.
@@ -224,7 +223,7 @@ class Trainer(ABC):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """With the averaged weights, in evaluation mode."""
+        """Puts the averaged weights in place for a block, in evaluation mode."""
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
         for module in self.modules.values():
@@ -237,7 +236,7 @@ class Trainer(ABC):
                 module.train()
 
     def export(self) -> Path:
-        """Write the averaged weights as a model folder, with samples and the loss curve beside it."""
+        """Writes the averaged weights as a model folder, with samples and the loss curve beside it."""
         out, losses = self.config.out, self.losses
         with self.averaged(), torch.no_grad():
             self.save_model(out / "pipeline")
@@ -255,7 +254,7 @@ class Trainer(ABC):
 
 
 def _take_weights(module: Any, folder: Path, name: str) -> None:
-    """Load a part's weights from a model folder that holds it, or is it."""
+    """Loads a part's weights from a model folder that holds it, or is it."""
     part = folder / name if (folder / name).is_dir() else folder
     saved = type(module).from_pretrained(part, dtype=torch.float32)
     module.load_state_dict(saved.state_dict())
@@ -268,7 +267,7 @@ def _fingerprint(config: LoopConfig) -> str:
 
 
 def run(trainer: Trainer) -> None:
-    """Train, or take up an unfinished run, to the end of its budget, and export.
+    """Trains, or takes up an unfinished run, to the end of its budget, and exports.
 
     Raises:
         FloatingPointError: The loss is no longer finite.

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from picardopt_3d.cameras import CONDITION_SIZE
-from picardopt_3d.domain import all_subjects
 from picardopt_3d.prompts import ViewWords
+from picardopt_3d.world import all_subjects
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _GROUPS = 8
@@ -85,7 +85,7 @@ class UNetSizes:
 
 
 def build_tokenizer(captions: Iterable[str], tokens: int) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair merges make each word of the captions one token.
+    """Returns a CLIP tokenizer whose byte-pair merges make each word of the captions one token.
 
     Other words still encode: they are spelled in smaller pieces, down to bytes.
     """
@@ -108,24 +108,24 @@ def build_tokenizer(captions: Iterable[str], tokens: int) -> CLIPTokenizer:
 
 
 def _merges_of(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """The merges that were learnt, best first; only the serialized form tells them."""
+    """The merges that were learnt, best first; only the serialized form has them."""
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
 def build_tokenizer_and_text_encoder(sizes: TextSizes) -> tuple[CLIPTokenizer, CLIPTextModel]:
-    """The untrained text encoder of the built-in world's captions, and its tokenizer."""
+    """Returns the untrained text encoder of the built-in world's captions, and its tokenizer."""
     tokenizer = build_tokenizer(known_texts(), sizes.tokens)
     return tokenizer, CLIPTextModel(text_config(sizes, tokenizer))
 
 
 def known_texts() -> list[str]:
-    """All words that the models are told, in captions."""
+    """Returns all words of the captions."""
     captions = [text for subject in all_subjects() for text in subject.captions]
     return [*captions, *(words.strip(", ") for words in ViewWords().texts(""))]
 
 
 def text_config(sizes: TextSizes, tokenizer: CLIPTokenizer, embedding: int = 0) -> CLIPTextConfig:
-    """The configuration of a CLIP text encoder for a tokenizer."""
+    """Returns the configuration of a CLIP text encoder for a tokenizer."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=sizes.channels,
@@ -141,7 +141,7 @@ def text_config(sizes: TextSizes, tokenizer: CLIPTokenizer, embedding: int = 0) 
 
 
 def vision_config(sizes: VisionSizes) -> CLIPVisionConfig:
-    """The configuration of a CLIP image encoder."""
+    """Returns the configuration of a CLIP image encoder."""
     return CLIPVisionConfig(
         hidden_size=sizes.channels,
         intermediate_size=2 * sizes.channels,
@@ -161,7 +161,7 @@ def build_unet(
     cross_attention: int,
     camera: bool = False,
 ) -> UNet2DConditionModel:
-    """An untrained score model, drawn from torch's global generator.
+    """Returns an untrained score model, drawn from torch's global generator.
 
     Args:
         sizes: Its sizes.
@@ -191,7 +191,7 @@ def build_unet(
 
 
 def build_autoencoder(size: int, channels: tuple[int, ...], latent: int = 4) -> AutoencoderKL:
-    """An untrained autoencoder; each resolution but the first halves the picture."""
+    """Returns an untrained autoencoder; each resolution but the first halves the picture."""
     return AutoencoderKL(
         sample_size=size,
         in_channels=3,
@@ -206,7 +206,7 @@ def build_autoencoder(size: int, channels: tuple[int, ...], latent: int = 4) -> 
 
 
 def latent_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise levels; the velocity is predicted, as by SD 2.1."""
+    """Returns Stable Diffusion's noise levels; the velocity is predicted, as by SD 2.1."""
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -220,7 +220,7 @@ def latent_scheduler() -> DDIMScheduler:
 
 
 def half(module: nn.Module) -> Any:
-    """A copy in half precision on the CPU, for saving; the module itself stays as it is."""
+    """Returns a copy in half precision on the CPU, for saving; the module itself stays as it is."""
     copied = copy.deepcopy(module)
     for parameter in copied.parameters():  # saving needs the ordinary layout
         parameter.data = parameter.data.to("cpu", torch.float16).contiguous()

@@ -17,7 +17,6 @@ import tyro
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from picardopt_3d.domain import COLOURS, SHAPES, Subject
 from picardopt_3d.guidance.text_to_view import TextToViewPipeline
 from picardopt_3d.training.data import caption_table, tokenize
 from picardopt_3d.training.diffusion import velocity_loss
@@ -29,7 +28,8 @@ from picardopt_3d.training.models import (
     build_unet,
     half,
 )
-from picardopt_3d.training.pictures import save_sheet, sheet_cameras
+from picardopt_3d.training.sheets import save_sheet, sheet_cameras
+from picardopt_3d.world import COLOURS, SHAPES, Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class TextToViewConfig(LoopConfig):
 
 
 def build_pipeline(config: TextToViewConfig) -> TextToViewPipeline:
-    """The untrained pipeline, drawn from torch's global generator."""
+    """Returns the untrained pipeline, drawn from torch's global generator."""
     tokenizer, text_encoder = build_tokenizer_and_text_encoder(config.text)
     unet = build_unet(config.unet, config.size, 3, 3, config.text.channels, camera=True)
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
@@ -60,7 +60,7 @@ def build_pipeline(config: TextToViewConfig) -> TextToViewPipeline:
 
 
 def save_half_precision(pipeline: TextToViewPipeline, folder: Path) -> None:
-    """Save a pipeline folder with fp16 safetensors weights; the pipeline itself is left as it was."""
+    """Saves a pipeline folder with fp16 safetensors weights; the pipeline itself is left as it was."""
     TextToViewPipeline(
         half(pipeline.unet), half(pipeline.text_encoder), pipeline.tokenizer, pipeline.scheduler
     ).save_pretrained(folder, safe_serialization=True)
@@ -83,7 +83,7 @@ class TextToViewTrainer(Trainer):
         self.no_caption = tokenize(self.pipeline.tokenizer, [""]).to(config.device)
 
     def loss(self) -> Tensor:
-        """Squared error of the predicted velocity."""
+        """Returns the squared error of the predicted velocity."""
         config, draw = self.config, self.views.draw(self.config.batch, self.generator)
         chances = torch.rand(3, config.batch, 1, generator=self.generator, device=config.device)
         phrase = (chances[2, :, 0] * self.captions.shape[2]).long()
@@ -93,18 +93,18 @@ class TextToViewTrainer(Trainer):
         return velocity_loss(
             self.unet,
             self.pipeline.scheduler,
-            self.views.look(draw),
+            self.views.clean(draw),
             self.generator,
             encoder_hidden_states=self.text_encoder(tokens).last_hidden_state,
             class_labels=conditions * (chances[1] >= config.drop_camera),
         )
 
     def save_model(self, folder: Path) -> None:
-        """Write the pipeline folder."""
+        """Writes the pipeline folder."""
         save_half_precision(self.pipeline, folder)
 
     def sample_sheet(self, path: Path) -> None:
-        """Each shape in one colour from six cameras."""
+        """Draws each shape in one colour from six cameras."""
         cameras = sheet_cameras()
         self.pipeline.set_progress_bar_config(disable=True)
         rows = [

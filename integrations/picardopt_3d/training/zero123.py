@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 from picardopt_3d.cameras import CameraConfig, orbit_cameras
-from picardopt_3d.domain import COLOURS, SHAPES, Subject, all_subjects, render
 from picardopt_3d.guidance.zero123_pipeline import (
     CLIPCameraProjection,
     Zero123Pipeline,
@@ -36,10 +35,11 @@ from picardopt_3d.training.models import (
     latent_scheduler,
     vision_config,
 )
-from picardopt_3d.training.pictures import save_sheet, sheet_cameras
+from picardopt_3d.training.sheets import save_sheet, sheet_cameras
+from picardopt_3d.world import COLOURS, SHAPES, Subject, all_subjects, render
 
 CAMERAS = CameraConfig(elevation=(-10.0, 80.0), distance=(1.5, 1.8), fov=(42.5, 42.5))
-"""Its cameras: one field of view, which a relative pose does not tell."""
+"""Its cameras: one field of view, which a relative pose does not contain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +92,15 @@ class Zero123Trainer(Trainer):
         self.scheduler = latent_scheduler()
 
     def loss(self) -> Tensor:
-        """Squared error of the predicted velocity of the target's latents, for any pair of views."""
+        """Returns the squared error of the predicted velocity of the target's latents, for any pair of views."""
         config, seen = self.config, self.views.draw(self.config.batch, self.generator)
         target = self.views.again(seen, self.generator)
         device = config.device
         keep = torch.rand(config.batch, 1, generator=self.generator, device=device) >= config.drop
-        images = self.views.look(seen).contiguous(memory_format=torch.channels_last)
+        images = self.views.clean(seen).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             beside = self.vae.encode(images).latent_dist.mode().float()
-            views = self.views.look(target).contiguous(memory_format=torch.channels_last)
+            views = self.views.clean(target).contiguous(memory_format=torch.channels_last)
             posterior = self.vae.encode(views).latent_dist
             noise = torch.randn(beside.shape, generator=self.generator, device=device)
             latents = posterior.mean.float() + posterior.std.float() * noise
@@ -117,7 +117,7 @@ class Zero123Trainer(Trainer):
         )
 
     def save_model(self, folder: Path) -> None:
-        """Write the pipeline folder."""
+        """Writes the pipeline folder."""
         Zero123Pipeline(
             half(self.vae),
             half(self.image_encoder),
@@ -128,7 +128,7 @@ class Zero123Trainer(Trainer):
         ).save_pretrained(folder)
 
     def sample_sheet(self, path: Path) -> None:
-        """Each shape in one colour: the reference, then samples from the six cameras of the other sheets."""
+        """Draws each shape in one colour: the reference, then samples from the six cameras of the other sheets."""
         pipeline = Zero123Pipeline(
             self.vae,
             self.image_encoder,

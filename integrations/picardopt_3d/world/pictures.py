@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from picardopt_3d.cameras import Cameras, orbit_cameras
-from picardopt_3d.domain import Subject, render
 from picardopt_3d.images import ReferenceImage, save_reference
+from picardopt_3d.world.subjects import Subject
+from picardopt_3d.world.views import render
 
 EXAMPLES: dict[str, tuple[Subject, float, float]] = {
     "red_chair": (Subject("chair", "red"), 20.0, 30.0),

@@ -1,0 +1,89 @@
+"""The one changed line of the training loop, and the options that it takes from recipe and command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from picardopt import ParallelPicardOptimizer
+from picardopt_3d.problem import Problem
+from picardopt_3d.tolerances import TolConfig, ToleranceOption, build_tolerance
+
+Predictor = Literal["coast", "hold"]
+
+
+@dataclass(frozen=True)
+class PicardConfig:
+    """How a run evaluates steps ahead unless its command says otherwise (the paper's Tables 3 and 4).
+
+    Attributes:
+        window: Steps evaluated by one sweep; None: one per worker.
+        tolerance: Largest residual that is accepted, as `tolerances` describes it; None: the optimizer's own rule.
+        predictor: What fills the window's new slots: "coast", or "hold" (the paper's).
+    """
+
+    window: int | None = None
+    tolerance: ToleranceOption = None
+    predictor: Predictor = "coast"
+
+    def __post_init__(self) -> None:
+        """Checks the window.
+
+        Raises:
+            ValueError: It is no positive number.
+        """
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window={self.window}: give a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class PicardOptions:
+    """A recipe's `PicardConfig` with a command's options laid over it; None leaves the recipe's.
+
+    Attributes:
+        recipe: The recipe's.
+        window: As in `PicardConfig`.
+        tolerance: Likewise.
+        predictor: Likewise.
+        sequential: Evaluate nothing ahead: a window of 1, whatever the others say.
+    """
+
+    recipe: PicardConfig
+    window: int | None = None
+    tolerance: TolConfig | None = None
+    predictor: Predictor | None = None
+    sequential: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns the arguments of `ParallelPicardOptimizer` that these options decide."""
+        window = self.recipe.window if self.window is None else self.window
+        given = {
+            "window": 1 if self.sequential else window,
+            "tolerance": build_tolerance(self.tolerance, self.recipe.tolerance),
+            "predictor": self.predictor or self.recipe.predictor,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def make_optimizer(
+    problem: Problem, options: PicardOptions, steps: int, seed: int
+) -> ParallelPicardOptimizer:
+    """Wraps the optimizers of a problem.
+
+    Args:
+        problem: What is trained.
+        options: How far ahead, and what is accepted.
+        steps: Optimizer steps of the whole run.
+        seed: Of the randomness of each step.
+    """
+    bases = problem.optimizers()
+    return ParallelPicardOptimizer(
+        bases[0] if len(bases) == 1 else bases,
+        total_steps=steps,
+        seed=seed,
+        carry=problem.carry(),
+        restructure=problem.restructure(),
+        lr_scheduler=problem.lr_scheduler(),
+        measured=problem.measured(),
+        **options.arguments(),
+    )

@@ -1,0 +1,70 @@
+"""The checkpoint of a stage: scene with carry, guidance, optimizers, record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from picardopt import (
+    CheckpointError,
+    ParallelPicardOptimizer,
+    load_checkpoint,
+    save_checkpoint,
+)
+from picardopt_3d.problem import Problem
+from picardopt_3d.run.folder import StageFolder
+from picardopt_3d.run.record import RunRecord
+
+_RECORD = "trained"  # the name that earlier versions gave it
+
+
+def save_stage(
+    folder: StageFolder,
+    problem: Problem,
+    optimizer: ParallelPicardOptimizer,
+    record: RunRecord,
+) -> None:
+    """Writes the last committed step and, beside it, the record alone."""
+    state = problem.state_dict() | {"optimizer": optimizer.state_dict(), _RECORD: vars(record)}
+    folder.path.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(folder.checkpoint, state)
+    record.save(folder)
+
+
+def load_stage(
+    folder: StageFolder,
+    problem: Problem,
+    optimizer: ParallelPicardOptimizer,
+    record: RunRecord,
+) -> None:
+    """Goes on from what `save_stage` wrote.
+
+    Raises:
+        CheckpointError: The file cannot be used, or is of another configuration.
+    """
+    state = load_checkpoint(folder.checkpoint)
+    earlier = _record_in(folder, state)
+    try:
+        problem.load_state_dict(state)
+        optimizer.load_state_dict(dict(state["optimizer"]))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder.checkpoint} is of another configuration than the run's folder says: {error}"
+        ) from error
+    # Sequential runs of earlier versions kept the wrapped optimizer alone, whose state has no step.
+    optimizer.step_index = earlier.step
+    record.take_over(earlier)
+
+
+def load_record(folder: StageFolder) -> RunRecord:
+    """Reads the record out of a checkpoint.
+
+    Raises:
+        CheckpointError: The file cannot be used.
+    """
+    return _record_in(folder, load_checkpoint(folder.checkpoint))
+
+
+def _record_in(folder: StageFolder, state: dict[str, Any]) -> RunRecord:
+    if _RECORD not in state:
+        raise CheckpointError(f"{folder.checkpoint} holds no record of a run: give a run's folder")
+    return RunRecord.of_state(state[_RECORD])

@@ -1,0 +1,69 @@
+"""What the evaluations of all shipped models share: what is evaluated, on which views, and how it is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from picardopt_3d.cameras import Cameras
+from picardopt_3d.guidance.pixel_diffusion import SHIPPED
+from picardopt_3d.training.data import trained_subjects
+from picardopt_3d.world import COLOURS, Subject, colourize, held_out_subjects, render_shading
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is evaluated.
+
+    Attributes:
+        folder: The model's folder.
+        levels: Noise levels, as timesteps.
+        every: Every n-th subject of the built-in world.
+        views: Random cameras, the same for all subjects.
+        sample_steps: Denoising steps where samples are drawn.
+        scales: Strengths of classifier-free guidance that samples are drawn with.
+        seed: Of the cameras and the noise.
+        device: Where the model runs.
+    """
+
+    folder: Path = SHIPPED
+    levels: tuple[int, ...] = (100, 300, 500, 700, 850, 950)
+    every: int = 5
+    views: int = 8
+    sample_steps: int = 50
+    scales: tuple[float, ...] = (1.0, 3.0)
+    seed: int = 0
+    device: str = "cpu"
+
+
+def true_views(subjects: Sequence[Subject], cameras: Cameras, size: int) -> Tensor:
+    """Renders true views, RGB in [0, 1]; each shape is rendered once. [subjects, cameras, 3, size, size]."""
+    shaded = {
+        shape: render_shading(shape, cameras, size, size)
+        for shape in dict.fromkeys(subject.shape for subject in subjects)
+    }
+    return torch.stack(
+        [
+            colourize(shaded[subject.shape], torch.tensor(COLOURS[subject.colour]))
+            for subject in subjects
+        ]
+    )
+
+
+def groups(config: EvaluationConfig) -> dict[str, Sequence[Subject]]:
+    """Returns what the text models are evaluated on: subjects that they were trained on, and the others."""
+    return {"trained": trained_subjects()[:: config.every], "held out": held_out_subjects()}
+
+
+def print_table(
+    heads: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]], unit: str = "dB"
+) -> None:
+    """Prints figures as a Markdown table."""
+    print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
+    for name, values in rows:
+        print("| " + " | ".join([name, *(f"{value:.1f} {unit}" for value in values)]) + " |")
+    print(flush=True)

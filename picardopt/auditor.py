@@ -1,0 +1,176 @@
+"""Decides at each step whether a queued drift is still valid, and checks now and then that the closure is pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from picardopt.audit import Audit
+from picardopt.audit.recheck import bits_float, differs, float_bits, impure, is_noise
+from picardopt.audit.surroundings import Drop, Keep, Recheck, Surroundings
+from picardopt.audit.wrappers import advice
+from picardopt.closure import StepClosure
+from picardopt.drift import Accepted, Drift, Outcome
+from picardopt.engines import Engine
+from picardopt.evaluation import Evaluator
+from picardopt.layout import ParameterLayout, Row
+from picardopt.options import Options
+from picardopt.stats import Stats
+from picardopt.sweep import accepts, same_bits, squared_distance
+from picardopt.warn import warn_user
+from picardopt.window import Window
+
+_KEEP, _RECHECK, _DROP = range(3)  # a rank's opinion on a queued drift
+_OFTEN, _RETRY = 8, 16  # drops in a row; sweeps
+_OPINIONS = {Keep: _KEEP, Recheck: _RECHECK, Drop: _DROP}
+
+
+class Auditor:
+    """Checks queued drifts before they are committed.
+
+    Args:
+        layout: The live tensors.
+        window: The iterates; its head is the guess of the next queued drift.
+        evaluator: Evaluates drifts again.
+        engine: Averages them over a data row, and lets the ranks agree.
+        audit: The schedule of checks.
+        options: The optimizer's options.
+        stats: Counts the checks.
+        exact: Whether the tolerance is 0.
+        own: The wrapper, its bases and their groups: a closure may see these change.
+    """
+
+    def __init__(
+        self,
+        layout: ParameterLayout,
+        window: Window,
+        evaluator: Evaluator,
+        engine: Engine,
+        audit: Audit,
+        options: Options,
+        stats: Stats,
+        exact: bool,
+        own: Sequence[object],
+    ) -> None:
+        self._layout, self._window, self._evaluator = layout, window, evaluator
+        self._engine, self._audit, self._stats = engine, audit, stats
+        self._exact, self._seed, self._stride = exact, options.seed, 0
+        self._speculates = options.window > 1 or engine.size > 1
+        self._owner = id(own[0])
+        # At tolerance 0 even with audit="never": the run must be the sequential one.
+        self._watches = self._speculates and (exact or audit.mode != "never")
+        self._surroundings = Surroundings([*layout.tensors, *own])
+        self._live, self._scratch = layout.row(), layout.scratch()
+
+    def end_sweep(self, closure: StepClosure, stride: int) -> None:
+        """Records the length of a new queue, and the surroundings of its closure."""
+        self._stride = stride
+        if self._watches and stride > 1:
+            self._surroundings.add_modules(self._audit.ran)
+            self._note(closure)
+
+    def _note(self, closure: StepClosure) -> None:
+        """Records the surroundings anew, so that changes by an evaluation are not taken for the loop's."""
+        self._surroundings.changed(closure.source)
+
+    def valid(self, closure: StepClosure, accepted: Accepted) -> bool:
+        """Returns whether the next queued drift is valid for the present parameters and surroundings of the closure.
+
+        The ranks decide together: a progress bar, for instance, may change on one of them only.
+        """
+        if not self._watches:
+            return not self._moved(accepted)
+        verdict = self._audit.changes.look(
+            self._surroundings.changed(closure.source), exact=self._exact, queued=True
+        )
+        opinion, moved = _OPINIONS[type(verdict)], self._moved(accepted)
+        if moved or (opinion and accepted.remapped):
+            opinion = _DROP
+        opinions = [each for (each,) in self._engine.share_numbers([opinion])]
+        valid = max(opinions) == _KEEP
+        if max(opinions) == _RECHECK:
+            differences, _ = self._evaluate_again(closure, accepted.drift)
+            valid = not any(differences)
+            if isinstance(verdict, Recheck):
+                changes = self._audit.changes
+                (changes.harmless if valid else changes.harmful)(verdict.names)
+        if valid:
+            self._audit.drops_in_a_row = 0
+        elif not moved:
+            self._audit.drops_in_a_row += 1
+            self._stats.outer_changes += 1
+        self._warn(opinions)
+        return valid
+
+    @property
+    def futile(self) -> bool:
+        """Whether a window would probably be dropped after its head, as the last ones were; retried now and then."""
+        often = self._audit.drops_in_a_row >= _OFTEN
+        return often and self._stats.sweeps % _RETRY != 0
+
+    def _warn(self, opinions: Sequence[int]) -> None:
+        """Warns about a change, on the first rank that saw it."""
+        text = self._audit.changes.message()
+        first = next((rank for rank, opinion in enumerate(opinions) if opinion), None)
+        if text and self._engine.rank == first:
+            warn_user(text + advice(self._owner))
+
+    def _moved(self, accepted: Accepted) -> bool:
+        """Returns whether the live parameters have left the point at which the drift was evaluated."""
+        self._live.store(self._layout.tensors)
+        if self._exact or accepted.slot == 0:
+            return not bool(same_bits(self._live, self._window.head))
+        distance = squared_distance(
+            self._live, self._window.head, self._scratch, self._layout.numel
+        )
+        return not accepts(float(distance), accepted.threshold, False, exact=False)
+
+    def check(self, closure: StepClosure, accepted: Accepted) -> None:
+        """Refuses gradients left over from before the closure, and evaluates a drift again if the schedule asks for it.
+
+        Raises:
+            ImpureClosureError: If the closure is not a function of (parameters, step).
+        """
+        self._audit.clearing.check(closure, self._layout.parameters)
+        ahead, sweep = accepted.slot > 0, accepted.sweep
+        if not self._speculates or accepted.remapped or not self._audit.due(sweep, ahead=ahead):
+            return
+        if not self._audit.draws(accepted.slot, self._stride, self._seed, sweep):
+            return
+        differences, again = self._evaluate_again(closure, accepted.drift)
+        if any(differences):
+            raise impure(accepted.drift.step, differences) from again.error
+        self._audit.passed(sweep, ahead=ahead)
+
+    def _evaluate_again(self, closure: StepClosure, queued: Drift) -> tuple[list[float], Drift]:
+        """Evaluates a queued drift at its guess, with the closure of its own call.
+
+        Returns:
+            The relative squared difference on each rank, 0 for none; and this rank's new drift.
+        """
+        rows = [self._window.spare(), self._window.spare()]
+        with self._stats.phase("audit"):
+            self._stats.audits += 1
+            self._live.store(self._layout.tensors)
+            with self._evaluator.swapped_parameters(self._live):
+                again = last = self._evaluate(closure, queued.step, rows[0])
+                difference = differs(queued, again, self._scratch)
+                if 0 < difference < math.inf:
+                    last = self._evaluate(closure, queued.step, rows[1])
+                    noise = differs(again, last, self._scratch)
+                    parts = self._engine.data_size
+                    if is_noise(difference, noise, self._layout.device, parts):
+                        difference = 0.0
+            self._window.release(rows)
+            if self._watches:
+                self._note(closure)
+            interrupted = last.outcome is Outcome.INTERRUPTED
+            error = last.error if interrupted else None
+            table = self._engine.share_numbers([int(interrupted), float_bits(difference)], error)
+        if any(flag for flag, _ in table):
+            raise error or KeyboardInterrupt
+        return [bits_float(bits) for _, bits in table], again
+
+    def _evaluate(self, closure: StepClosure, step: int, out: Row) -> Drift:
+        drift = self._evaluator.evaluate(closure, step, self._window.head, out)
+        return self._engine.average(self._layout, drift)

@@ -1,0 +1,1 @@
+"""Training frameworks around the wrapper."""
