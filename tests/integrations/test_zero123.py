@@ -15,8 +15,8 @@ from picardopt_3d.guidance.loading import ModelOptions, Precision
 from picardopt_3d.guidance.protocol import EncodedImage, ScoreModel
 from picardopt_3d.guidance.sds import ScoreDistillation, SdsConfig, guided_noise
 from picardopt_3d.guidance.stable_diffusion import StableDiffusion
-from picardopt_3d.guidance.zero123 import CCProjection, Zero123
-from picardopt_3d.guidance.zero123_pipeline import Zero123Pipeline
+from picardopt_3d.guidance.zero123 import Zero123
+from picardopt_3d.guidance.zero123_pipeline import CCProjection, Zero123Pipeline
 from picardopt_3d.prompts import ImagePrompt
 from safetensors.torch import load_file, save_file
 from torch import Tensor

@@ -17,15 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    ConfigMixin,
-    DDIMScheduler,
-    ModelMixin,
-    UNet2DConditionModel,
-)
-from diffusers.configuration_utils import register_to_config
-from torch import Tensor, nn
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 from picardopt_3d.cameras import Cameras
@@ -45,7 +38,7 @@ from picardopt_3d.guidance.protocol import (
 )
 from picardopt_3d.guidance.stable_diffusion import draw_latents
 from picardopt_3d.guidance.zero123_pipeline import (
-    CLIPCameraProjection,
+    PROJECTIONS,
     Zero123Pipeline,
     embed_image,
     relative_pose,
@@ -58,28 +51,6 @@ SHIPPED = WEIGHTS / "zero123"
 
 Pose = Literal["distance", "polar"]
 
-
-class CCProjection(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """The same linear layer under the names of diffusers' community pipeline (`kxic/zero123-xl`).
-
-    Args:
-        in_channel: Length of the CLIP embedding and the pose.
-        out_channel: Length of the token.
-    """
-
-    @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(self, in_channel: int = 772, out_channel: int = 768) -> None:
-        super().__init__()
-        self.projection = nn.Linear(in_channel, out_channel)
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        """Project. [..., in_channel] to [..., out_channel]."""
-        token: Tensor = self.projection(embedding)
-        return token
-
-
-_PROJECTIONS = {"clip_camera_projection": CLIPCameraProjection, "cc_projection": CCProjection}
-"""The linear layer's folder in the two published layouts."""
 
 _CLASSES = GUIDANCE_MODELS["zero123"].classes
 
@@ -148,10 +119,10 @@ class Zero123:
         """
         options = options or ModelOptions()
         index = read_index(source, _CLASSES, options)
-        layer = next((name for name in _PROJECTIONS if name in index), None)
+        layer = next((name for name in PROJECTIONS if name in index), None)
         if layer is None:
             raise ValueError(
-                f"source={str(source)!r} has no projection of the camera ({' or '.join(_PROJECTIONS)}): give a "
+                f"source={str(source)!r} has no projection of the camera ({' or '.join(PROJECTIONS)}): give a "
                 f"Zero-1-to-3 model"
             )
         pipeline = Zero123Pipeline(
@@ -164,7 +135,7 @@ class Zero123:
             feature_extractor=load_part(
                 CLIPImageProcessorPil, source, "feature_extractor", options
             ),
-            clip_camera_projection=load_part(_PROJECTIONS[layer], source, layer, options),
+            clip_camera_projection=load_part(PROJECTIONS[layer], source, layer, options),
         )
         if pose is None:
             pose = "polar" if "stable" in Path(source).name.lower() else "distance"

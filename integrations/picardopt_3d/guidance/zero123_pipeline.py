@@ -46,6 +46,29 @@ class CLIPCameraProjection(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return token
 
 
+class CCProjection(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """The same linear layer under the names of diffusers' community pipeline (`kxic/zero123-xl`).
+
+    Args:
+        in_channel: Length of the CLIP embedding and the pose.
+        out_channel: Length of the token.
+    """
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(self, in_channel: int = 772, out_channel: int = 768) -> None:
+        super().__init__()
+        self.projection = nn.Linear(in_channel, out_channel)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Project. [..., in_channel] to [..., out_channel]."""
+        token: Tensor = self.projection(embedding)
+        return token
+
+
+PROJECTIONS = {"clip_camera_projection": CLIPCameraProjection, "cc_projection": CCProjection}
+"""The linear layer's folder in the two published layouts."""
+
+
 class Zero123Pipeline(DiffusionPipeline):  # type: ignore[misc]
     """Samples views of an object that an image shows.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from picardopt_3d.cameras import CameraConfig, random_cameras
-from picardopt_3d.guidance import SdsConfig
+from picardopt_3d.guidance import SdsConfig, VsdConfig
 from picardopt_3d.guidance.choose import GuidanceConfig
 from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.methods import losses
@@ -105,6 +105,9 @@ class DreamFusion(Stage):
         return self.total(terms, weights, step)
 
 
+SMALL_VSD = VsdConfig(guidance_scale=1.5, rank=8, learning_rate=2e-3)
+"""For the shipped model and a few hundred steps: with stronger guidance or a slower LoRA the object is less like it."""
+
 SMALL = DreamFusionConfig(
     steps=300,
     batch=4,
@@ -112,6 +115,7 @@ SMALL = DreamFusionConfig(
     scene=FieldConfig(background=WHITE),
     rates=field_rates(encoding=0.04),
     sds=SdsConfig(guidance_scale=3.0),
+    vsd=SMALL_VSD,
     weights=DreamFusionWeights(sparsity=0.0, orientation=0.0),
     shading=ShadingConfig(diffuse_probability=0.0),
 )
@@ -133,6 +137,7 @@ SMALL_NERF = DreamFusionConfig(
         occupancy=OccupancyConfig(resolution=24, threshold=0.3, decay=0.8, every=8),
     ),
     sds=SdsConfig(guidance_scale=3.0),
+    vsd=SMALL_VSD,
     weights=DreamFusionWeights(sparsity=0.05, orientation=((0, 0.3), (125, 30.0))),
     shading=ShadingConfig(
         ambient_steps=150,

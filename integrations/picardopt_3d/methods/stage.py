@@ -42,7 +42,7 @@ class Stage(ABC):
         self.scene.prepare()
         own = build_optimizer(config, self.scene.groups())
         self._scene_optimizers, self._lr_scheduler = [own], build_scheduler(config, own)
-        self._restructure = self.scene.restructure(self._scene_optimizers)
+        self._carry, self._restructure = self.scene.carry(), self.scene.restructure([own])
 
     @abstractmethod
     def loss(self, step: int) -> Losses:
@@ -70,7 +70,7 @@ class Stage(ABC):
 
     def carry(self) -> Carry | None:
         """Returns the scene's carry."""
-        return self.scene.carry()
+        return self._carry
 
     def restructure(self) -> Restructure | None:
         """Returns how the scene changes its number of parameters."""

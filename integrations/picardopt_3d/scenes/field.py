@@ -20,6 +20,7 @@ from picardopt_3d.scenes.occupancy import OccupancyGrid
 from picardopt_3d.scenes.rays import Rays
 from picardopt_3d.scenes.sampling import sample
 from picardopt_3d.scenes.scene import Scene, Surface
+from picardopt_3d.scenes.tiles import joined, tiles_of
 from picardopt_3d.scenes.views import Light, Render
 from picardopt_3d.scenes.volume import composite, mean, perturbation, shade
 
@@ -218,19 +219,15 @@ class Field(Scene):
         whole = jitter or normal_smoothness or torch.is_grad_enabled()
         if whole or origins[..., 0].numel() <= _RAYS_AT_ONCE:
             return render(Rays.of(origins, directions), slice(None))[0]
-        _, height, width = origins.shape[:3]
-        views, rows = max(1, _RAYS_AT_ONCE // (height * width)), max(1, _RAYS_AT_ONCE // width)
-        columns, counts = [], []
-        for first in range(0, len(origins), views):
-            part = slice(first, first + views)
+        groups, counts = [], []
+        for group in tiles_of(origins.shape[:3], _RAYS_AT_ONCE):
             strips = []
-            for top in range(0, height, rows):
-                strip = part, slice(top, top + rows)
-                found, count = render(Rays.of(origins[strip], directions[strip]), part)
+            for tile in group:
+                found, count = render(Rays.of(origins[tile], directions[tile]), tile[0])
                 strips.append(found)
                 counts.append(count)
-            columns.append(strips)
-        return joined_tiles(columns, counts)
+            groups.append(strips)
+        return joined(groups, counts)
 
     def _render(
         self,
@@ -278,35 +275,3 @@ class Field(Scene):
                 for part in points.split(_POINTS_AT_ONCE)
             ]
         )
-
-
-def joined_tiles(views: Sequence[Sequence[Render]], counts: Sequence[int]) -> Render:
-    """Joins renders of parts of pictures.
-
-    Args:
-        views: Groups of views, each cut into strips from top to bottom.
-        counts: Samples of each tile, in the same order.
-    """
-    tiles = [tile for strips in views for tile in strips]
-
-    def images(name: str) -> Any:
-        if getattr(tiles[0], name) is None:
-            return None
-        return torch.cat([torch.cat([getattr(s, name) for s in strips], 2) for strips in views])
-
-    def average(name: str, weights: Sequence[float]) -> Tensor | None:
-        values = [getattr(tile, name) for tile in tiles]
-        if values[0] is None:
-            return None
-        total: Tensor = sum(value * weight for value, weight in zip(values, weights, strict=True))
-        return total / max(1.0, sum(weights))
-
-    seen = [float((tile.opacity > 0).sum()) for tile in tiles]
-    return Render(
-        rgb=images("rgb"),
-        opacity=images("opacity"),
-        depth=images("depth"),
-        normal=images("normal"),
-        orientation_penalty=average("orientation_penalty", seen),
-        eikonal=average("eikonal", [float(count) for count in counts]),
-    )
