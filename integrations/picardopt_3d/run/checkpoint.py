@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from picardopt import (
     CheckpointError,
     ParallelPicardOptimizer,
@@ -12,9 +10,7 @@ from picardopt import (
 )
 from picardopt_3d.problem import Problem
 from picardopt_3d.run.folder import StageFolder
-from picardopt_3d.run.record import RunRecord
-
-_RECORD = "trained"  # the name that earlier versions gave it
+from picardopt_3d.run.record import RECORD_KEY, RunRecord, record_in
 
 
 def save_stage(
@@ -24,7 +20,7 @@ def save_stage(
     record: RunRecord,
 ) -> None:
     """Writes the last committed step and, beside it, the record alone."""
-    state = problem.state_dict() | {"optimizer": optimizer.state_dict(), _RECORD: vars(record)}
+    state = problem.state_dict() | {"optimizer": optimizer.state_dict(), RECORD_KEY: vars(record)}
     folder.path.mkdir(parents=True, exist_ok=True)
     save_checkpoint(folder.checkpoint, state)
     record.save(folder)
@@ -42,7 +38,7 @@ def load_stage(
         CheckpointError: The file cannot be used, or is of another configuration.
     """
     state = load_checkpoint(folder.checkpoint)
-    earlier = _record_in(folder, state)
+    earlier = record_in(folder, state)
     try:
         problem.load_state_dict(state)
         optimizer.load_state_dict(dict(state["optimizer"]))
@@ -53,18 +49,3 @@ def load_stage(
     # Sequential runs of earlier versions kept the wrapped optimizer alone, whose state has no step.
     optimizer.step_index = earlier.step
     record.take_over(earlier)
-
-
-def load_record(folder: StageFolder) -> RunRecord:
-    """Reads the record out of a checkpoint.
-
-    Raises:
-        CheckpointError: The file cannot be used.
-    """
-    return _record_in(folder, load_checkpoint(folder.checkpoint))
-
-
-def _record_in(folder: StageFolder, state: dict[str, Any]) -> RunRecord:
-    if _RECORD not in state:
-        raise CheckpointError(f"{folder.checkpoint} holds no record of a run: give a run's folder")
-    return RunRecord.of_state(state[_RECORD])

@@ -9,11 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from picardopt import ParallelPicardOptimizer
+from picardopt import CheckpointError, ParallelPicardOptimizer, load_checkpoint
 from picardopt.stats import Stats
 from picardopt_3d.io import replacing
 from picardopt_3d.problem import Losses
 from picardopt_3d.run.folder import StageFolder
+
+RECORD_KEY = "trained"
+"""Where a checkpoint holds the record: the name that earlier versions gave it."""
 
 HISTORY = 10_000
 """Most recent sweeps that are kept one by one; totals count all of them."""
@@ -85,10 +88,7 @@ class RunRecord:
             CheckpointError: There is none, or it cannot be used.
         """
         if not folder.record.exists():
-            # Here, not above: it imports what reads checkpoints.
-            from picardopt_3d.run.checkpoint import load_record
-
-            return load_record(folder)
+            return record_in(folder, load_checkpoint(folder.checkpoint))
         state = json.loads(folder.record.read_text())
         for name in ("losses", "residuals", "tolerances"):
             state[name] = _numbers(state[name])
@@ -105,6 +105,17 @@ class RunRecord:
         if len(records) > 1 and all("steps" in record.figures for record in records):
             total.figures["steps"] = sum(record.figures["steps"] for record in records)
         return total
+
+
+def record_in(folder: StageFolder, state: Mapping[str, Any]) -> RunRecord:
+    """Returns the record that a checkpoint's state holds.
+
+    Raises:
+        CheckpointError: If it holds none.
+    """
+    if RECORD_KEY not in state:
+        raise CheckpointError(f"{folder.checkpoint} holds no record of a run: give a run's folder")
+    return RunRecord.of_state(state[RECORD_KEY])
 
 
 class Recorder:
