@@ -34,7 +34,7 @@ _RAYS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 25}  # more do not fit a processor
 
 @dataclass(frozen=True)
 class Draw:
-    """What a batch of views shows, as indices; each [batch].
+    """What a batch of views shows, as indices; each `[batch]`.
 
     Attributes:
         shape: Into `SHAPES`.
@@ -51,8 +51,8 @@ class Views:
     """Views of every shape, without colour, from random cameras.
 
     Args:
-        shaded: Shading and alpha, uint8. [shapes, views, 2, height, width]
-        poses: Elevation, azimuth (degrees), distance, field of view (degrees). [shapes, views, 4]
+        shaded: Shading and alpha, uint8, `[shapes, views, 2, height, width]`.
+        poses: Elevation, azimuth (degrees), distance, field of view (degrees), `[shapes, views, 4]`.
         subjects: What is drawn.
     """
 
@@ -120,12 +120,12 @@ class Views:
         return Draw(draw.shape, draw.colour, view)
 
     def clean(self, draw: Draw) -> Tensor:
-        """Returns the views, RGB in [-1, 1]. [batch, 3, height, width]."""
+        """Returns the views, RGB in [-1, 1], `[batch, 3, height, width]`."""
         shaded = self.shaded[draw.shape, draw.view].float() / 255
         return 2 * colourize(shaded, self._colours[draw.colour], self._background) - 1
 
     def rough(self, draw: Draw, generator: torch.Generator) -> Tensor:
-        """Returns the views as an unfinished optimization shows them, RGB in [-1, 1]. [batch, 3, height, width].
+        """Returns the views as an unfinished optimization shows them, RGB in [-1, 1], `[batch, 3, height, width]`.
 
         Moved and scaled a little, softer, translucent, off in colour, noisy, before a plain background of any colour:
         each by chance.
@@ -143,7 +143,7 @@ class Views:
         return (clean + strength[:, None, None, None] * noise).clamp(-1, 1)
 
     def pose(self, draw: Draw) -> Tensor:
-        """Returns elevation, azimuth, distance, field of view. [batch, 4]."""
+        """Returns elevation, azimuth, distance, field of view, `[batch, 4]`."""
         return self.poses[draw.shape, draw.view]
 
     def _index(self, limit: int, batch: int, generator: torch.Generator) -> Tensor:
@@ -166,7 +166,7 @@ def caption_table(
         said: What becomes of a caption, such as `ViewWords().texts`.
 
     Returns:
-        [shapes, colours, captions, texts of each, tokens]
+        `[shapes, colours, captions, texts of each, tokens]`
     """
     texts = [
         text
@@ -181,7 +181,7 @@ def caption_table(
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    """Returns token numbers, padded to the tokenizer's length. [texts, tokens]."""
+    """Returns token numbers, padded to the tokenizer's length, `[texts, tokens]`."""
     tokens: Tensor = tokenizer(
         list(texts),
         padding="max_length",

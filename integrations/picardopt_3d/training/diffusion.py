@@ -24,7 +24,7 @@ def velocity_loss(
     Args:
         unet: The score model.
         scheduler: Its noise levels.
-        clean: What is noised. [batch, channels, height, width]
+        clean: What is noised, `[batch, channels, height, width]`.
         generator: For the times and the noise.
         beside: Channels that go in behind the noisy ones, as they are.
         conditions: Whatever else the model takes.

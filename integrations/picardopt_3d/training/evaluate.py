@@ -1,6 +1,6 @@
 """How good a shipped model is, in figures: the tables of its model card.
 
-    python -m picardopt_3d.training.evaluate [--folder FOLDER]
+    python -m picardopt_3d.training.evaluate `[--folder FOLDER]`
 
 The folder says what it is: a text-to-view model in pixels or in latents, a Zero-1-to-3 twin, or a CLIP model.
 """

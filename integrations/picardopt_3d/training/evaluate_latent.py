@@ -54,7 +54,7 @@ class Latents:
         attended: Tensor,
         beside: Tensor | None = None,
     ) -> Tensor:
-        """Adds noise to latents, take out what the model finds, and decode. [batch, 3, height, width]."""
+        """Adds noise to latents, take out what the model finds, and decode, `[batch, 3, height, width]`."""
         abar = self.abar[level].to(clean)
         noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
         inputs = noisy if beside is None else torch.cat([noisy, beside], dim=1)
@@ -66,7 +66,7 @@ class Latents:
 
 
 def poses_of(cameras: Cameras) -> Tensor:
-    """Elevation, azimuth, distance, field of view. [batch, 4]."""
+    """Elevation, azimuth, distance, field of view, `[batch, 4]`."""
     parts = (cameras.elevation, cameras.azimuth, cameras.distance, cameras.fov)
     return torch.stack(parts, dim=-1)
 
@@ -148,7 +148,7 @@ def _pairs(
 def zero123_denoising(
     pipeline: Any, config: EvaluationConfig, subjects: Sequence[Subject]
 ) -> list[tuple[str, list[float]]]:
-    """A row of PSNRs of denoised views for each noise level."""
+    """Returns a row of PSNRs of denoised views for each noise level."""
     latents = Latents(pipeline)
     images, views, poses = _pairs(config, subjects, pipeline.vae.config.sample_size)
     embedding = embed_image(pipeline.image_encoder, pipeline.feature_extractor, images)
@@ -171,7 +171,7 @@ def zero123_denoising(
 def zero123_sampling(
     pipeline: Any, config: EvaluationConfig, subjects: Sequence[Subject]
 ) -> list[tuple[str, list[float]]]:
-    """The mean over the views of the PSNR of samples, for each guidance scale."""
+    """Returns the mean over the views of the PSNR of samples, for each guidance scale."""
     images, views, poses = _pairs(config, subjects, pipeline.vae.config.sample_size)
     rows = []
     for scale in config.scales:

@@ -261,7 +261,7 @@ def _take_weights(module: Any, folder: Path, name: str) -> None:
 
 
 def _fingerprint(config: LoopConfig) -> str:
-    """What must agree between a run and its checkpoint, as text."""
+    """Returns what must agree between a run and its checkpoint, as text."""
     learnt = {k: v for k, v in asdict(config).items() if k not in _HOW}
     return json.dumps(learnt, sort_keys=True, default=str)
 

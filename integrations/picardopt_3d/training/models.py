@@ -108,7 +108,7 @@ def build_tokenizer(captions: Iterable[str], tokens: int) -> CLIPTokenizer:
 
 
 def _merges_of(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """The merges that were learnt, best first; only the serialized form has them."""
+    """Returns the merges that were learnt, best first; only the serialized form has them."""
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 

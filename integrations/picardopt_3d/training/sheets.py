@@ -27,7 +27,7 @@ def save_sheet(rows: Sequence[Tensor], path: Path) -> None:
     """Writes rows of views as one picture.
 
     Args:
-        rows: Each a batch of RGB views in [0, 1]. [columns, 3, height, width]
+        rows: Each a batch of RGB views in [0, 1], `[columns, 3, height, width]`.
         path: A PNG.
     """
     sheet = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)

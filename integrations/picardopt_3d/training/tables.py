@@ -41,7 +41,7 @@ class EvaluationConfig:
 
 
 def true_views(subjects: Sequence[Subject], cameras: Cameras, size: int) -> Tensor:
-    """Renders true views, RGB in [0, 1]; each shape is rendered once. [subjects, cameras, 3, size, size]."""
+    """Renders true views, RGB in [0, 1], `[subjects, cameras, 3, size, size]`; each shape is rendered once."""
     shaded = {
         shape: render_shading(shape, cameras, size, size)
         for shape in dict.fromkeys(subject.shape for subject in subjects)
