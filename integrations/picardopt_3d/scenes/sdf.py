@@ -70,7 +70,7 @@ class SdfField(HashField):
         config: The configuration.
 
     Attributes:
-        sharpness: log(1 / deviation) / 10.
+        sharpness: The parameter log(1 / deviation) / 10, a scalar.
     """
 
     config: SdfConfig
