@@ -358,3 +358,25 @@ def test_an_error_before_the_gradients_are_cleared_is_the_closures_own() -> None
         with pytest.raises(LookupError, match="no batch"):
             optimizer.step(closure)
     assert torch.equal(parameter, torch.ones(3))
+
+
+def test_closures_that_take_turns_are_each_tested_once() -> None:
+    """A closure that does not clear costs a second evaluation, once: not at every sweep."""
+    regression, calls = Regression(1), [0, 0]
+
+    def first(step: int) -> Tensor:
+        calls[0] += 1
+        loss = regression.loss(step)
+        loss.backward()
+        return loss
+
+    def second(step: int) -> Tensor:
+        calls[1] += 1
+        loss = 2 * regression.loss(step)
+        loss.backward()
+        return loss
+
+    for turn in range(10):
+        regression.optimizer.zero_grad()
+        regression.optimizer.step((first, second)[turn % 2])
+    assert calls == [6, 6]

@@ -13,21 +13,24 @@ from torch import Tensor
 from picardopt.closure import StepClosure
 from picardopt.errors import ImpureClosureError
 
+_MOST_CLOSURES = 64  # remembered at once
+
 
 class GradientClearing:
     """Remembers the gradients that a closure adds to without clearing them first."""
 
     def __init__(self) -> None:
-        self._code: object = None
-        self._uncleared: tuple[int, ...] = ()
+        self._uncleared: dict[object, tuple[int, ...]] = {}  # by the closure's code
 
     def untested(self, closure: StepClosure) -> bool:
         """Returns whether this closure's code was not tested yet."""
-        return self._code is not closure.code
+        return closure.code not in self._uncleared
 
     def learn(self, closure: StepClosure, uncleared: tuple[int, ...]) -> None:
         """Stores a test's result: the indices of the parameters whose gradients are not cleared."""
-        self._code, self._uncleared = closure.code, uncleared
+        if len(self._uncleared) >= _MOST_CLOSURES:
+            self._uncleared.clear()
+        self._uncleared[closure.code] = uncleared
 
     def check(self, closure: StepClosure, parameters: Sequence[Tensor]) -> None:
         """Refuses a closure that would add to a gradient.
@@ -35,11 +38,9 @@ class GradientClearing:
         Raises:
             ImpureClosureError: If a parameter has a gradient that the closure does not clear.
         """
-        if not self._uncleared or self.untested(closure):
-            return
         standing = [
             index
-            for index in self._uncleared
+            for index in self._uncleared.get(closure.code, ())
             if index < len(parameters) and parameters[index].grad is not None
         ]
         if standing:
