@@ -195,10 +195,7 @@ def load_part(part: type[Any], source: str | Path, name: str, options: ModelOpti
 
 @contextlib.contextmanager
 def explained(source: str | Path) -> Iterator[None]:
-    """Replaces errors about a missing model by ones that name the remedy.
-
-    Args:
-        source: The model's folder or hub id.
+    """Replaces errors about the model of a source by ones that name the remedy.
 
     Raises:
         PermissionError: The model is gated.
@@ -292,14 +289,7 @@ def _nothing() -> None:
 
 @contextlib.contextmanager
 def memory_explained(options: ModelOptions) -> Iterator[None]:
-    """Adds the options that save memory to the error of a full device.
-
-    Args:
-        options: The options in use.
-
-    Raises:
-        OutOfMemoryError: The device's memory is full.
-    """
+    """Adds the unused options that save memory to the error (`OutOfMemoryError`) of a full device."""
     try:
         yield
     except torch.OutOfMemoryError as error:
