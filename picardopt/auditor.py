@@ -172,5 +172,8 @@ class Auditor:
         return [bits_float(bits) for _, bits in table], again
 
     def _evaluate(self, closure: StepClosure, step: int, out: Row) -> Drift:
-        drift = self._evaluator.evaluate(closure, step, self._window.head, out)
-        return self._engine.average(self._layout, drift)
+        head = self._window.head
+        drift = self._evaluator.evaluate(closure, step, head, out, test_clearing=True)
+        drift = self._engine.average(self._layout, drift)
+        self._audit.clearing.learn(closure, self._stats.sweeps, [drift.uncleared])
+        return drift

@@ -7,7 +7,7 @@ import enum
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -82,26 +82,46 @@ class Accepted:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Applies a function to every tensor in nested tuples, lists, dicts and plain objects (dataclasses, say).
+    """Applies a function to every tensor in nested tuples, lists, dicts, dataclasses and plain objects.
 
-    Objects are copied if one of their attributes is a tensor, or holds one in such a container.
+    Objects that hold a tensor are copied; of plain ones (no dataclasses) only the attributes and the containers in them
+    are searched.
     """
 
     def convert(leaf: Any) -> Any:
-        return function(leaf) if isinstance(leaf, Tensor) else leaf
-
-    def convert_object(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return function(leaf)
+        if isinstance(leaf, type | torch.nn.Module):
+            return leaf
+        if is_dataclass(leaf):
+            names = [item.name for item in fields(leaf) if hasattr(leaf, item.name)]
+            return _replaced(
+                leaf, {name: map_tensors(function, getattr(leaf, name)) for name in names}
+            )
         attributes = getattr(leaf, "__dict__", None)
-        if isinstance(leaf, Tensor | type | torch.nn.Module) or not isinstance(attributes, dict):
-            return convert(leaf)
+        if not isinstance(attributes, dict):
+            return leaf
         held = any(isinstance(part, Tensor) for part in tree_leaves(list(attributes.values())))
         if not held:
             return leaf
-        twin = copy.copy(leaf)
-        vars(twin).update({name: tree_map(convert, value) for name, value in attributes.items()})
-        return twin
+        return _replaced(
+            leaf, {name: tree_map(shallow, value) for name, value in attributes.items()}
+        )
 
-    return tree_map(convert_object, tree)
+    def shallow(leaf: Any) -> Any:
+        return function(leaf) if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(convert, tree)
+
+
+def _replaced(leaf: Any, values: dict[str, Any]) -> Any:
+    """Returns the object itself if no attribute changes, else a copy with new attributes; frozen or not."""
+    if all(getattr(leaf, name) is value for name, value in values.items()):
+        return leaf
+    twin = copy.copy(leaf)
+    for name, value in values.items():
+        object.__setattr__(twin, name, value)
+    return twin
 
 
 def evaluate_drift(

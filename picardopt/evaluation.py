@@ -76,10 +76,10 @@ class Evaluator:
             number of evaluations over all ranks.
         """
         watched = self._speculates and self._audit.watches(self._stats.sweeps)
-        untested = self._audit.clearing.untested(closure)
+        clearing, sweep = self._audit.clearing, self._stats.sweeps
+        test_clearing = clearing.due(closure, sweep)
 
         def evaluate(slot: int, out: Row) -> Drift:
-            test_clearing = untested and slot == 0
             guess = window.rows[slot]
             return self.evaluate(closure, step + slot, guess, out, watched, test_clearing)
 
@@ -87,8 +87,7 @@ class Evaluator:
             header = self._header(window.head, step, slots)
             drifts, evaluations = self._engine.evaluate(self._layout, evaluate, header)
         self._stats.drift_evaluations += evaluations
-        if drifts[0].uncleared is not None:
-            self._audit.clearing.learn(closure, drifts[0].uncleared)
+        clearing.learn(closure, sweep, [drift.uncleared for drift in drifts])
         return drifts, evaluations
 
     def _header(self, head: Row, step: int, slots: int) -> SweepHeader:

@@ -151,6 +151,38 @@ def test_a_closure_that_never_clears_is_refused_before_it_adds_up(window: int) -
     assert same(regression.weights(), first)
 
 
+@pytest.mark.parametrize("tolerance", [0, 1e-4])
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize(
+    "clears", [lambda step: step % 3 == 0, lambda step: step < 6], ids=["every third", "early"]
+)
+def test_a_closure_that_clears_at_some_steps_only_is_refused(
+    clears: Callable[[int], bool], window: int, tolerance: float
+) -> None:
+    """Ordinary accumulation over steps: no number of another run may come of it without a word."""
+    regression, expected = Regression(window, tolerance=tolerance), Regression(0)
+
+    def closure_of(each: Regression) -> Callable[[int], Tensor]:
+        def closure(step: int) -> Tensor:
+            if clears(step):
+                each.base.zero_grad()
+            loss = each.loss(step)
+            loss.backward()
+            return loss
+
+        return closure
+
+    closure, plain = closure_of(regression), closure_of(expected)
+    with pytest.raises(ImpureClosureError, match="adds to it"):
+        for step in range(STEPS):
+            regression.optimizer.step(closure)
+            with step_rng(0, step):
+                plain(step)
+                expected.base.step()
+            if tolerance == 0:
+                assert same(regression.weights(), expected.weights())
+
+
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("window", [1, 4])
 def test_a_loop_that_clears_is_as_good(window: int, set_to_none: bool) -> None:
@@ -231,18 +263,47 @@ class Returned:
     name: str = "kept"
 
 
-def test_a_dataclass_keeps_no_graph() -> None:
+@dataclass(slots=True)
+class Slotted:
+    loss: Tensor
+    parts: dict[str, Tensor]
+    name: str = "kept"
+
+
+@dataclass
+class Nested:
+    inside: Returned | Slotted
+
+
+@pytest.mark.parametrize("kind", [Returned, Slotted])
+def test_a_dataclass_in_a_dataclass_keeps_no_graph(kind: Any) -> None:
     regression = Regression()
 
-    def closure(step: int) -> Returned:
+    def closure(step: int) -> Nested:
+        loss = regression.backward(step)
+        return Nested(kind(loss, {"half": loss / 2}))
+
+    for _ in range(4):
+        inside = regression.optimizer.step(closure).inside
+        assert type(inside) is kind
+        assert inside.loss.grad_fn is None
+        assert inside.parts["half"].grad_fn is None
+        assert inside.name == "kept"
+
+
+@pytest.mark.parametrize("kind", [Returned, Slotted])
+def test_a_dataclass_keeps_no_graph(kind: Any) -> None:
+    regression = Regression()
+
+    def closure(step: int) -> Any:
         regression.base.zero_grad()
         loss = regression.loss(step)
         loss.backward()
-        return Returned(loss, {"half": loss / 2})
+        return kind(loss, {"half": loss / 2})
 
     returned = [regression.optimizer.step(closure) for _ in range(4)]
     for each in returned:
-        assert type(each) is Returned
+        assert type(each) is kind
         assert each.name == "kept"
         assert each.loss.grad_fn is None
         assert each.parts["half"].grad_fn is None

@@ -18,7 +18,9 @@ REMEDY = (
     "  1. take the data inside the closure, by step: `def closure(step): batch = loader.batch(step)` "
     "(StepIndexedLoader);\n"
     "  2. draw randomness only from torch's, numpy's or random's global generators, inside the closure;\n"
-    '  3. keep counters, iterators and buffers out of it. (`audit="never"` switches this check off.)'
+    "  3. keep counters, iterators and buffers out of it.\n"
+    "If your loop changed something that the closure reads where picardopt cannot see it (docs/closures.md), call "
+    'optimizer.flush() after the change. (audit="never" switches this check off.)'
 )
 _ROUNDING = 1e-11  # relative squared difference that any reordered float32 sum may make
 _LARGEST_NOISE = {"cpu": 1e-3}  # relative to the drift's norm; larger differences are not rounding
