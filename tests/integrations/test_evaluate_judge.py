@@ -92,7 +92,7 @@ def test_statistics_are_the_samples(tmp_path: Path) -> None:
     assert (again.count, again.model, again.source) == (3, "m", "three")
     assert again.mean.tobytes() == statistics.mean.tobytes()
     assert again.covariance.tobytes() == statistics.covariance.tobytes()
-    with pytest.raises(ValueError, match=r"of features of 'm', .* by another model, 'other'"):
+    with pytest.raises(ValueError, match=r"holds statistics of 'm', .* by another model, 'other'"):
         load_statistics(tmp_path / "s.npz", "another print", "other")
 
 

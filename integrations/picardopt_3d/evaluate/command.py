@@ -154,7 +154,7 @@ def _evaluate(config: EvaluateConfig) -> None:
         print(f"Frechet distance to {reference.source} ({reference.count} pictures)")
         if min(reference.count, config.views) <= len(reference.mean):
             print(
-                f"  {len(reference.mean)} features: with fewer pictures than features distances are too large; "
+                f"  {len(reference.mean)} features: with so few pictures distances are too large; "
                 f"compare equal numbers of pictures only"
             )
     if config.csv is not None:
