@@ -239,7 +239,9 @@ def test_another_clip_model_prepares_pictures_its_own_way(judge: ClipJudge, tmp_
     assert not torch.allclose(*judge.image_features([wide, middle]))  # which sees all of it
     save_statistics(statistics_of(np.eye(64), "clip", judge.fingerprint()), tmp_path / "s.npz")
     find_reference(judge, tmp_path / "s.npz")
-    with pytest.raises(ValueError, match=r"of features of 'clip', .* by another model, 'other'"):
+    with pytest.raises(
+        ValueError, match=r"holds statistics of 'clip', .* by another model, 'other'"
+    ):
         find_reference(other, tmp_path / "s.npz")
 
 
