@@ -76,7 +76,7 @@ format: $(STAMP)  ## let ruff rewrite what it can
 
 types: $(STAMP)  ## mypy --strict on both packages and on what tests share
 	$(BIN)/mypy --strict picardopt integrations/picardopt_3d
-	$(BIN)/mypy --strict tests/helpers tests/golden
+	$(BIN)/mypy --strict tests/helpers tests/golden tests/integrations/helpers
 
 wheels: $(STAMP)  ## source archives and wheels of both distributions, in DIST=dist
 	$(BIN)/python -m build --outdir $(DIST) .

@@ -83,7 +83,7 @@ def launch(
     Args:
         target: A module-level function, or a path to a Python script. A function finds
             torch.distributed's default group initialized (NCCL with one accelerator a worker, else gloo)
-            and its accelerator selected; a script initialises the group itself, as under torchrun.
+            and its accelerator selected; a script initializes the group itself, as under torchrun.
         workers: Number of processes; by default one per accelerator, or one per two CPU cores.
         args: Arguments of the function (picklable), or of the script (strings).
 

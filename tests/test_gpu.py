@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from picardopt import ParallelPicardOptimizer, step_rng
-from tests.helpers.problems import Problem, network, quantise
+from tests.helpers.problems import Problem, network, quantize
 from tests.helpers.runs import Trace, assert_parallel, assert_same_trace, make_closure, stats_of
 
 pytestmark = [
@@ -28,7 +28,7 @@ def on_device(device: torch.device) -> Problem:
 
     def loss(step: int) -> Tensor:
         x, y = torch.randn(6, 3, device=device), torch.randn(6, 2, device=device)
-        rounded = [quantise(p) for p in (first, bias, second, gain)]
+        rounded = [quantize(p) for p in (first, bias, second, gain)]
         hidden = torch.tanh(x @ rounded[0].T + rounded[1])
         return (hidden @ rounded[2].T * rounded[3] - y).square().mean()
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from picardopt import ParallelPicardOptimizer, PicardWarning, step_rng
 from tests.helpers.pool import Pools
-from tests.helpers.problems import quantise
+from tests.helpers.problems import quantize
 
 STEPS = 300
 EVERY = 50
@@ -35,8 +35,8 @@ class Net(nn.Module):
         self.dropout = nn.Dropout(0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout(torch.tanh(x @ quantise(self.first, 0.5).T))
-        return hidden @ quantise(self.second, 0.5).T
+        hidden = self.dropout(torch.tanh(x @ quantize(self.first, 0.5).T))
+        return hidden @ quantize(self.second, 0.5).T
 
 
 Loop = Iterator[Callable[..., Tensor]]

@@ -29,7 +29,7 @@ def squared(a: list[Tensor], b: list[Tensor]) -> float:
 def test_step_relative_is_the_running_mean_of_accepted_steps(
     optimizer: str, predictor: Any, factor: float
 ) -> None:
-    """Initialised by the first sweep's head step, then fed by accepted steps only."""
+    """Initialized by the first sweep's head step, then fed by accepted steps only."""
     decay = 0.8
     case = Case("smooth", optimizer, steps=30)
     trace = parallel(
@@ -174,7 +174,7 @@ def test_hold_copies_the_tail() -> None:
         assert_same_bits(points[step], tail)
 
 
-class Normalised(torch.optim.Optimizer):
+class Normalized(torch.optim.Optimizer):
     """Divides by the gradient's norm: a zero drift gives 0 / 0, or an error if asked to."""
 
     def __init__(self, params: Iterable[Any], refuse: bool) -> None:
@@ -194,7 +194,7 @@ class Normalised(torch.optim.Optimizer):
 def test_a_guess_that_is_not_finite_becomes_hold(refuse: bool) -> None:
     weight = nn.Parameter(torch.ones(3))
     optimizer = ParallelPicardOptimizer(
-        Normalised([weight], refuse), window=3, tolerance=float("inf"), audit="never"
+        Normalized([weight], refuse), window=3, tolerance=float("inf"), audit="never"
     )
 
     def closure(step: int) -> Tensor:

@@ -140,7 +140,7 @@ def test_hidden_state_that_wakes_later_is_found_later() -> None:
 
 
 class Pair(Tensor):
-    """A tensor subclass that is made of two others, like quantised states, and can neither be copied nor cloned."""
+    """A tensor subclass that is made of two others, like quantized states, and can neither be copied nor cloned."""
 
     high: Tensor
     low: Tensor

@@ -71,7 +71,7 @@ def why_not_cut_out(alpha: Pixels) -> str | None:
     """
     opaque = alpha > 0.5
     if opaque.all():
-        return "it has no transparency"
+        return "no pixel is transparent"
     if opaque.mean() > MOST_OPAQUE:
         return f"{opaque.mean():.1%} of it is opaque"
     if _border(~opaque).mean() < CLEAR_BORDER:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from picardopt import ParallelPicardOptimizer, PicardWarning, StepIndexedLoader, step_rng
-from tests.helpers.problems import quantise
+from tests.helpers.problems import quantize
 
 BATCHES = 6
 """Batches of an epoch."""
@@ -29,7 +29,7 @@ class Points(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Network(nn.Module):
-    """Quantised weights, so that guesses are right at tolerance 0 (see ``problems``), and dropout."""
+    """Quantized weights, so that guesses are right at tolerance 0 (see ``problems``), and dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,11 +38,11 @@ class Network(nn.Module):
         self.second = nn.Parameter(torch.randn(1, 8, generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = nn.functional.dropout(torch.tanh(x @ quantise(self.first).T), 0.2, self.training)
-        return hidden @ quantise(self.second).T
+        hidden = nn.functional.dropout(torch.tanh(x @ quantize(self.first).T), 0.2, self.training)
+        return hidden @ quantize(self.second).T
 
 
-class Normalised(Network):
+class Normalized(Network):
     """With statistics that have to be made anew for an average of weights."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from picardopt.audit.modules import uses_compile
 from tests.frameworks.task import (
     BATCHES,
     Network,
-    Normalised,
+    Normalized,
     loss_of,
     make_base,
     make_loader,
@@ -106,12 +106,12 @@ def test_the_audit_makes_nothing_compile_anew() -> None:
 
 @pytest.mark.usefixtures("compiler")
 def test_a_buffer_of_a_compiled_model_raises_by_name() -> None:
-    model = Normalised()
+    model = Normalized()
     before = [buffer.clone() for buffer in model.buffers()]
     unfinished = nn.Linear.__new__(nn.Linear)  # alive, but its constructor never ran
     optimizer = wrap(make_base(model))
     called = torch.compile(model, backend="eager")
-    with pytest.raises(ImpureClosureError, match=r"Normalised\.norm\.running_mean"):
+    with pytest.raises(ImpureClosureError, match=r"Normalized\.norm\.running_mean"):
         run_ahead(model, optimizer, called=called)
     assert_same_bits(list(model.buffers()), before)
     del unfinished

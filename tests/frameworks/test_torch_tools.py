@@ -15,7 +15,7 @@ from picardopt import ImpureClosureError, StepIndexedLoader, step_rng
 from tests.frameworks.task import (
     BATCHES,
     Network,
-    Normalised,
+    Normalized,
     assert_told_once,
     loss_of,
     make_base,
@@ -204,7 +204,7 @@ def test_averages_of_weights_in_the_loop(average: str) -> None:
     """AveragedModel, SWALR and update_bn see every step's weights, as without the wrapper."""
 
     def run(wrapped: bool) -> tuple[list[Tensor], Any]:
-        model = Normalised()
+        model = Normalized()
         optimizer = wrap(make_base(model), carry=model) if wrapped else make_base(model)
         averaged = AveragedModel(
             model, multi_avg_fn=get_ema_multi_avg_fn(0.9) if average == "ema" else None

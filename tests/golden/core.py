@@ -14,7 +14,7 @@ from picardopt import (
     ParallelPicardOptimizer,
 )
 from tests.golden.results import result
-from tests.helpers.problems import PROBLEMS, draw, quantise
+from tests.helpers.problems import PROBLEMS, draw, quantize
 from tests.helpers.runs import make_closure, quiet
 from tests.helpers.splats import build
 
@@ -75,8 +75,8 @@ class Normed(nn.Module):
         self.norm = nn.BatchNorm1d(4, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden: Tensor = torch.tanh(self.norm(x @ quantise(self.first).T))
-        return hidden @ quantise(self.second).T
+        hidden: Tensor = torch.tanh(self.norm(x @ quantize(self.first).T))
+        return hidden @ quantize(self.second).T
 
 
 def _carry_by_increments(**options: Any) -> Callable[[], Setting]:
@@ -104,8 +104,8 @@ def _carry_with_update(**options: Any) -> Callable[[], Setting]:
 
         def closure(step: int) -> dict[str, Tensor]:
             base.zero_grad()
-            values = torch.randn(5, 3) @ quantise(weight).T
-            loss = (values - torch.randn(5, 4) + 0.1 * quantise(grid)).square().mean()
+            values = torch.randn(5, 3) @ quantize(weight).T
+            loss = (values - torch.randn(5, 4) + 0.1 * quantize(grid)).square().mean()
             loss.backward()
             return {"loss": loss, "seen": values.abs().amax(0)}
 
@@ -138,7 +138,7 @@ def _not_finite(**options: Any) -> Callable[[], Setting]:
         def closure(step: int) -> Tensor:
             base.zero_grad()
             scale = float("nan") if step % 7 == 3 else 1.0
-            loss = (quantise(weight) * torch.randn(4, 3)).sum()
+            loss = (quantize(weight) * torch.randn(4, 3)).sum()
             (loss * scale).backward()
             return loss
 

@@ -21,7 +21,7 @@ import picardopt.engines.average
 from picardopt import ParallelPicardOptimizer, step_rng
 from picardopt.engines.average import mean
 from picardopt.rng import step_seed
-from tests.helpers.problems import Problem, quantise
+from tests.helpers.problems import Problem, quantize
 from tests.helpers.runs import (
     Trace,
     assert_parallel,
@@ -37,7 +37,7 @@ BASES: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class Network(nn.Module):
-    """Quantised layers (see ``problems``), so that guesses are often right to the bit."""
+    """Quantized layers (see ``problems``), so that guesses are often right to the bit."""
 
     def __init__(self, norm: bool = False) -> None:
         super().__init__()
@@ -50,10 +50,10 @@ class Network(nn.Module):
         self.norm = nn.BatchNorm1d(4, affine=False) if norm else nn.Identity()
 
     def forward(self, x: Tensor, part: int) -> Tensor:
-        hidden = torch.tanh(self.norm(x @ quantise(self.first).T + quantise(self.bias)))
+        hidden = torch.tanh(self.norm(x @ quantize(self.first).T + quantize(self.bias)))
         if part == 1:
-            hidden = hidden * quantise(self.rare)
-        return hidden @ quantise(self.second).T
+            hidden = hidden * quantize(self.rare)
+        return hidden @ quantize(self.second).T
 
 
 class Dense(Network):

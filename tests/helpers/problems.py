@@ -1,7 +1,7 @@
 """Small training problems for the exactness tests.
 
-The gradients are piecewise constant: a network of *quantised* parameters with a straight-through
-gradient. A wrong guess within a quantisation cell gives the right bits of the gradient, so that at
+The gradients are piecewise constant: a network of *quantized* parameters with a straight-through
+gradient. A wrong guess within a quantization cell gives the right bits of the gradient, so that at
 tolerance 0 many steps are accepted per sweep; a guess across a cell's edge gives an arbitrarily
 wrong one, so that a broken rollout or a step's wrong randomness is seen.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 
-class _Quantise(torch.autograd.Function):
+class _Quantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, cell: float) -> Tensor:
         return torch.round(values / cell) * cell
@@ -26,9 +26,9 @@ class _Quantise(torch.autograd.Function):
         return gradient, None
 
 
-def quantise(values: Tensor, cell: float = 0.125) -> Tensor:
+def quantize(values: Tensor, cell: float = 0.125) -> Tensor:
     """Rounds to multiples of ``cell``; the gradient passes through."""
-    return _Quantise.apply(values, cell)
+    return _Quantize.apply(values, cell)
 
 
 @dataclass
@@ -58,14 +58,14 @@ def _batch(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def network(dtype: torch.dtype = torch.float32) -> Problem:
-    """Two quantised layers, a scalar gain and a bias."""
+    """Two quantized layers, a scalar gain and a bias."""
     first, bias = draw((4, 3), 1, dtype), draw((4,), 2, dtype)
     second, gain = draw((2, 4), 3, dtype), nn.Parameter(torch.tensor(1.3, dtype=dtype))
 
     def loss(step: int) -> Tensor:
         x, y = _batch(dtype)
-        hidden = torch.tanh(x @ quantise(first).T + quantise(bias))
-        return (hidden @ quantise(second).T * quantise(gain) - y).square().mean()
+        hidden = torch.tanh(x @ quantize(first).T + quantize(bias))
+        return (hidden @ quantize(second).T * quantize(gain) - y).square().mean()
 
     return Problem([first, bias, second, gain], loss)
 
@@ -76,7 +76,7 @@ def matrices(dtype: torch.dtype = torch.float32) -> Problem:
 
     def loss(step: int) -> Tensor:
         x, y = _batch(dtype)
-        return (torch.tanh(x @ quantise(first).T) @ quantise(second).T - y).square().mean()
+        return (torch.tanh(x @ quantize(first).T) @ quantize(second).T - y).square().mean()
 
     return Problem([first, second], loss)
 
@@ -90,7 +90,7 @@ def float64() -> Problem:
 
 
 def smooth() -> Problem:
-    """The network without quantisation: every guess is wrong by a little."""
+    """The network without quantization: every guess is wrong by a little."""
     first, bias = draw((4, 3), 1), draw((4,), 2)
     second, gain = draw((2, 4), 3), nn.Parameter(torch.tensor(1.3))
 
@@ -108,8 +108,8 @@ def complex64() -> Problem:
 
     def loss(step: int) -> Tensor:
         x = torch.randn(5, 3)
-        real = quantise(torch.view_as_real(weight))
-        return (x * quantise(scale) @ real).square().mean() + (torch.randn(3, 2) * real).sum()
+        real = quantize(torch.view_as_real(weight))
+        return (x * quantize(scale) @ real).square().mean() + (torch.randn(3, 2) * real).sum()
 
     return Problem([weight, scale], loss)
 
@@ -134,11 +134,11 @@ def partial() -> Problem:
     frozen = draw((4,), 9).requires_grad_(False)
 
     def loss(step: int) -> Tensor:
-        value = problem.loss(step) + (frozen * torch.tanh(quantise(bias))).sum()
+        value = problem.loss(step) + (frozen * torch.tanh(quantize(bias))).sum()
         if step % 2:
-            value = value + (quantise(odd) * torch.randn(2, 2)).sum() * quantise(gain)
+            value = value + (quantize(odd) * torch.randn(2, 2)).sum() * quantize(gain)
         if step < 6:
-            value = value + (quantise(early).square() * torch.rand(3)).sum()
+            value = value + (quantize(early).square() * torch.rand(3)).sum()
         return value
 
     return Problem([never, first, bias, frozen, odd, second, gain, early], loss)
@@ -150,8 +150,8 @@ def tied() -> Problem:
 
     def loss(step: int) -> Tensor:
         words = torch.randint(5, (8,))
-        hidden = torch.tanh(quantise(table)[words] @ quantise(inner))
-        return nn.functional.cross_entropy(hidden @ quantise(table).T, (words + 1) % 5)
+        hidden = torch.tanh(quantize(table)[words] @ quantize(inner))
+        return nn.functional.cross_entropy(hidden @ quantize(table).T, (words + 1) % 5)
 
     return Problem([table, inner], loss)
 
@@ -176,8 +176,8 @@ def strided() -> Problem:
 
     def loss(step: int) -> Tensor:
         x, y = _batch(torch.float32)
-        hidden = torch.tanh(x @ quantise(first).T)
-        return (hidden @ quantise(second).T * quantise(one) - y).square().mean() + empty.sum()
+        hidden = torch.tanh(x @ quantize(first).T)
+        return (hidden @ quantize(second).T * quantize(one) - y).square().mean() + empty.sum()
 
     return Problem([first, empty, second, one], loss)
 
@@ -188,7 +188,7 @@ def integers() -> Problem:
 
     def loss(step: int) -> Tensor:
         signs = torch.randint(-3, 4, (4,)).to(weight.dtype)
-        return (quantise(weight, 16.0) * signs).sum() + quantise(weight, 32.0).abs().sum()
+        return (quantize(weight, 16.0) * signs).sum() + quantize(weight, 32.0).abs().sum()
 
     return Problem([weight], loss)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from tests.helpers.problems import Problem, draw, quantise
+from tests.helpers.problems import Problem, draw, quantize
 
 # Distribution on PyPI -> modules to look in, with the names that count (None: all of the package's own).
 PACKAGES: dict[str, dict[str, re.Pattern[str] | None]] = {
@@ -48,15 +48,15 @@ QUICK = re.compile(r"(?!heavyball\.).*|heavyball\.(AdamW|SOAP|Muon|SFAdamW|PSGDK
 
 
 def shapes() -> Problem:
-    """A convolution and two quantised layers: parameters of four, one and two dimensions."""
+    """A convolution and two quantized layers: parameters of four, one and two dimensions."""
     kernel, bias = draw((3, 2, 3, 3), 21), draw((3,), 22)
     table, mix = draw((6, 12), 23), draw((2, 6), 24)
 
     def loss(step: int) -> Tensor:
         x, y = torch.randn(3, 2, 4, 4), torch.randn(3, 2)
-        hidden = torch.tanh(F.conv2d(x, quantise(kernel) / 2, quantise(bias)))
-        hidden = torch.tanh(hidden.flatten(1) @ quantise(table).T / 2)
-        return (hidden @ quantise(mix).T / 2 - y).square().mean()
+        hidden = torch.tanh(F.conv2d(x, quantize(kernel) / 2, quantize(bias)))
+        hidden = torch.tanh(hidden.flatten(1) @ quantize(table).T / 2)
+        return (hidden @ quantize(mix).T / 2 - y).square().mean()
 
     return Problem([kernel, bias, table, mix], loss)
 
@@ -67,7 +67,7 @@ def matrices() -> Problem:
 
     def loss(step: int) -> Tensor:
         x, y = torch.randn(3, 12), torch.randn(3, 2)
-        return (torch.tanh(x @ quantise(table).T / 2) @ quantise(mix).T / 2 - y).square().mean()
+        return (torch.tanh(x @ quantize(table).T / 2) @ quantize(mix).T / 2 - y).square().mean()
 
     return Problem([table, mix], loss)
 

@@ -43,7 +43,7 @@ def save(pixels: np.ndarray, path: Path, **options: int) -> Path:
 def test_a_photo_with_a_few_pixels_that_are_not_opaque_is_not_cut_out(tmp_path: Path) -> None:
     pixels = photo()
     pixels[40, 40, 3] = 254
-    with pytest.raises(ValueError, match=r"it has no transparency.*--cut-background"):
+    with pytest.raises(ValueError, match=r"no pixel is transparent.*--cut-background"):
         load_reference(save(pixels, tmp_path / "one.png"), **VIEW)
     pixels[:3, :3, 3] = 0  # a rounded corner
     with pytest.raises(ValueError, match=r"99\.9% of it is opaque"):

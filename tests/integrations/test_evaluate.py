@@ -134,7 +134,7 @@ def test_a_run_is_read_with_its_times(runs: list[Path]) -> None:
     ],
 )
 @pytest.mark.parametrize("picture", [False, True])
-def test_what_a_run_shows_and_is_to_be_recognised_as(
+def test_what_a_run_shows_and_is_to_be_recognized_as(
     tmp_path: Path, told: dict, prompt: str | None, subject: Subject | None, picture: bool
 ) -> None:
     (tmp_path / "scene.safetensors").write_bytes(b"")

@@ -167,7 +167,7 @@ def test_a_reference_that_cannot_be_had_says_why(judge: ClipJudge, tmp_path: Pat
 # The judge.
 
 
-def test_true_views_are_recognised_and_shuffled_prompts_are_not(
+def test_true_views_are_recognized_and_shuffled_prompts_are_not(
     judge: ClipJudge, everything: Tensor
 ) -> None:
     texts = judge.text_features(CAPTIONS)

@@ -113,7 +113,7 @@ def test_without_rembg_an_uncut_picture_says_what_to_do(
     Image.new(mode, (40, 40), "gray").save(tmp_path / "a.png")
     with pytest.raises(
         ValueError,
-        match=r"a\.png is not cut out \(it has no transparency\).*RGBA.*--cut-background.*pip install",
+        match=r"a\.png is not cut out \(no pixel is transparent\).*RGBA.*--cut-background.*pip install",
     ):
         load_reference(tmp_path / "a.png", **VIEW)
 

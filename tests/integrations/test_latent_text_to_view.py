@@ -178,8 +178,8 @@ class Fit:
         return losses
 
 
-def optimised(score: StableDiffusion, judge: ClipJudge, prompt: str, steps: int) -> list[float]:
-    """PSNR, similarity and the number of captions that fit better, before and after a short optimisation."""
+def optimized(score: StableDiffusion, judge: ClipJudge, prompt: str, steps: int) -> list[float]:
+    """PSNR, similarity and the number of captions that fit better, before and after a short optimization."""
     fit, subject = Fit(score, prompt), parse_prompt(prompt)
     assert subject is not None
     figures: list[float] = []
@@ -196,7 +196,7 @@ def optimised(score: StableDiffusion, judge: ClipJudge, prompt: str, steps: int)
 
 
 def test_score_distillation_makes_an_object(score: StableDiffusion, judge: ClipJudge) -> None:
-    before, unlike, _, after, alike, better = optimised(score, judge, "a red cube", 20)
+    before, unlike, _, after, alike, better = optimized(score, judge, "a red cube", 20)
     assert after > before + 2.5
     assert alike > unlike + 0.3
     assert better <= 2
@@ -208,7 +208,7 @@ def test_score_distillation_makes_the_object(
     score: StableDiffusion, judge: ClipJudge, prompt: str
 ) -> None:
     """Longer: CLIP prefers the caption to all others; the last pair was held out of training."""
-    before, unlike, _, after, alike, better = optimised(score, judge, prompt, 60)
+    before, unlike, _, after, alike, better = optimized(score, judge, prompt, 60)
     assert after > before + 3
     assert alike > unlike + 0.3
     assert better == 0

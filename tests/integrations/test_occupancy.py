@@ -13,7 +13,7 @@ from picardopt_3d.scenes import (
 )
 
 from picardopt import Carry, ParallelPicardOptimizer, step_rng
-from tests.helpers.problems import quantise
+from tests.helpers.problems import quantize
 
 RADIUS = 0.5
 STEPS = 12
@@ -106,7 +106,7 @@ class Run:
         assert isinstance(self.scene, NerfField)
         assert self.scene.occupancy is not None
         self.grid, self.cell = self.scene.occupancy, cell
-        # With quantised parameters drifts repeat, so that guesses can be right to the bit.
+        # With quantized parameters drifts repeat, so that guesses can be right to the bit.
         parameters = [p for group in self.scene.groups().values() for p in group]
         self.base: torch.optim.Optimizer = (
             torch.optim.Adam(parameters, 0.01)
@@ -119,7 +119,7 @@ class Run:
         rays = random_cameras(2).rays(8, 8)
         values = dict(self.scene.named_parameters())
         if self.cell is not None:
-            values = {name: quantise(value, self.cell) for name, value in values.items()}
+            values = {name: quantize(value, self.cell) for name, value in values.items()}
         render = torch.func.functional_call(Rendering(self.scene), prefixed(values), rays)
         returned = {"loss": (render - 0.3).square().mean()}
         returned["loss"].backward()
@@ -161,7 +161,7 @@ def sequential(cell: float | None) -> list[dict[str, torch.Tensor]]:
     return states
 
 
-@pytest.mark.parametrize("cell", [None, 0.25], ids=["Adam", "quantised"])
+@pytest.mark.parametrize("cell", [None, 0.25], ids=["Adam", "quantized"])
 def test_a_run_that_culls_is_bitwise_the_sequential_one(cell: float | None) -> None:
     expected = sequential(cell)
     occupied = {int((state["occupancy.values"] > 2.0).sum()) for state in expected}

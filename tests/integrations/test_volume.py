@@ -136,7 +136,7 @@ def test_light_falls_off_with_the_cosine_from_each_views_own_lamp() -> None:
     assert torch.allclose(plain, brightness.expand(3, 2))
 
 
-def test_normals_that_face_away_are_penalised_by_weight_and_the_weights_are_left_alone() -> None:
+def test_normals_that_face_away_are_penalized_by_weight_and_the_weights_are_left_alone() -> None:
     rays = rays_of(1, 1)
     samples = sample(rays, RADIUS, 2, jitter=False)
     density = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)

@@ -24,7 +24,7 @@ class FinishedRun:
         folder: Where it is.
         scene: Its scene file.
         report: The content of `report.json`.
-        prompt: What its pictures are to be recognised as; None if nothing is known.
+        prompt: What its pictures are to be recognized as; None if nothing is known.
         yardstick: The true views of what they show, if the built-in world has them.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.scenes import FieldConfig, RadianceField, Render, Scene, Surface
@@ -51,7 +53,9 @@ class Balls(Scene):
         return Render(rgb.movedim(-1, 1), hit[:, None].float(), depth[:, None])
 
 
-def voxels(shape, colour: tuple[float, float, float], size: int = 24) -> RadianceField:
+def voxels(
+    shape: Callable[[Tensor], Tensor], colour: tuple[float, float, float], size: int = 24
+) -> RadianceField:
     """A dense field of a shape of the built-in world, all in one colour.
 
     Args:

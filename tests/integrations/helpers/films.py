@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 from pathlib import Path
+from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
@@ -15,7 +16,8 @@ def read_film(path: Path) -> list[np.ndarray]:
     with warnings.catch_warnings():
         # imageio's ffmpeg reader leaves its two pipes to the garbage collector.
         warnings.simplefilter("ignore", ResourceWarning)
-        with imageio.get_reader(path) as reader:
+        reader: Any = imageio.get_reader(path)
+        with reader:
             frames = [np.asarray(frame) for frame in reader]
         del reader
         gc.collect()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -37,7 +38,8 @@ def clip_tokenizer(tokens: int = 16) -> CLIPTokenizer:
     words = [*letters, *(letter + "</w>" for letter in letters), "re", "red</w>"]
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: index for index, word in enumerate(words)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=tokens)
+    pairs: Any = merges  # the signature promises less than the class takes
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=tokens)
 
 
 def clip_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
