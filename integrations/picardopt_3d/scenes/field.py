@@ -89,13 +89,13 @@ class Field(Scene):
 
     @abstractmethod
     def level_set(self, points: Tensor) -> Tensor:
-        """Returns a function whose zero level is the surface: positive inside, negative outside.
+        """Returns values that are positive inside the surface, negative outside and 0 on it.
 
         Args:
             points: Points, world units, `[count, 3]`.
 
         Returns:
-            The function's values, `[count]`.
+            The values, `[count]`.
         """
 
     def colour(self, points: Tensor) -> Tensor:
