@@ -1,4 +1,4 @@
-"""Cameras: where a view is taken from, the rays through its pixels, and the vector that a score model gets of it.
+"""Cameras: where a view is taken from, the rays through its pixels, and the vector that describes it to a score model.
 
 World axes are right-handed with z up; cameras look at the origin, or near it where they are jittered. A camera's own
 axes are OpenGL's: x right, y up, looking down -z. Angles are degrees throughout.
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 CONDITION_SIZE = 14
-"""Length of the vector that `Cameras.condition` gives for one view."""
+"""Length of the vector that `Cameras.condition` returns for one view."""
 
 _AZIMUTH_HARMONICS = 4
 _ELEVATION_HARMONICS = 2
@@ -25,16 +25,16 @@ _USUAL_FOV = 42.5
 
 @dataclass(frozen=True)
 class CameraConfig:
-    """The distribution that training views are drawn from.
+    """The distribution of training cameras.
 
     Attributes:
         elevation: Smallest and largest elevation above the horizon, degrees.
-        distance: Smallest and largest distance from the origin, in scene units (objects lie within 0.5).
+        distance: Smallest and largest distance from the origin, in scene units (objects lie within 0.5 of the origin).
         fov: Smallest and largest vertical field of view, degrees.
-        stratified: Spread the azimuths of a batch evenly; else each is drawn alone.
-        position_jitter: Largest displacement of a camera along each axis, uniform, scene units.
-        centre_jitter: Standard deviation of the point that it looks at, along each axis, scene units.
-        up_jitter: Standard deviation of its up direction, along each axis.
+        stratified: Whether the azimuths of a batch are spread evenly; otherwise they are drawn independently.
+        position_jitter: Largest displacement of a camera along each axis (drawn uniformly), scene units.
+        centre_jitter: Standard deviation of the point that a camera looks at, along each axis, scene units.
+        up_jitter: Standard deviation of a camera's up direction, along each axis.
     """
 
     elevation: tuple[float, float] = (-10.0, 60.0)
@@ -49,7 +49,7 @@ class CameraConfig:
         """Checks the ranges.
 
         Raises:
-            ValueError: A range is empty or outside of what a camera can be.
+            ValueError: A range is empty or exceeds a camera's limits, or a jitter is negative.
         """
         limits = {"elevation": (-90.0, 90.0), "distance": (1e-6, math.inf), "fov": (1e-6, 179.0)}
         for name, (smallest, largest) in limits.items():
@@ -78,11 +78,11 @@ class Cameras:
     """A batch of pinhole cameras that look at the origin.
 
     Attributes:
-        camera_to_world: Poses, OpenGL convention. [batch, 4, 4]
-        fov: Vertical field of view, degrees. [batch]
-        elevation: Angle above the horizon, degrees. [batch]
-        azimuth: Angle about the z axis from the x axis, degrees. [batch]
-        distance: Distance from the origin. [batch]
+        camera_to_world: Poses, OpenGL convention, `[batch, 4, 4]`.
+        fov: Vertical field of view, degrees, `[batch]`.
+        elevation: Angle above the horizon, degrees, `[batch]`.
+        azimuth: Angle about the z axis from the x axis, degrees, `[batch]`.
+        distance: Distance from the origin, scene units, `[batch]`.
     """
 
     camera_to_world: Tensor
@@ -95,10 +95,14 @@ class Cameras:
         return len(self.fov)
 
     def __getitem__(self, index: slice | Tensor) -> Cameras:
-        """Returns some of the cameras, by a slice or an index tensor (never by a number: a batch stays a batch)."""
+        """Returns some of the cameras, by a slice or an index tensor (not by a number).
+
+        Raises:
+            TypeError: The index is a number.
+        """
         if isinstance(index, int):
             raise TypeError(
-                f"index={index}: a batch stays a batch; use cameras[{index}:{index + 1}]"
+                f"index={index}: a number would drop the batch dimension; use cameras[{index}:{index + 1}]"
             )
         return Cameras(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
@@ -110,18 +114,18 @@ class Cameras:
 
     @property
     def position(self) -> Tensor:
-        """Where the cameras are. [batch, 3]."""
+        """Positions of the cameras, scene units, `[batch, 3]`."""
         return self.camera_to_world[:, :3, 3]
 
     def rays(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Returns the rays through the pixel centres, row 0 on top.
+        """Returns the rays through the pixel centers, row 0 on top.
 
         Args:
-            height: Pixels down.
-            width: Pixels across; pixels are square, so the horizontal field of view follows.
+            height: Rows of pixels.
+            width: Columns of pixels; pixels are square, which fixes the horizontal field of view.
 
         Returns:
-            Origins and unit directions in the world, each [batch, height, width, 3].
+            Origins and unit directions in the world, each `[batch, height, width, 3]`.
         """
         like: dict[str, Any] = {"dtype": self.fov.dtype, "device": self.fov.device}
         half = torch.tan(torch.deg2rad(self.fov) / 2)[:, None, None]  # [batch, 1, 1]
@@ -137,13 +141,13 @@ class Cameras:
         return self.position[:, None, None].expand_as(directions), directions
 
     def condition(self) -> Tensor:
-        """Returns the vector that a view-conditioned score model gets of each camera.
+        """Returns the vector that describes each camera to a view-conditioned score model.
 
-        It holds harmonics of the azimuth (1 to 4) and of the elevation (1 and 2), then distance and field of view about
-        their usual values. No camera has the zero vector, which can therefore stand for "unknown".
+        It holds harmonics of the azimuth (1 to 4) and of the elevation (1 and 2), then distance and field of view
+        relative to their usual values. No camera has the zero vector, so that zeros can stand for "unknown".
 
         Returns:
-            [batch, CONDITION_SIZE]
+            One vector per camera, `[batch, CONDITION_SIZE]`.
         """
         azimuth, elevation = torch.deg2rad(self.azimuth), torch.deg2rad(self.elevation)
         parts = [
@@ -167,19 +171,19 @@ def orbit_cameras(
     """Returns cameras on spheres about the origin, upright and looking at it.
 
     Args:
-        elevation: Degrees above the horizon, a number or [batch].
-        azimuth: Degrees about the z axis from the x axis, a number or [batch].
-        distance: Distance from the origin, a number or [batch].
-        fov: Vertical field of view in degrees, a number or [batch].
+        elevation: Degrees above the horizon, a number or `[batch]`.
+        azimuth: Degrees about the z axis from the x axis, a number or `[batch]`.
+        distance: Distance from the origin in scene units, a number or `[batch]`.
+        fov: Vertical field of view in degrees, a number or `[batch]`.
 
     Returns:
-        The cameras; numbers are broadcast to the batch of the tensors.
+        The cameras; numbers are broadcast to the batch size of the tensors.
     """
     given = [torch.as_tensor(x, dtype=torch.float32) for x in (elevation, azimuth, distance, fov)]
     same: list[Tensor] = torch.broadcast_tensors(*(x.reshape(-1) for x in given))
     elevation, azimuth, distance, fov = same
     up, around = torch.deg2rad(elevation), torch.deg2rad(azimuth)
-    # Written out rather than by cross products with "up", so that the poles are no special case.
+    # Written out, without cross products with "up", so that the poles need no special case.
     backward = torch.stack(
         [up.cos() * around.cos(), up.cos() * around.sin(), up.sin()], dim=-1
     )  # [batch, 3]
@@ -197,14 +201,14 @@ def random_cameras(
     """Draws training cameras as DreamFusion does.
 
     The elevation is uniform in degrees for half of the views and uniform on the sphere's area for the other half
-    (a fair coin a view); the azimuth is stratified over the batch. Everything is drawn from torch's global CPU
-    generator, so that the cameras of a step are the same on every device. Jittered cameras keep the angles and the
-    distance that they were drawn with: prompts and score models get those.
+    (chosen by a fair coin for each view); the azimuth is stratified over the batch. Everything is drawn from torch's
+    global CPU generator, so that the cameras of a step are the same on every device. Jittered cameras keep the angles
+    and the distance from before the jitter, which prompts and score models use.
 
     Args:
         batch: Number of cameras.
         config: The ranges; by default those that the shipped guidance was trained on.
-        device: Where the cameras are put.
+        device: Device of the cameras.
     """
     config = config or CameraConfig()
     draws = torch.rand(5, batch)
@@ -222,7 +226,7 @@ def random_cameras(
 
 
 def _jitter(cameras: Cameras, config: CameraConfig) -> Cameras:
-    """Moves cameras, their targets and their up directions, by draws from torch's global CPU generator."""
+    """Moves cameras, their targets and their up directions at random, drawn from torch's global CPU generator."""
     draws = torch.rand(len(cameras), 3), torch.randn(len(cameras), 3), torch.randn(len(cameras), 3)
     position = cameras.position + config.position_jitter * (2 * draws[0] - 1)
     backward = functional.normalize(position - config.centre_jitter * draws[1], dim=-1)
@@ -240,12 +244,12 @@ def turntable_cameras(
     distance: float = _USUAL_DISTANCE,
     fov: float = _USUAL_FOV,
 ) -> Cameras:
-    """Returns cameras evenly around the object, at one elevation.
+    """Returns cameras spaced evenly around the object, at one elevation.
 
     Args:
         count: Number of cameras; azimuths are 0, 360 / count, ...
         elevation: Degrees above the horizon.
-        distance: Distance from the origin.
+        distance: Distance from the origin, scene units.
         fov: Vertical field of view, degrees.
     """
     return orbit_cameras(elevation, torch.arange(count) * (360.0 / count), distance, fov)

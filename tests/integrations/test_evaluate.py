@@ -183,10 +183,10 @@ def test_prompts_are_gathered_once_each(runs: list[Path], tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError, match="prompts='nowhere': there is no such file"):
         read_prompts("nowhere")
     (tmp_path / "empty.txt").write_text("# nothing\n")
-    with pytest.raises(ValueError, match="has no prompt in it"):
+    with pytest.raises(ValueError, match="holds no prompt"):
         read_prompts(str(tmp_path / "empty.txt"))
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x80")
-    with pytest.raises(ValueError, match="is no text file"):
+    with pytest.raises(ValueError, match="is not a text file"):
         read_prompts(str(tmp_path / "binary.txt"))
 
 

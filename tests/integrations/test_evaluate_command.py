@@ -61,7 +61,7 @@ def test_one_prompt_is_nothing_to_choose_from(
     main([str(place / "cube"), *QUICK])
     told = capsys.readouterr().out
     assert "no R-precision: there is only one prompt" in told
-    assert "says nothing" not in told
+    assert "mean nothing" not in told
     assert "mean of" not in told
 
 
@@ -70,7 +70,7 @@ def test_the_shipped_judge_is_not_trusted_with_other_prompts(
 ) -> None:
     (tmp_path / "more.txt").write_text("a corgi\n")
     main([str(place / "cube"), "--prompts", str(tmp_path / "more.txt"), *QUICK])
-    assert "the shipped judge knows the built-in world only" in capsys.readouterr().out
+    assert "the shipped judge knows only the built-in world" in capsys.readouterr().out
 
 
 def test_group_by_what_the_report_says(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,16 +89,16 @@ def test_group_by_what_the_report_says(place: Path, capsys: pytest.CaptureFixtur
         (["."], "is no finished run: it has no scene.safetensors"),
         (["CUBE", "--views", "1"], "views=1: give at least 2"),
         (["CUBE", "--fov", "180"], "fov=180.0: give a number between 0 and 180"),
-        (["CUBE", "--out", "a.npz"], "is where a reference goes: write the table by --csv"),
+        (["CUBE", "--out", "a.npz"], "is for a reference only: write the table with --csv"),
         (["CUBE", "--prompts", "nowhere"], "prompts='nowhere': there is no such file"),
         (["CUBE", "--clip", "nowhere"], "clip='nowhere': there is no such folder"),
         (["CUBE", "--fid-reference", "nowhere"], "fid-reference='nowhere': there is no such"),
-        (["CUBE", "--fid-reference", "other.npz"], "of features of 'another', and pictures"),
-        (["--make-reference", "domain"], "without out: say where to by --out FILE.npz"),
+        (["CUBE", "--fid-reference", "other.npz"], "holds statistics of 'another', but pictures"),
+        (["--make-reference", "domain"], "without out: give the file to write with --out FILE.npz"),
         (["--make-reference", "domain", "--out", "a.txt"], "give a file that ends in .npz"),
         (["--make-reference", "nowhere", "--out", "a.npz"], "there is no such folder"),
-        (["--make-reference", ".", "--out", "a.npz"], "holds no pictures"),
-        (["CUBE", "--make-reference", "domain", "--out", "a.npz"], "make the reference first"),
+        (["--make-reference", ".", "--out", "a.npz"], "hold no pictures"),
+        (["CUBE", "--make-reference", "domain", "--out", "a.npz"], "write the reference first"),
     ],
 )
 def test_it_says_what_is_wrong(

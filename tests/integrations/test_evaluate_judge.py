@@ -92,7 +92,7 @@ def test_statistics_are_the_samples(tmp_path: Path) -> None:
     assert (again.count, again.model, again.source) == (3, "m", "three")
     assert again.mean.tobytes() == statistics.mean.tobytes()
     assert again.covariance.tobytes() == statistics.covariance.tobytes()
-    with pytest.raises(ValueError, match=r"of features of 'm', .* by another model, 'other'"):
+    with pytest.raises(ValueError, match=r"holds statistics of 'm', .* by another model, 'other'"):
         load_statistics(tmp_path / "s.npz", "another print", "other")
 
 
@@ -101,7 +101,7 @@ def test_what_is_no_statistics_is_refused(tmp_path: Path) -> None:
         statistics_of(np.ones((1, 3)))
     with pytest.raises(ValueError, match="not finite"):
         statistics_of(np.full((3, 3), np.nan))
-    with pytest.raises(ValueError, match="2 features against 3: they are of different models"):
+    with pytest.raises(ValueError, match="2 features against 3: give statistics of the same model"):
         frechet_distance(gaussian([0, 0], np.eye(2)), gaussian([0, 0, 0], np.eye(3)))
     (tmp_path / "noise.npz").write_bytes(b"noise")
     with pytest.raises(ValueError, match="cannot be read as statistics"):
@@ -110,7 +110,7 @@ def test_what_is_no_statistics_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no mean, covariance, .* --make-reference"):
         load_statistics(tmp_path / "other.npz", "", "")
     save_statistics(Statistics(np.ones(3), np.eye(2), 5), tmp_path / "odd.npz")
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         load_statistics(tmp_path / "odd.npz", "", "")
 
 
@@ -157,7 +157,7 @@ def test_a_reference_that_cannot_be_had_says_why(judge: ClipJudge, tmp_path: Pat
         find_reference(judge, tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         folder_statistics(judge, tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match="holds no pictures"):
+    with pytest.raises(FileNotFoundError, match="hold no pictures"):
         find_reference(judge, tmp_path)
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.jpg cannot be opened as a picture"):
@@ -239,7 +239,9 @@ def test_another_clip_model_prepares_pictures_its_own_way(judge: ClipJudge, tmp_
     assert not torch.allclose(*judge.image_features([wide, middle]))  # which sees all of it
     save_statistics(statistics_of(np.eye(64), "clip", judge.fingerprint()), tmp_path / "s.npz")
     find_reference(judge, tmp_path / "s.npz")
-    with pytest.raises(ValueError, match=r"of features of 'clip', .* by another model, 'other'"):
+    with pytest.raises(
+        ValueError, match=r"holds statistics of 'clip', .* by another model, 'other'"
+    ):
         find_reference(other, tmp_path / "s.npz")
 
 

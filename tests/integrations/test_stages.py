@@ -231,7 +231,7 @@ def test_fields_convert_into_each_other(kind: str) -> None:
 
 
 def test_what_does_not_convert_is_said_by_name() -> None:
-    with pytest.raises(TypeError, match="a NerfField cannot be made of a Balls"):
+    with pytest.raises(TypeError, match="a Balls cannot be converted to a NerfField"):
         build_scene(SHAPES["nerf"], Balls())
-    with pytest.raises(TypeError, match="a Balls cannot be made of a RadianceField"):
+    with pytest.raises(TypeError, match="a RadianceField cannot be converted to a Balls"):
         Balls.from_scene(None, build_scene(SHAPES["voxels"]))

@@ -1,1 +1,1 @@
-"""How good finished runs are, as the paper measures it, and against the true views where they are known."""
+"""The quality of finished runs: the paper's measures, and a comparison with the true views where these are known."""

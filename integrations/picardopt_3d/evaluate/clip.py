@@ -1,4 +1,4 @@
-"""CLIP as a judge: which of some texts fits a picture best, and features to compare sets of pictures by."""
+"""CLIP as a judge: it finds the text that fits a picture best, and computes features to compare sets of pictures."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from picardopt_3d.guidance.loading import HUB_ID, explained
 from picardopt_3d.guidance.text_context import TextContext
 
 SHIPPED_CLIP = Path(__file__).parents[1] / "weights" / "clip"
-"""The judge that ships with the package; it knows the built-in world, and nothing else."""
+"""The judge that ships with the package; it knows only the built-in world."""
 
 
 class ClipJudge:
-    """Judges which of some captions fits views best.
+    """Finds the caption that fits a view best.
 
     Args:
-        source: Folder or hub id of a CLIP model with tokenizer and image processor; by default the one that ships.
-        captions: To choose from; by default the canonical ones of all subjects, in their order.
-        device: Where the model runs.
+        source: Folder or hub id of a CLIP model with tokenizer and image processor; by default the shipped one.
+        captions: The captions to choose from; by default those of all subjects of the built-in world, in their order.
+        device: Device of the model.
 
     Attributes:
-        name: What the model is called in tables: its folder's name or hub id.
-        texts: Unit embeddings of the captions. [captions, features]
+        name: Name of the model in tables: its folder's name or its hub id.
+        texts: Unit embeddings of the captions, `[captions, features]`.
 
     Raises:
-        FileNotFoundError: There is no such folder, it is not complete, or the hub has no such model or is out of reach.
+        FileNotFoundError: The folder is missing or incomplete, or the hub has no such model or cannot be reached.
         PermissionError: The model is gated.
-        ValueError: It is no CLIP model.
+        ValueError: The model is not a CLIP model.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ClipJudge:
         self.name = Path(source).name if Path(source).is_dir() else str(source)
         with explained(source), _loaded_whole(source):
             model: Any = CLIPModel.from_pretrained(source, dtype=torch.float32)
-            # Pillow's, whether or not torchvision is there: features must not depend on what else is installed.
+            # Pillow's, even if torchvision is installed: features must not depend on other packages.
             self.processor: Any = CLIPImageProcessorPil.from_pretrained(source)
             self._tokenizer: Any = CLIPTokenizer.from_pretrained(source)
         self.model = model.eval().requires_grad_(False).to(device)
@@ -60,7 +60,7 @@ class ClipJudge:
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Returns unit embeddings of texts, shortened to what the model reads. [texts, features]."""
+        """Returns unit embeddings of texts, shortened to the model's length, `[texts, features]`."""
         if not texts:
             return torch.zeros(0, self.model.config.projection_dim, device=self.device)
         longest = min(
@@ -72,13 +72,13 @@ class ClipJudge:
 
     @torch.no_grad()
     def image_features(self, pictures: Tensor | Sequence[Image.Image]) -> Tensor:
-        """Returns embeddings of pictures, as they are: not of unit length.
+        """Returns embeddings of pictures, which are not normalized.
 
         Args:
-            pictures: RGB views in [0, 1], [views, 3, height, width]; or opened pictures of any size.
+            pictures: RGB views in [0, 1], `[views, 3, height, width]`, or opened pictures of any size.
 
         Returns:
-            [pictures, features]
+            The embeddings, `[pictures, features]`.
         """
         if isinstance(pictures, Tensor):
             images: Any = [
@@ -93,11 +93,11 @@ class ClipJudge:
         return pooled
 
     def similarity(self, views: Tensor) -> Tensor:
-        """Returns the cosine similarity of RGB views in [0, 1] and the captions. [views, captions]."""
+        """Returns the cosine similarities of RGB views in [0, 1] and the captions, `[views, captions]`."""
         return functional.normalize(self.image_features(views), dim=-1) @ self.texts.T
 
     def fingerprint(self) -> str:
-        """Returns a name for what makes the image features: it changes with the encoder's weights and preparation."""
+        """Returns a hash of the image encoder's weights and its normalization of pixels."""
         digest = hashlib.sha256()
         for part in (self.model.vision_model, self.model.visual_projection):
             for name, value in sorted(part.state_dict().items()):
@@ -108,15 +108,20 @@ class ClipJudge:
 
 
 def _world_captions() -> list[str]:
-    """The captions that the shipped model was trained on."""
-    # Here, not above: only who gives no captions needs the built-in world.
+    """Returns the captions that the shipped model was trained on."""
+    # Imported here because the built-in world is needed only without other captions.
     from picardopt_3d.world import all_subjects
 
     return [subject.caption for subject in all_subjects()]
 
 
 def _check_kind(source: str | Path) -> None:
-    """Refuses what is no CLIP model before it is downloaded."""
+    """Checks that a source is a CLIP model, before it is downloaded.
+
+    Raises:
+        FileNotFoundError: The source does not exist.
+        ValueError: The source is not a CLIP model.
+    """
     if Path(source).is_dir():
         config = Path(source) / "config.json"
         if not config.is_file():
@@ -137,7 +142,7 @@ def _check_kind(source: str | Path) -> None:
         kind = json.loads(config.read_text()).get("model_type")
     except (ValueError, AttributeError) as error:
         raise ValueError(
-            f"clip={str(source)!r}: its config.json cannot be read: {error}"
+            f"clip={str(source)!r}: its config.json cannot be read ({error}); give a complete folder"
         ) from error
     if kind != "clip":
         raise ValueError(

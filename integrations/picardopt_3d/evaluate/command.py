@@ -1,4 +1,4 @@
-"""The command `picardopt evaluate`: how good finished runs are."""
+"""The command `picardopt evaluate`, which measures the quality of finished runs."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ SHIPPED = "shipped"
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What is judged, and how.
+    """The options of `picardopt evaluate`.
 
     Attributes:
         runs: Folders of finished runs.
-        csv: File that the table is written to as well, in full precision.
+        csv: A CSV file for the table in full precision; None: print it only.
         clip: The judge: "shipped" (knows the built-in world only), or the folder or hub id of a CLIPModel, such as
             openai/clip-vit-base-patch32, which the paper used.
-        prompts: Further prompts that pictures choose from, besides those of all runs: a text file with one a line, or
-            "domain" for the 64 captions of the built-in world.
-        fid_reference: What the runs' pictures are compared with as a set, by the Frechet distance of their CLIP
-            features: a folder of pictures, or an npz file from `make_reference`.
-        make_reference: Instead of judging runs, make the npz file of a reference: a folder of pictures (the paper's:
+        prompts: Prompts to choose from besides those of the runs: a text file with one per line, or "domain" for the 64
+            captions of the built-in world.
+        fid_reference: The reference for the Frechet distance of CLIP features between sets of pictures: a folder of
+            pictures, or an npz file from `make_reference`.
+        make_reference: Write the npz file of a reference instead of judging runs: a folder of pictures (in the paper,
             ImageNet-2012's validation pictures), or "domain" for true views of the built-in world.
         out: The npz file to write, with `make_reference`.
-        views: Pictures of each run, evenly around.
-        elevation: Of the camera above the horizon, degrees.
-        distance: Of the camera from the centre; None: in the middle of where a run was trained to look from.
-        fov: Vertical field of view of the camera, degrees; None: the same.
+        views: Number of pictures of each run, evenly around the object.
+        elevation: Elevation of the camera above the horizon, degrees.
+        distance: Distance of the camera from the center, scene units; None: the middle of the run's training cameras.
+        fov: Vertical field of view of the camera, degrees; None: the middle of the run's training cameras.
         size: Pixels along each edge of a picture; None: as in the run's own final views (64 in a reference).
-        background: Behind the object: "white", or the "scene"'s own.
-        group_by: Entries of report.json; runs that have them in common are averaged below the table.
-        device: Where scenes and the judge run: "auto" (an accelerator if there is one), "cpu" or "cuda".
+        background: Background of the object: "white", or the "scene"'s own.
+        group_by: Entries of report.json; runs with equal entries are averaged below the table.
+        device: Device of scenes and judge: "auto" (an accelerator if there is one), "cpu" or "cuda".
     """
 
     runs: Positional[tuple[Path, ...]] = ()
@@ -60,10 +60,10 @@ class EvaluateConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
-        """Checks for options that cannot be used or do not go together.
+        """Checks the options.
 
         Raises:
-            ValueError: They do not; the message says what to do.
+            ValueError: An option is out of range, or two exclude each other; the message names the remedy.
         """
         for name, least in (("views", 2), ("size", 1)):
             value = getattr(self, name)
@@ -82,16 +82,16 @@ class EvaluateConfig:
                 raise ValueError("no runs: give the folders of finished runs")
             if self.out is not None:
                 raise ValueError(
-                    f"out={str(self.out)!r} is where a reference goes: write the table by --csv FILE"
+                    f"out={str(self.out)!r} is for a reference only: write the table with --csv FILE"
                 )
         elif self.out is None:
             raise ValueError(
-                f"make_reference={self.make_reference!r} without out: say where to by --out FILE.npz"
+                f"make_reference={self.make_reference!r} without out: give the file to write with --out FILE.npz"
             )
         elif self.runs:
             raise ValueError(
-                f"make_reference={self.make_reference!r} with runs: make the reference first, then give it by "
-                f"--fid-reference"
+                f"make_reference={self.make_reference!r} with runs: write the reference first, then judge the runs "
+                f"with --fid-reference"
             )
 
 
@@ -99,13 +99,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command.
 
     Args:
-        argv: The arguments after `picardopt evaluate`; None: those of the process.
+        argv: The arguments after `picardopt evaluate`; None: those of this process.
 
     Raises:
         SystemExit: 2 if the arguments or the runs cannot be used, 130 after Ctrl-C.
     """
     with cli_errors("evaluate"):
-        described = "Judge finished runs by CLIP, and by the true views where they are known."
+        described = "Judge finished runs by CLIP, and by the true views where these are known."
         config = options_of(EvaluateConfig, "evaluate", argv, described)
         if config.make_reference is not None:
             _make_reference(config, config.make_reference)
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _evaluate(config: EvaluateConfig) -> None:
     """Judges the runs, prints the table and its notes, and writes the CSV."""
-    # Only now: what judges takes seconds to import, which a mistyped option should not.
+    # Imported here because these take seconds to import, which a mistyped option should not wait for.
     from picardopt_3d.evaluate.figures import group
     from picardopt_3d.evaluate.judging import judge_runs
     from picardopt_3d.evaluate.prompts import gather_prompts, read_prompts
@@ -147,14 +147,14 @@ def _evaluate(config: EvaluateConfig) -> None:
         print("; no R-precision: there is only one prompt to choose (add runs or --prompts)")
     if config.clip == SHIPPED and any(yardstick_of(prompt) is None for prompt in prompts):
         print(
-            "  the shipped judge knows the built-in world only: what it makes of other prompts says nothing; "
-            "give another by --clip"
+            "  the shipped judge knows only the built-in world: its figures for other prompts mean nothing; "
+            "give another judge with --clip"
         )
     if reference is not None:
         print(f"Frechet distance to {reference.source} ({reference.count} pictures)")
         if min(reference.count, config.views) <= len(reference.mean):
             print(
-                f"  {len(reference.mean)} features: with no more pictures than that, distances come out larger; "
+                f"  {len(reference.mean)} features: with so few pictures distances are too large; "
                 f"compare equal numbers of pictures only"
             )
     if config.csv is not None:
@@ -193,12 +193,12 @@ def _make_reference(config: EvaluateConfig, source: str) -> None:
 
 
 def _judge(config: EvaluateConfig) -> ClipJudge:
-    """The judge that the options name."""
+    """Returns the judge that the options name."""
     from transformers.utils import logging
 
     from picardopt_3d.devices import pick_device
     from picardopt_3d.evaluate.clip import SHIPPED_CLIP, ClipJudge
 
-    logging.disable_progress_bar()  # the bars that matter here are those of the pictures
+    logging.disable_progress_bar()  # only the progress of the pictures is shown
     source = SHIPPED_CLIP if config.clip == SHIPPED else config.clip
     return ClipJudge(source, (), device=pick_device(config.device))

@@ -1,4 +1,4 @@
-"""The figures of judged runs, and their means over groups of runs."""
+"""Figures of judged runs, and their means over groups of runs."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from picardopt_3d.run.finished import FinishedRun
 
 @dataclass(frozen=True)
 class Figures:
-    """One line of the table: of a run, or the mean of a group of runs.
+    """One line of the table: the figures of a run, or the means of a group of runs.
 
     Attributes:
-        name: The run's folder, or what the group has in common.
-        runs: How many runs it stands for.
-        prompt: What the pictures are to be recognised as; None: nothing is known, or several.
-        method: As the report has it.
-        preset: As the report has it.
-        seed: Of the run; None of a group.
-        views: Pictures that were judged.
+        name: Folder of the run, or the entries that the group shares.
+        runs: Number of runs.
+        prompt: Prompt that the pictures should match; None: unknown, or several.
+        method: Method in the report.
+        preset: Preset in the report.
+        seed: Seed of the run; None: unknown, or several.
+        views: Number of pictures that were judged.
         r_precision: Share of the pictures whose own prompt fits best.
-        frechet: Distance between the pictures and the reference; of a group, between all its pictures together.
-        psnr: Against the true views, dB.
-        ssim: Against the true views.
-        steps: Optimizer steps that were taken.
-        sweeps: Parallel evaluations of a window.
-        mean_stride: Steps that a sweep made final.
-        drift_evaluations: Gradients that were computed.
-        seconds: Of the optimization alone.
-        seconds_with_startup: From the command to the end of the optimization.
+        frechet: Frechet distance between the pictures (all of a group together) and the reference.
+        psnr: PSNR against the true views, dB.
+        ssim: SSIM against the true views.
+        steps: Number of optimizer steps.
+        sweeps: Number of parallel evaluations of a window.
+        mean_stride: Mean number of steps that a sweep made final.
+        drift_evaluations: Number of gradients that were computed.
+        seconds: Seconds of the optimization alone.
+        seconds_with_startup: Seconds from the command to the end of the optimization.
     """
 
     name: str
@@ -57,12 +57,12 @@ class Figures:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """One run, judged.
+    """A judged run.
 
     Attributes:
         run: The run.
         figures: Its line of the table.
-        features: CLIP's features of its pictures. [views, features]
+        features: CLIP features of its pictures, `[views, features]`.
     """
 
     run: FinishedRun
@@ -73,15 +73,15 @@ class Judged:
 def group(
     judged: Sequence[Judged], keys: Sequence[str], reference: Statistics | None = None
 ) -> list[Figures]:
-    """Averages each group of runs that have some entries of their reports in common.
+    """Averages each group of runs whose reports agree in some entries.
 
     Args:
         judged: The runs.
         keys: Names of entries, such as "method" and "preset".
-        reference: What all pictures of a group together are compared with.
+        reference: The reference that all pictures of a group together are compared with.
 
     Returns:
-        In order of appearance; groups of one run are left out, the run's own line says it.
+        One line per group, in order of appearance; groups of one run are left out.
     """
     members: dict[tuple[str, ...], list[Judged]] = {}
     for one in judged:
@@ -95,11 +95,11 @@ def group(
 
 
 def _mean(name: str, judged: Sequence[Judged], reference: Statistics | None) -> Figures:
-    """The line of a group."""
+    """Returns the line of a group of runs."""
     lines = [one.figures for one in judged]
 
     def mean(entry: str) -> float | None:
-        """Over those runs that have it; R-precision counts pictures, of which each run has as many."""
+        """Returns the mean over the runs that have the entry (all runs have equally many pictures)."""
         values: list[Any] = [getattr(line, entry) for line in lines]
         known = [float(value) for value in values if value is not None]
         return sum(known) / len(known) if known else None

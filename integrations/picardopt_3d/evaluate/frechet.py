@@ -1,7 +1,7 @@
-"""The Frechet distance between two sets of pictures, measured on their features.
+"""The Frechet distance between two sets of pictures, computed from their features.
 
-d^2 = |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), between Gaussians of the sets' means and covariances (Heusel et al.
-2017, arXiv 1706.08500, equation 6). The paper takes the features from CLIP-B/32 in place of Inception.
+d^2 = |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) is the distance between Gaussians with the sets' means and covariances
+(Heusel et al. 2017, arXiv 1706.08500, equation 6). The paper takes the features from CLIP-B/32 instead of Inception.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _ENTRIES = ("mean", "covariance", "count", "model", "fingerprint", "source")
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Mean and covariance of the features of a set of pictures, and the model that made them.
+    """Mean and covariance of the features of a set of pictures, and the model that computed them.
 
     Attributes:
-        mean: [features]
-        covariance: Unbiased (divided by count - 1). [features, features]
-        count: How many pictures.
-        model: Name of the model that made the features.
+        mean: Mean, `[features]`.
+        covariance: Unbiased covariance (divided by count - 1), `[features, features]`.
+        count: Number of pictures.
+        model: Name of the model that computed the features.
         fingerprint: Hash of that model's weights.
         source: Description of the pictures.
     """
@@ -47,8 +47,8 @@ def statistics_of(
     """Returns mean and covariance of features, in double precision.
 
     Args:
-        features: [pictures, features]
-        model: Name of the model that made the features.
+        features: Features of the pictures, `[pictures, features]`.
+        model: Name of the model that computed the features.
         fingerprint: Hash of that model's weights.
         source: Description of the pictures.
 
@@ -58,27 +58,30 @@ def statistics_of(
     table = np.asarray(features, dtype=np.float64)
     if len(table) < 2:
         raise ValueError(
-            f"{len(table)} picture(s): a Frechet distance needs at least two of each kind"
+            f"features of {len(table)} picture(s): a Frechet distance needs at least two pictures in each set"
         )
     if not np.isfinite(table).all():
-        raise ValueError("some features are not finite: the pictures hold NaN or infinity")
+        raise ValueError(
+            "some features are not finite: the pictures hold NaN or infinity; leave such runs out"
+        )
     covariance = np.atleast_2d(np.cov(table, rowvar=False))
     return Statistics(table.mean(0), covariance, len(table), model, fingerprint, source)
 
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:
-    """Returns the (squared) Frechet distance, as FID is reported.
+    """Returns the squared Frechet distance, the form in which FID is reported.
 
-    The trace of (C1 C2)^(1/2) is the sum of the singular values of C1^(1/2) C2^(1/2). That needs symmetric roots only,
-    which exist whatever the rank: with fewer pictures than features, where the usual root of the product turns complex,
-    it is still exact. The *estimate* then is not: it grows as pictures get fewer, so compare equal counts only.
+    The trace of (C1 C2)^(1/2) is the sum of the singular values of C1^(1/2) C2^(1/2). This needs only symmetric roots,
+    which exist for every rank, so that it is exact even with fewer pictures than features, where the usual root of the
+    product becomes complex. The *estimate* from few pictures is still biased: it grows as their number falls, so
+    compare equal numbers only.
 
     Raises:
-        ValueError: They are of different sizes.
+        ValueError: The features have different sizes.
     """
     if first.mean.shape != second.mean.shape:
         raise ValueError(
-            f"{len(first.mean)} features against {len(second.mean)}: they are of different models"
+            f"{len(first.mean)} features against {len(second.mean)}: give statistics of the same model"
         )
     shift = first.mean - second.mean
     common = np.linalg.svd(_root(first.covariance) @ _root(second.covariance), compute_uv=False)
@@ -87,7 +90,7 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
 
 
 def _root(matrix: Floats) -> Floats:
-    """The symmetric square root of a covariance; what rounding made of its zero eigenvalues is left out."""
+    """Returns the symmetric square root of a covariance; eigenvalues within rounding error of 0 count as 0."""
     values, vectors = np.linalg.eigh(matrix)
     noise = len(values) * np.finfo(np.float64).eps * max(float(values[-1]), 0.0)
     roots = np.sqrt(np.where(values > noise, values, 0.0))
@@ -96,7 +99,7 @@ def _root(matrix: Floats) -> Floats:
 
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
-    """Writes statistics as an npz file, whole or not at all."""
+    """Writes statistics as an npz file, atomically."""
     content: dict[str, Any] = {name: np.asarray(getattr(statistics, name)) for name in _ENTRIES}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **content)
@@ -107,31 +110,35 @@ def load_statistics(path: Path, fingerprint: str, model: str) -> Statistics:
 
     Args:
         path: The npz file.
-        fingerprint: Of the model that the other features are made by.
-        model: Its name, for the message.
+        fingerprint: Hash of the weights of the model that computes the other features.
+        model: Name of that model, for the message.
 
     Raises:
-        ValueError: The file is something else, damaged, or of another model's features.
+        ValueError: The file is damaged, holds something else, or holds statistics of another model.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in _ENTRIES if name not in file]
             values = {name: file[name] for name in _ENTRIES if name not in missing}
-    except Exception as error:  # zipfile, pickle and numpy each have their own for a damaged file
+    except Exception as error:  # zipfile, pickle and numpy each raise their own for a damaged file
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"{path} cannot be read as statistics: {error}") from error
+        raise ValueError(
+            f"{path} cannot be read as statistics ({error}): write it anew with `picardopt evaluate --make-reference`"
+        ) from error
     if missing:
         raise ValueError(
             f"{path} has no {', '.join(missing)}: give a file that `picardopt evaluate --make-reference` wrote"
         )
     mean, covariance = (values[name].astype(np.float64) for name in ("mean", "covariance"))
     if mean.ndim != 1 or covariance.shape != mean.shape * 2:
-        raise ValueError(f"{path}: mean {mean.shape} and covariance {covariance.shape} do not fit")
+        raise ValueError(
+            f"{path}: mean {mean.shape} and covariance {covariance.shape} do not match; write the file anew"
+        )
     texts = {name: str(values[name]) for name in ("model", "fingerprint", "source")}
     if texts["fingerprint"] != fingerprint:
         raise ValueError(
-            f"{path} is of features of {texts['model']!r}, and pictures are judged by another model, {model!r}: give "
-            f"--clip that model, or make the reference anew with this one"
+            f"{path} holds statistics of {texts['model']!r}, but pictures are judged by another model, {model!r}: give "
+            f"--clip that model, or write the reference anew with this one"
         )
     return Statistics(mean, covariance, int(values["count"]), **texts)

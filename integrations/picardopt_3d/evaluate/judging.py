@@ -1,7 +1,7 @@
-"""Finished runs, judged as in the paper: views all around, each against its own prompt among those of all runs.
+"""Judges finished runs as in the paper: views all around are matched to the prompts of all runs.
 
-R-precision and the Frechet distance by CLIP (the paper: CLIP-B/32 for both). Where the built-in world has what a run
-shows, PSNR and SSIM against the true views are added.
+R-precision and the Frechet distance use CLIP (in the paper CLIP-B/32). If the built-in world has the object of a run,
+PSNR and SSIM against the true views are added.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def judge_runs(
     """Judges runs, one after the other.
 
     Args:
-        runs: Which ones.
-        judge: Decides which prompt fits; its features are compared with the reference's.
-        prompts: To choose from. With fewer than two there is nothing to choose, and no R-precision.
-        protocol: How pictures are taken.
-        reference: What sets of pictures are compared with; None: no Frechet distance.
+        runs: The runs.
+        judge: The model that matches pictures to prompts and computes the features for the Frechet distance.
+        prompts: The prompts to choose from; R-precision needs at least two.
+        protocol: Cameras, size and background of the pictures.
+        reference: Statistics of the reference pictures; None: no Frechet distance.
     """
     protocol = protocol or Protocol()
     texts = judge.text_features(prompts) if len(prompts) > 1 else None
@@ -90,7 +90,7 @@ def _judge(
         frechet=distance,
         psnr=near,
         ssim=alike,
-        steps=report.get("steps_done", report.get("steps")),  # of a stopped run, those done
+        steps=report.get("steps_done", report.get("steps")),  # "steps_done" of a stopped run
         sweeps=report.get("sweeps"),
         mean_stride=report.get("mean_stride"),
         drift_evaluations=report.get("drift_evaluations"),
@@ -108,10 +108,10 @@ def r_precision(
     Prompts that name the same subject of the built-in world in other words count as the same.
 
     Args:
-        features: Of the pictures. [pictures, features]
-        texts: Unit embeddings of the prompts. [prompts, features]
-        prompts: To choose from.
-        own: The pictures' own one.
+        features: Features of the pictures, `[pictures, features]`.
+        texts: Unit embeddings of the prompts, `[prompts, features]`.
+        prompts: The prompts to choose from.
+        own: The pictures' own prompt.
     """
     best = (functional.normalize(features, dim=-1) @ texts.T).argmax(-1)
     right = torch.tensor([meaning_of(prompt) == meaning_of(own) for prompt in prompts])
@@ -120,7 +120,7 @@ def r_precision(
 
 @contextlib.contextmanager
 def _naming(run: FinishedRun) -> Iterator[None]:
-    """Names the run in errors that come up while its pictures are taken."""
+    """Adds the run's folder to errors that occur while it is judged."""
     try:
         yield
     except ValueError as error:

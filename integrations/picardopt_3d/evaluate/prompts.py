@@ -1,4 +1,4 @@
-"""The prompts that pictures choose from."""
+"""The prompts that pictures are matched to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from picardopt_3d.run.finished import FinishedRun
 from picardopt_3d.task import yardstick_of
 
 WORLD = "domain"
-"""Stands for the built-in world, where a file or a folder could be named."""
+"""Stands for the built-in world in place of a file or a folder."""
 
 
 def gather_prompts(runs: Sequence[FinishedRun], more: Sequence[str] = ()) -> list[str]:
-    """Returns the prompts of all runs, then others, each meaning once."""
+    """Returns the prompts of all runs, then others, without repeated meanings."""
     first: dict[str, str] = {}
     for prompt in [*(run.prompt for run in runs if run.prompt is not None), *more]:
         first.setdefault(meaning_of(prompt), prompt)
@@ -21,36 +21,38 @@ def gather_prompts(runs: Sequence[FinishedRun], more: Sequence[str] = ()) -> lis
 
 
 def read_prompts(source: str) -> list[str]:
-    """Reads prompts from a file, one a line ("#" begins a comment), or takes those of the built-in world.
+    """Reads prompts from a file, one per line ("#" starts a comment), or returns those of the built-in world.
 
     Args:
         source: A text file, or "domain" for the 64 captions.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It has no prompt in it, or is no text.
+        ValueError: The file holds no prompt, or is not a text file.
     """
     if source == WORLD:
-        # Here, not above: only who names the built-in world needs it.
+        # Imported here because only "domain" needs the built-in world.
         from picardopt_3d.world import all_subjects
 
         return [subject.caption for subject in all_subjects()]
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(
-            f"prompts={source!r}: there is no such file; give a text file with a prompt a line, or {WORLD!r}"
+            f"prompts={source!r}: there is no such file; give a text file with one prompt per line, or {WORLD!r}"
         )
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"prompts={source!r} is no text file: {error}") from error
+        raise ValueError(
+            f"prompts={source!r} is not a text file ({error}); give one in UTF-8"
+        ) from error
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise ValueError(f"prompts={source!r} has no prompt in it: write one a line")
+        raise ValueError(f"prompts={source!r} holds no prompt: write one per line")
     return prompts
 
 
 def meaning_of(prompt: str) -> str:
-    """Returns what two prompts have in common that ask for the same."""
+    """Returns a normal form of a prompt; prompts with the same meaning have the same one."""
     known = yardstick_of(prompt)
     return " ".join(prompt.casefold().split()) if known is None else known.caption

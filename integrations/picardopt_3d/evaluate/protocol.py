@@ -1,4 +1,4 @@
-"""How pictures of a run are taken to judge it: as in the paper, 120 azimuths at 12 degrees of elevation."""
+"""The pictures that a run is judged by: as in the paper, 120 azimuths at an elevation of 12 degrees."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal
 from picardopt_3d.cameras import Cameras, turntable_cameras
 
 USUAL_SIZE = 64
-"""Pixels of the pictures of a run whose report does not say."""
+"""Pixels along each edge of the pictures of a run whose report does not say."""
 
 USUAL_VIEW = (1.65, 42.5)
-"""Distance and vertical field of view (degrees) of its cameras: the built-in world's."""
+"""Distance (scene units) and vertical field of view (degrees) of the built-in world's cameras."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,13 @@ class Protocol:
     """The views that a run is judged by.
 
     Attributes:
-        views: Azimuths, evenly around.
-        elevation: Degrees above the horizon.
-        distance: From the origin, scene units; None: in the middle of where the run was trained to look from.
-        fov: Vertical field of view, degrees; None: the same.
+        views: Number of azimuths, evenly around the object.
+        elevation: Elevation above the horizon, degrees.
+        distance: Distance from the origin, scene units; None: the middle of the run's training cameras.
+        fov: Vertical field of view, degrees; None: the middle of the run's training cameras.
         size: Pixels along each edge; None: those of the run's own final views.
-        background: Behind the object: "white", so that objects are judged and not what is behind them, or the
-            "scene"'s own.
-        device: Where scenes are rendered.
+        background: "white", so that only the object is judged, or the "scene"'s own background.
+        device: Device that renders the scenes.
     """
 
     views: int = 120
@@ -41,7 +40,7 @@ class Protocol:
         """Returns the cameras.
 
         Args:
-            view: Distance and field of view of a run; None: those of the built-in world.
+            view: Distance (scene units) and field of view (degrees) of a run; None: those of the built-in world.
         """
         usual = view or USUAL_VIEW
         distance, fov = (

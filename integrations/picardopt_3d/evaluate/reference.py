@@ -1,4 +1,4 @@
-"""The pictures that results are compared with as a set: a folder of photographs, or statistics of one."""
+"""The reference of the Frechet distance: a folder of pictures, or statistics of one."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from picardopt_3d.evaluate.clip import ClipJudge
 from picardopt_3d.evaluate.frechet import Statistics, load_statistics, statistics_of
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-"""Of files that are taken for pictures, in whatever case."""
+"""Suffixes of picture files, in lower case."""
 
 _BATCH = 64
 
 
 def find_reference(judge: ClipJudge, source: Path) -> Statistics:
-    """Returns the statistics of a reference: read from a file, or made of a folder's pictures.
+    """Returns the statistics of a reference, read from a file or computed from a folder's pictures.
 
     Args:
-        judge: Whose features are compared.
+        judge: The model that computes the features.
         source: An npz file, or a folder of pictures.
 
     Raises:
         FileNotFoundError: There is no such file or folder, or no picture in it.
-        ValueError: The file holds something else, or is of another model.
+        ValueError: The file holds something else, or statistics of another model.
     """
     if source.is_dir():
         return folder_statistics(judge, source)
@@ -39,22 +39,22 @@ def find_reference(judge: ClipJudge, source: Path) -> Statistics:
 
 
 def folder_statistics(judge: ClipJudge, folder: Path) -> Statistics:
-    """Returns statistics of all pictures in a folder and its subfolders.
+    """Returns the statistics of all pictures in a folder and its subfolders.
 
     Args:
-        judge: Whose features are taken.
-        folder: Where the pictures are; for the paper's reference, ImageNet-2012's 50,000 validation pictures.
+        judge: The model that computes the features.
+        folder: Folder of the pictures (in the paper, ImageNet-2012's 50,000 validation pictures).
 
     Raises:
         FileNotFoundError: There is no such folder, or no picture in it.
-        ValueError: There is only one picture, or a file that cannot be opened as one.
+        ValueError: There is only one picture, or a file cannot be opened as a picture.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder; give a folder of pictures")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise FileNotFoundError(
-            f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}), nor do its subfolders"
+            f"{folder} and its subfolders hold no pictures: give a folder with files in {', '.join(sorted(SUFFIXES))}"
         )
     features = []
     with tqdm(total=len(paths), desc="reference", unit="picture") as bar:
@@ -70,4 +70,6 @@ def _opened(path: Path) -> Image.Image:
         with Image.open(path) as picture:
             return picture.convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be opened as a picture: {error}") from error
+        raise ValueError(
+            f"{path} cannot be opened as a picture ({error}): repair it or remove it"
+        ) from error

@@ -1,4 +1,4 @@
-"""Figures as aligned text and as CSV."""
+"""Tables of figures, as aligned text and as CSV."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 def text_table(lines: Sequence[Figures]) -> str:
-    """Returns the figures in columns; "-" where there is none. Groups come below a rule."""
+    """Returns the figures in aligned columns, with "-" for missing ones and groups below a rule."""
     heads = ["run", "prompt", "method", *(head for head, _, _ in _COLUMNS)]
     rows = [
         [
@@ -35,7 +35,7 @@ def text_table(lines: Sequence[Figures]) -> str:
         for line in lines
     ]
     widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
-    words = 3  # columns of words are aligned to the left, figures to the right
+    words = 3  # the number of columns with words, which are aligned to the left; figures are to the right
 
     def aligned(row: Sequence[str]) -> str:
         cells = [
@@ -51,7 +51,7 @@ def text_table(lines: Sequence[Figures]) -> str:
 
 
 def write_csv(lines: Sequence[Figures], path: Path) -> None:
-    """Writes all figures in full precision, with the names of `Figures` as heads; empty cells where there is none."""
+    """Writes all figures in full precision, with the names of `Figures` as heads and empty cells for missing ones."""
     heads = [entry.name for entry in dataclasses.fields(Figures)]
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, heads, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""The command `picardopt export`: from a run to a mesh that other programs open."""
+"""The command `picardopt export`, which converts a run to a mesh that other programs open."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ FORMATS = ("glb", "obj", "ply")
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What is made of which run.
+    """The options of `picardopt export`.
 
     Attributes:
         run: Folder of a run, or a scene file.
-        format: Of the mesh; None: what the suffix of `out` says, else glb.
+        format: Format of the mesh; None: the one that the suffix of `out` names, else glb.
         out: The file to write; None: mesh.glb (or .obj, .ply) in the run's folder.
-        resolution: Samples along each edge of the cube about the object; twice as many take eight times as long.
-        level: Where the surface is, in the scene's own measure of how far inside a point is: raise it if the mesh is
-            bloated, lower it if parts are missing.
-        components: Keep only this many connected pieces, the largest ones; None: all.
-        faces: Simplify to about this many triangles, or as few as leave the shape what it is (a lower resolution has
-            fewer to begin with); None: do not.
-        up: Axis that points up in the file; None: y in GLB, as glTF prescribes, z in OBJ and PLY, as in the scene.
-        device: Where the scene is evaluated: "auto" (an accelerator if there is one), "cpu" or "cuda".
+        resolution: Samples along each edge of the cube around the object; twice as many take eight times as long.
+        level: Value of the scene's level set at the surface: raise it if the mesh is bloated, lower it if parts are
+            missing.
+        components: Number of connected pieces to keep, the largest ones; None: all.
+        faces: Number of triangles to simplify to, approximately, or as few as preserve the shape (a lower resolution
+            has fewer to begin with); None: do not simplify.
+        up: Axis that points up in the file; None: y in GLB, as glTF requires, z in OBJ and PLY, as in the scene.
+        device: Device that evaluates the scene: "auto" (an accelerator if there is one), "cpu" or "cuda".
     """
 
     run: Positional[Path]
@@ -43,10 +43,10 @@ class ExportConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
-        """Checks for options that do not go together.
+        """Checks the options.
 
         Raises:
-            ValueError: They do not; the message says what to do.
+            ValueError: An option is out of range, or two exclude each other; the message names the remedy.
         """
         for name, least in (("resolution", 8), ("components", 1), ("faces", 4)):
             value = getattr(self, name)
@@ -66,7 +66,7 @@ class ExportConfig:
 
     @property
     def kind(self) -> str:
-        """The format that is written."""
+        """The format of the file."""
         if self.format is not None:
             return self.format
         return "glb" if self.out is None else self.out.suffix.lstrip(".").lower()
@@ -76,19 +76,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command.
 
     Args:
-        argv: The arguments after `picardopt export`; None: those of the process.
+        argv: The arguments after `picardopt export`; None: those of this process.
 
     Raises:
         SystemExit: 2 if the arguments or the scene cannot be used, 130 after Ctrl-C.
     """
     with cli_errors("export"):
-        described = "Make a mesh with vertex colours of a run's scene."
+        described = "Convert a run's scene to a mesh with vertex colours."
         print(_export(options_of(ExportConfig, "export", argv, described)))
 
 
 def _export(config: ExportConfig) -> str:
-    """Writes the file, and returns what to print of it."""
-    # Only now: torch takes seconds to import, which a mistyped option should not.
+    """Writes the file, and returns the line to print about it."""
+    # Imported here because torch takes seconds to import, which a mistyped option should not wait for.
     from tqdm import tqdm
 
     from picardopt_3d.export.mesh import extract_mesh, points_of

@@ -1,6 +1,6 @@
-"""A scene's surface as a mesh: marching cubes, colours at the vertices, clean-up.
+"""Extraction of a scene's surface as a mesh: marching cubes, colours at the vertices, clean-up.
 
-Meshes are in the world's own axes: right-handed, z up, the front along +x, in world units.
+Meshes have the world's axes (right-handed, z up, the front along +x) and world units.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from torch import Tensor
 from picardopt_3d.scenes import Scene, Surface
 
 POINTS_AT_ONCE = 1 << 17
-"""Points that a scene is asked about in one call, for memory's sake."""
+"""Points that are evaluated in one call, to limit memory."""
 
 _LEAST_RESOLUTION = 8
 
-_AGGRESSIVENESS = 3.0  # by its default, 7, the library keeps to the count at the cost of parts such as a mug's handle
+_AGGRESSIVENESS = (
+    3.0  # at its default, 7, the library meets the count but loses parts such as a mug's handle
+)
 
 Progress = Callable[[int], object]
-"""Called with the number of points that were evaluated since the last call."""
+"""A function that is called with the number of points evaluated since the last call."""
 
 
 class NoSurfaceError(ValueError):
-    """The scene has no surface at the level that was asked for."""
+    """The scene has no surface at the requested level."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +37,9 @@ class Mesh:
     """Triangles with a colour at each corner.
 
     Attributes:
-        vertices: World units. [vertices, 3], float32
-        faces: Three vertices each, counter-clockwise seen from outside. [faces, 3], int64
-        colours: RGB in [0, 1], as shown on a screen (sRGB). [vertices, 3], float32
+        vertices: Positions, world units, float32, `[vertices, 3]`.
+        faces: Indices of three vertices each, counter-clockwise seen from outside, int64, `[faces, 3]`.
+        colours: RGB in [0, 1], as shown on a screen (sRGB), float32, `[vertices, 3]`.
     """
 
     vertices: npt.NDArray[np.float32]
@@ -55,21 +57,21 @@ def extract_mesh(
     faces: int | None = None,
     progress: Progress | None = None,
 ) -> Mesh:
-    """Cuts a mesh out of a scene.
+    """Extracts a mesh from a scene.
 
     Args:
-        scene: What to cut it out of.
-        resolution: Samples of the scene's level set along each edge of the cube about the scene's sphere.
-        level: The surface is where the scene's level set has this value: above 0 it lies deeper, below 0 farther out.
-        components: Keep this many connected pieces, the ones of largest area; None keeps all.
-        faces: Simplify to about this many triangles, or as few as leave the shape what it is; None leaves them all.
-        progress: Told how many points were evaluated.
+        scene: The scene.
+        resolution: Samples of the scene's level set along each edge of the cube around the scene's sphere.
+        level: Value of the scene's level set at the surface: above 0 the surface lies deeper, below 0 farther out.
+        components: Number of connected pieces to keep, those of largest area; None keeps all.
+        faces: Number of triangles to simplify to, approximately, or as few as preserve the shape; None keeps all.
+        progress: Called with the number of points evaluated since the last call.
 
     Returns:
-        A closed mesh: what reaches out of the scene's sphere is cut off there, as it is in renders.
+        A closed mesh, cut off at the scene's sphere as it is in renders.
 
     Raises:
-        NoSurfaceError: the scene's level set is on one side of `level` everywhere.
+        NoSurfaceError: The scene's level set is on one side of `level` everywhere.
         ValueError: An option cannot be used, or the scene holds values that are not finite.
     """
     if resolution < _LEAST_RESOLUTION:
@@ -79,7 +81,7 @@ def extract_mesh(
             raise ValueError(f"{name}={value}: give at least {least}, or leave it out")
     surface = scene.surface()
     values, spacing = _sample(surface, resolution, level, progress)
-    # Here, not above: it takes a second to import.
+    # Imported here because it takes a second to import.
     from skimage.measure import marching_cubes
 
     corners, triangles, _, _ = marching_cubes(
@@ -96,7 +98,7 @@ def extract_mesh(
 
 
 def points_of(resolution: int) -> int:
-    """Returns how many points of the grid `extract_mesh` evaluates at a resolution."""
+    """Returns the number of points that `extract_mesh` evaluates at a resolution."""
     axis = _axis(resolution).square()
     squared = axis[:, None, None] + axis[:, None] + axis
     return int((squared < 1).sum())
@@ -108,12 +110,12 @@ def largest_components(
     """Returns the connected pieces of largest area.
 
     Args:
-        vertices: [vertices, 3]
-        faces: [faces, 3]
-        count: How many pieces to keep.
+        vertices: Positions of the vertices, `[vertices, 3]`.
+        faces: Indices of the triangles' vertices, `[faces, 3]`.
+        count: Number of pieces to keep.
 
     Returns:
-        Vertices and faces of what is kept, in their old order.
+        Vertices and faces of the pieces, in their old order.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -131,7 +133,7 @@ def largest_components(
 
 
 def _axis(resolution: int) -> Tensor:
-    """Grid coordinates along one edge in radii: the outermost ones lie outside of the sphere."""
+    """Returns grid coordinates along one edge, in radii; the outermost ones lie outside the sphere."""
     edge = (resolution - 1) / (resolution - 3)
     return torch.linspace(-edge, edge, resolution, dtype=torch.float64)
 
@@ -139,10 +141,10 @@ def _axis(resolution: int) -> Tensor:
 def _sample(
     surface: Surface, resolution: int, level: float, progress: Progress | None
 ) -> tuple[npt.NDArray[np.float32], float]:
-    """The surface's level set less `level` on the grid, negative outside of the sphere; and the grid's spacing.
+    """Evaluates the surface's level set minus `level` on a grid, negative outside the sphere.
 
     Returns:
-        [x, y, z], and world units.
+        The values, `[x, y, z]`, and the spacing of the grid, world units.
     """
     axis = _axis(resolution) * surface.radius
     spacing = 2 * surface.radius / (resolution - 3)
@@ -159,17 +161,26 @@ def _sample(
     inside = torch.cat(found)
     _check(inside, level)
     inside -= level
-    # The sphere's own distance, so steep that it only counts within a cell of the sphere.
+    # The depth below the sphere, so steep that it matters only within one cell of the sphere.
     steep = float(inside.abs().max()) / spacing
     values = steep * (surface.radius - distance)
     values[within] = torch.minimum(inside, values[within])
-    # Marching cubes makes holes or specks where a sample is exactly at the level.
+    # Marching cubes leaves holes or specks where a sample is exactly at the level.
     values[values == 0] = -1e-12 * steep * spacing
     return values.view((resolution,) * 3).float().numpy(), spacing
 
 
 def _check(inside: Tensor, level: float) -> None:
-    """Raises an error if the scene has no surface there."""
+    """Checks that the values are finite and that the scene has a surface at the level.
+
+    Args:
+        inside: Values of the level set within the sphere, `[points]`.
+        level: The requested level.
+
+    Raises:
+        ValueError: Some values are not finite.
+        NoSurfaceError: All values are on one side of the level.
+    """
     if not bool(inside.isfinite().all()):
         raise ValueError(
             "the scene holds values that are not finite: its optimization diverged; take another checkpoint, or run "
@@ -178,13 +189,13 @@ def _check(inside: Tensor, level: float) -> None:
     low, high = float(inside.min()), float(inside.max())
     if high <= level:
         raise NoSurfaceError(
-            f"level={level:g}: the scene has no surface there; how far inside a point is goes from {low:.4g} to "
+            f"level={level:g}: the scene has no surface there; its level set ranges from {low:.4g} to "
             f"{high:.4g}. Give a lower level (a lower density threshold), such as {high - (high - low) / 4:.4g}, or "
             f"optimize for more steps"
         )
     if low >= level:
         raise NoSurfaceError(
-            f"level={level:g}: all of the scene's sphere is inside of that surface; how far inside a point is goes "
+            f"level={level:g}: all of the scene's sphere is inside that surface; its level set ranges "
             f"from {low:.4g} to {high:.4g}. Give a higher level (a higher density threshold), such as "
             f"{(low + high) / 2:.4g}"
         )
@@ -193,12 +204,12 @@ def _check(inside: Tensor, level: float) -> None:
 def _simplified(
     vertices: npt.NDArray[np.floating], faces: npt.NDArray[np.integer], count: int
 ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]:
-    """About `count` triangles, by quadric edge collapse (Garland and Heckbert, 1997).
+    """Simplifies a mesh to about `count` triangles by quadric edge collapse (Garland and Heckbert, 1997).
 
     Args:
-        vertices: In radii of the scene: the library's thresholds are for objects of about that size. [vertices, 3]
-        faces: [faces, 3]
-        count: How many triangles to go for.
+        vertices: Positions in radii of the scene, `[vertices, 3]`; the library's thresholds are for about that size.
+        faces: Indices of the triangles' vertices, `[faces, 3]`.
+        count: Number of triangles to aim for.
     """
     import fast_simplification
 
@@ -212,7 +223,7 @@ def _simplified(
 
 
 def _colours(surface: Surface, vertices: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The scene's colour at the vertices. [vertices, 3]."""
+    """Returns the scene's colour at the vertices, `[vertices, 3]`."""
     parts = torch.from_numpy(vertices).split(POINTS_AT_ONCE)
     colours = torch.cat([surface.colour(part.to(surface.device)).float().cpu() for part in parts])
     found: npt.NDArray[np.float32] = colours.clamp(0, 1).numpy()

@@ -1,7 +1,7 @@
-"""Meshes as files: GLB for viewers and engines, OBJ and PLY for modelling tools.
+"""Writes meshes to files: GLB for viewers and engines, OBJ and PLY for modeling tools.
 
-The world has z up and its front along +x. A GLB is turned to what glTF prescribes, y up and the front along +z; OBJ and
-PLY, which prescribe nothing, keep the world's axes unless asked otherwise.
+The world has z up and its front along +x. A GLB is rotated to what glTF requires, y up and the front along +z. OBJ and
+PLY, which require nothing, keep the world's axes unless `up` says otherwise.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ Format = Literal["glb", "obj", "ply"]
 Up = Literal["z", "y"]
 
 _UP: dict[str, Up] = {"glb": "y", "obj": "z", "ply": "z"}
-_FLOAT, _UNSIGNED = 5126, 5125  # glTF's names of component types
-_VERTICES, _INDICES = 34962, 34963  # and of what a buffer view is for
+_FLOAT, _UNSIGNED = 5126, 5125  # glTF's codes of component types
+_VERTICES, _INDICES = 34962, 34963  # glTF's codes of the purposes of buffer views
 
 
 def save_mesh(mesh: Mesh, path: Path, format: Format | None = None, up: Up | None = None) -> None:
-    """Writes a mesh with its colours and smooth normals, whole or not at all.
+    """Writes a mesh with its colours and smooth normals, atomically.
 
     Args:
-        mesh: What to write.
-        path: Where to.
-        format: What to write; by default what the path's suffix says.
+        mesh: The mesh.
+        path: The file to write.
+        format: The file's format; by default the one that the path's suffix names.
         up: The axis that points up in the file: "z" as in the world, or "y" with the front along +z. By default what
             the format's readers expect: "y" for GLB (the only one that glTF allows), "z" for OBJ and PLY.
 
     Raises:
-        ValueError: There is no such format, or it does not go with `up`.
+        ValueError: The format is unknown, or it does not allow `up`.
     """
     kind = path.suffix.lstrip(".").lower() if format is None else format
     if kind not in get_args(Format):
@@ -57,19 +57,19 @@ def save_mesh(mesh: Mesh, path: Path, format: Format | None = None, up: Up | Non
 
 
 def vertex_normals(mesh: Mesh) -> npt.NDArray[np.float32]:
-    """Unit normals at the vertices: of the faces around, weighted by their areas. [vertices, 3]."""
+    """Returns unit normals at the vertices, the area-weighted means of those of the faces, `[vertices, 3]`."""
     a, b, c = (mesh.vertices[mesh.faces[:, corner]].astype(np.float64) for corner in range(3))
     around = np.repeat(np.cross(b - a, c - a), 3, axis=0)
     corners, count = mesh.faces.ravel(), len(mesh.vertices)
     summed = np.stack([np.bincount(corners, around[:, i], count) for i in range(3)], axis=-1)
     length = np.linalg.norm(summed, axis=-1, keepdims=True)
-    # A vertex whose faces have no area or cancel out still needs a unit normal: glTF asks for one.
+    # A vertex whose faces have no area, or whose normals cancel, still needs a unit normal in glTF.
     unit = np.where(length > 1e-30, summed / np.maximum(length, 1e-30), (0.0, 0.0, 1.0))
     return unit.astype(np.float32)
 
 
 def to_linear(colours: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Screen colours (sRGB, IEC 61966-2-1) as amounts of light, in which glTF's vertex colours are."""
+    """Converts screen colours (sRGB, IEC 61966-2-1) to linear ones, as glTF requires for vertex colours."""
     low, high = colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4
     return np.where(colours <= 0.04045, low, high).astype(np.float32)
 
@@ -81,10 +81,10 @@ def _glb(
     colours: npt.NDArray[np.float32],
     up: Up,
 ) -> bytes:
-    """A binary glTF 2.0 file.
+    """Returns a binary glTF 2.0 file.
 
-    By hand rather than by a library, which would store colours as bytes and as if they were linear, and leave the
-    material out: viewers then show a washed-out metal.
+    It is not written by a library, because that would store sRGB colours as linear bytes and leave out the material:
+    viewers would then show a washed-out metal.
     """
     parts: list[tuple[npt.NDArray[Any], str, int, int]] = [
         (vertices.astype("<f4"), "VEC3", _FLOAT, _VERTICES),
@@ -140,7 +140,7 @@ def _obj(
     colours: npt.NDArray[np.float32],
     up: Up,
 ) -> bytes:
-    """Wavefront OBJ with the colour behind each vertex, as Blender and MeshLab read it."""
+    """Returns a Wavefront OBJ file with the colour after each vertex, as Blender and MeshLab read it."""
     lines = [f"# picardopt-3d: {up} up, vertex colours (sRGB) behind the positions\n"]
     lines += [
         "v " + " ".join(f"{x:.7g}" for x in row) + "\n" for row in np.hstack([vertices, colours])
@@ -157,7 +157,7 @@ def _ply(
     colours: npt.NDArray[np.float32],
     up: Up,
 ) -> bytes:
-    """Binary PLY with normals and colours as bytes, as every reader knows them."""
+    """Returns a binary PLY file with normals as floats and colours as bytes, which every reader supports."""
     numbers, channels = ("x", "y", "z", "nx", "ny", "nz"), ("red", "green", "blue")
     table = np.empty(
         len(vertices), [(name, "<f4") for name in numbers] + [(name, "u1") for name in channels]

@@ -1,4 +1,4 @@
-"""Renders as pictures: tiles of rgb, normals and opacity, and the contact sheet."""
+"""Renders as pictures: tables of colour, normals and opacity, and the contact sheet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def to_pixels(images: Tensor) -> Pixels:
-    """Converts colours in [0, 1] to bytes. [..., 1 or 3, height, width] -> [..., height, width, 3]."""
+    """Converts images in [0, 1], `[..., 1 or 3, height, width]`, to bytes, `[..., height, width, 3]`."""
     if images.shape[-3] == 1:
         images = images.expand(*images.shape[:-3], 3, *images.shape[-2:])
     scaled = (images.detach().float().clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
@@ -27,22 +27,26 @@ def to_pixels(images: Tensor) -> Pixels:
 
 
 def normal_colours(render: Render) -> Tensor:
-    """Returns normals as colours (n + 1) / 2 over white. [batch, 3, height, width]."""
+    """Returns normals as colours (n + 1) / 2 over white, `[batch, 3, height, width]`.
+
+    Raises:
+        ValueError: The render has no normals.
+    """
     if render.normal is None:
         raise ValueError("render.normal is None: render with normals=True")
     return 0.5 * render.normal + 0.5 * render.opacity + (1.0 - render.opacity)
 
 
 def rows_of(render: Render) -> list[Tensor]:
-    """Returns the three rows of a progress picture: rgb, normals, opacity; each [batch, 3, h, w]."""
+    """Returns the three rows of a progress picture: colour, normals and opacity, each `[batch, 3, height, width]`."""
     return [render.rgb, normal_colours(render), render.opacity.expand_as(render.rgb)]
 
 
 def tile(rows: Sequence[Tensor], *, scale: int = 1, gap: int = 2) -> Pixels:
-    """Lays images out as a table on white.
+    """Arranges images in a table on white.
 
     Args:
-        rows: One batch of equally large images a row. # each [batch, 3, height, width]
+        rows: For each row a batch of images of one size, `[batch, 3, height, width]`.
         scale: Integer enlargement (bicubic).
         gap: Pixels between images.
     """
@@ -59,7 +63,7 @@ def tile(rows: Sequence[Tensor], *, scale: int = 1, gap: int = 2) -> Pixels:
 
 
 def enlarge(pixels: Pixels, scale: int) -> Pixels:
-    """Enlarges one picture by an integer factor. [height, width, 3]."""
+    """Enlarges one picture, `[height, width, 3]`, by an integer factor."""
     if scale == 1:
         return pixels
     size = (pixels.shape[1] * scale, pixels.shape[0] * scale)
@@ -67,7 +71,7 @@ def enlarge(pixels: Pixels, scale: int) -> Pixels:
 
 
 def save_png(pixels: Pixels, path: Path) -> None:
-    """Writes a picture, whole or not at all."""
+    """Writes a picture as a PNG, atomically."""
     with replacing(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
 
@@ -78,8 +82,8 @@ def save_contact_sheet(
     """Writes a titled table of views with a label beside every row.
 
     Args:
-        rows: Label and images of each row. # each [batch, 3, height, width]
-        title: Printed above the table.
+        rows: Label and images of each row, each `[batch, 3, height, width]`.
+        title: Text above the table.
         path: The PNG to write.
         scale: Integer enlargement of the images.
     """

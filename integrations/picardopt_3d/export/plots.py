@@ -11,15 +11,15 @@ from picardopt_3d.io import replacing
 
 
 class Sweeps(Protocol):
-    """What is plotted; `RunRecord` has it.
+    """The figures to plot, which `RunRecord` has.
 
     Attributes:
         step: Steps made final by all sweeps.
         sweeps: Number of all sweeps.
-        mean_stride: Mean number of steps that one made final.
+        mean_stride: Mean number of steps that a sweep made final.
         strides: Steps made final by each of the most recent sweeps.
-        residuals: Of the same sweeps, the squared distance per parameter of slots 1 to the window's last.
-        tolerances: The thresholds that those were compared with, in the same layout.
+        residuals: Squared distances per parameter in the same sweeps, for slots 1 to the window's last.
+        tolerances: The thresholds of those residuals, in the same layout.
     """
 
     step: int
@@ -35,14 +35,14 @@ class Sweeps(Protocol):
 
 
 def save_strides_plot(record: Sweeps, window: int, path: Path) -> None:
-    """Plots what every recent sweep made final and what decided it.
+    """Plots strides, residuals and tolerances of the recent sweeps.
 
     Args:
-        record: Totals of all sweeps, and the most recent ones one by one.
-        window: Drifts evaluated by a full sweep.
+        record: Totals of all sweeps, and figures of each recent one.
+        window: Number of drifts that a full sweep evaluates.
         path: The PNG to write.
     """
-    # The object-oriented interface: no global state, no display, a fast import.
+    # The object-oriented interface has no global state, needs no display and is fast to import.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -80,13 +80,13 @@ def save_strides_plot(record: Sweeps, window: int, path: Path) -> None:
 
 
 def title_of(record: Sweeps) -> str:
-    """Returns the totals, and which part of the sweeps is shown."""
+    """Returns the plot's title: the totals, and how many sweeps are shown."""
     title, shown = f"{record.step} steps in {record.sweeps} sweeps", len(record.strides)
     return title if shown == record.sweeps else f"{title}; the last {shown} sweeps are shown"
 
 
 def _points(values: Sequence[Sequence[float]], first: int) -> list[tuple[int, float]]:
-    """Sweep and value of all that a logarithmic axis can show."""
+    """Returns sweep and value of each number that a logarithmic axis can show."""
     return [
         (sweep, value)
         for sweep, slots in enumerate(values, first)

@@ -1,4 +1,4 @@
-"""A film of the object turning once about its axis."""
+"""A film of the object making one turn about its axis."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from picardopt_3d.scenes import Render
 
 
 def frames_of(render: Render, scale: int = 1) -> list[np.ndarray]:
-    """Puts colour and normals side by side, one frame a view; each [height, 2 width, 3]."""
+    """Returns one frame per view with colour and normals side by side, each `[height, 2 width, 3]`."""
     both: Tensor = normal_colours(render)
     pairs = zip(to_pixels(render.rgb), to_pixels(both), strict=True)
     return [np.concatenate([enlarge(a, scale), enlarge(b, scale)], axis=1) for a, b in pairs]
 
 
 def save_film(frames: Iterable[np.ndarray], path: Path, *, fps: int = 30) -> int:
-    """Encodes frames as H.264 that browsers play; returns how many were written.
+    """Encodes frames as H.264 that browsers play; returns the number of frames.
 
     Args:
-        frames: Pictures of one size, both edges a multiple of 16. # [height, width, 3], uint8
-        path: The mp4 to write, whole or not at all.
-        fps: Frames a second.
+        frames: Pictures of one size, both edges a multiple of 16 pixels, uint8, `[height, width, 3]`.
+        path: The mp4 file, written atomically.
+        fps: Frames per second.
     """
     count = 0
     with replacing(path) as temporary:

@@ -1,7 +1,7 @@
 """Guidance: score models, and the losses that they put on rendered views.
 
-`PixelDiffusion` is imported from `picardopt_3d.guidance.pixel_diffusion`: it brings diffusers with it, which takes
-seconds to import, and the rest does not need it.
+Import `PixelDiffusion` from `picardopt_3d.guidance.pixel_diffusion`: it needs diffusers, which takes seconds to import
+and which the rest does without.
 """
 
 from picardopt_3d.guidance.exact_score import ExactScore, KnownViews, RenderedSubjects

@@ -1,4 +1,4 @@
-"""Which score model a run is guided by, as options name it."""
+"""The choice of the score model and the loss of a run, by options."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Loss = Literal["sds", "vsd"]
 
 @dataclass(frozen=True)
 class GuidanceConfig:
-    """A score model, and what it is told of a text.
+    """A score model, its prompts, and the loss that uses its scores.
 
     Attributes:
-        model: Its kind; "exact" is the closed-form score of the true views of the prompt's shape in all colours, a
-            yardstick that knows the built-in world only.
+        model: Kind of the model; "exact" is the closed-form score of the true views of the prompt's shape in all
+            colours, a yardstick that covers only the built-in world.
         source: A folder in diffusers' layout or a hub id; None: the model that ships (kinds pixel-diffusion, zero123).
-        options: How it is loaded and run.
-        negative: What a text is pushed away from.
-        views: What a model that is not told the camera hears of it; None: the same text for every view.
-        perp_neg: Push away from neighbouring views; needs `views`.
-        loss: What its scores are used in: "sds" (score distillation) or "vsd" (variational score distillation, which
-            trains a LoRA of the model beside the scene; models that take a text only).
+        options: How the model is loaded and run.
+        negative: Negative prompt.
+        views: Words for the view, for models that do not take the camera; None: the same text for every view.
+        perp_neg: Perp-Neg, which pushes away from the texts of neighboring views; needs `views`.
+        loss: "sds" (score distillation) or "vsd" (variational score distillation, which trains a LoRA of the model
+            beside the scene; only for models that take a text).
     """
 
     model: Model = "pixel-diffusion"
@@ -46,18 +46,18 @@ class GuidanceConfig:
     loss: Loss = "sds"
 
     def __post_init__(self) -> None:
-        """Check that there is a model to load.
+        """Checks the names and the texts.
 
         Raises:
-            ValueError: There is not, or the texts do not go together.
+            ValueError: There is no such model or loss, or the options exclude each other.
         """
         if self.model not in get_args(Model):
             raise ValueError(f"model={self.model!r}: give one of {', '.join(get_args(Model))}")
         known = GUIDANCE_MODELS.get(self.model)
         if self.source is None and known is not None and known.shipped is None:
             raise ValueError(
-                f"model={self.model!r} without a source: none of its kind ships; give a folder in diffusers' layout or "
-                "a hub id"
+                f"model={self.model!r} without a source: no model of this kind ships; give a folder in diffusers' "
+                "layout or a hub id"
             )
         if self.loss not in get_args(Loss):
             raise ValueError(f"loss={self.loss!r}: give one of {', '.join(get_args(Loss))}")
@@ -69,12 +69,12 @@ class GuidanceConfig:
         self.text_prompt("checked")
 
     def text_prompt(self, text: str) -> TextPrompt:
-        """A text with all that is told of it."""
+        """Returns a text as a prompt with the negative prompt and the words for the view."""
         return TextPrompt(text, self.negative, self.views, self.perp_neg)
 
 
 _SHARED: WeakValueDictionary[tuple[object, ...], Any] = WeakValueDictionary()
-"""Score models that are in use, by what they were loaded from."""
+"""Score models that are in use, by kind, source, options and device."""
 
 
 def load_guidance(
@@ -88,23 +88,24 @@ def load_guidance(
 ) -> Guidance:
     """Loads the guidance that the options name.
 
-    As long as one guidance is in use, others of the same model share it, so that a recipe's stages hold one network.
-    VSD changes the network that carries its LoRA, and has one of its own.
+    Guidances of the same model share its network, so that a recipe's stages hold it in memory once. VSD loads a network
+    of its own, because its LoRA changes it.
 
     Args:
-        config: The score model, and which loss.
-        prompt: As of `load_score`.
-        size: As of `load_score`.
-        device: As of `load_score`.
-        sds: Numbers of score distillation.
-        vsd: Numbers of variational score distillation.
+        config: The score model and the loss.
+        prompt: See `load_score`.
+        size: See `load_score`.
+        device: See `load_score`.
+        sds: Options of score distillation.
+        vsd: Options of variational score distillation.
 
     Raises:
-        FileNotFoundError, PermissionError, ValueError: As of `load_score`; or VSD's LoRA is to be trained outside of
-            the optimizer, which no run can do.
+        FileNotFoundError: See `load_score`.
+        PermissionError: See `load_score`.
+        ValueError: See `load_score`; or `vsd.lora` is not "inside".
     """
     if config.loss == "vsd":
-        # Here, not above: what needs it is rare.
+        # Imported here because few runs need it.
         from picardopt_3d.guidance.vsd import VSD
 
         if vsd is not None and vsd.lora != "inside":
@@ -128,32 +129,32 @@ def load_score(
     size: int,
     device: torch.device | str,
 ) -> ScoreModel:
-    """Load the score model that the options name.
+    """Loads the score model that the options name.
 
     Args:
         config: The options.
-        prompt: What the run is asked for; the exact score is made for it.
+        prompt: The prompt of the run; the exact score is built for it.
         size: Pixels along a side of the exact score's views.
-        device: Where the model computes.
+        device: Device of the model.
 
     Raises:
-        FileNotFoundError: It cannot be had; the message says what to do (so for all that follow).
-        PermissionError: It is gated.
-        ValueError: It is of another class, or the exact score does not know the prompt.
+        FileNotFoundError: The model cannot be found or downloaded; the message names the remedy.
+        PermissionError: The model is gated.
+        ValueError: The model is of another class, or the exact score does not cover the prompt.
     """
     if config.model == "exact":
-        # Here, not above: only this yardstick is made of the built-in world.
+        # Imported here because only this yardstick needs the built-in world.
         from picardopt_3d.guidance.exact_score import exact_score_of
 
         return exact_score_of(prompt, size)
     given: dict[str, Any] = {} if config.source is None else {"source": _source(config.source)}
-    # Named, not imported above: diffusers takes seconds to import, and the exact score needs none of it.
+    # Imported by name and only here: diffusers takes seconds to import, and the exact score does without.
     loader = named(GUIDANCE_MODELS[config.model].loader)
     score: ScoreModel = loader.from_pretrained(**given, device=device, options=config.options)
     return score
 
 
 def _source(source: str) -> str:
-    """A folder if there is one of that name, "~" and all, else a hub id."""
+    """Returns the path of a folder ("~" expanded) if it exists, else the hub id as it is."""
     folder = Path(source).expanduser()
     return str(folder) if folder.is_dir() else source

@@ -1,4 +1,4 @@
-"""DeepFloyd IF, stage I, as a score model: pixel space, a text through T5."""
+"""Stage I of DeepFloyd IF as a score model, in pixel space, with T5 as its text encoder."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from picardopt_3d.guidance.text_context import TextContext
 _UNNEEDED = ("safety_checker", "feature_extractor", "watermarker")
 _TEXT_PARTS = ("tokenizer", "text_encoder")
 _CLASSES = ("IFPipeline",)
-_TOKENS = 77  # T5 takes more, but the UNet was trained with these
+_TOKENS = 77  # T5 takes more, but the UNet was trained with 77
 
 
 class DeepFloyd(TextDiffusion):
     """The score of DeepFloyd's first stage; a `ScoreModel`.
 
-    Its space is pixels in [-1, 1], 64 along a side. The variance that it predicts beside the noise is not used.
+    Its space is pixels in [-1, 1], 64 along a side. The variance that it predicts besides the noise is not used.
 
     Args:
         unet: The UNet; its weights are frozen.
-        scheduler: Its noise schedule, and what it predicts.
+        scheduler: Its noise schedule and kind of prediction.
         texts: Embeds texts.
-        device: Where the model computes.
-        options: How it is run.
+        device: Device of the model.
+        options: How the model is run.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class DeepFloyd(TextDiffusion):
         super().__init__(unet, scheduler, texts, unet.config.sample_size, device, options)
         if unet.config.in_channels != 3:
             raise ValueError(
-                f"the unet takes {unet.config.in_channels} channels: give the first stage (such as "
-                f"'DeepFloyd/IF-I-XL-v1.0'), which takes 3; the others enlarge pictures"
+                f"unet takes {unet.config.in_channels} channels: give the first stage (such as "
+                f"'DeepFloyd/IF-I-XL-v1.0'), which takes 3; later stages enlarge pictures"
             )
 
     @classmethod
@@ -56,17 +56,17 @@ class DeepFloyd(TextDiffusion):
         device: torch.device | str = "cpu",
         options: ModelOptions | None = None,
     ) -> DeepFloyd:
-        """Load a pipeline folder or a model of the Hugging Face hub.
+        """Loads a pipeline folder or a model of the Hugging Face hub.
 
         Args:
             source: A folder in diffusers' layout, or a hub id such as "DeepFloyd/IF-I-XL-v1.0".
-            device: Where the model computes.
-            options: How it is loaded and run.
+            device: Device of the model.
+            options: How the model is loaded and run.
 
         Raises:
             FileNotFoundError: There is no such folder, or the hub has no such model or cannot be reached.
             PermissionError: The model is gated, as the published ones are.
-            ValueError: It is another kind of pipeline.
+            ValueError: The pipeline is of another kind.
         """
         from diffusers import DDPMScheduler, UNet2DConditionModel
         from transformers import T5Tokenizer
@@ -97,7 +97,7 @@ def _load_t5(
 
 
 def _encode(text_encoder: Any, context: TextContext, texts: Sequence[str]) -> Tensor:
-    """Last hidden states of texts as `IFPipeline` makes them: lower case, padding not attended to."""
+    """Returns the last hidden states of texts as in `IFPipeline`: in lower case, with padding masked out."""
     tokens = context.tokenize(texts).to(text_encoder.device)
     embeddings: Tensor = text_encoder(
         tokens.input_ids, attention_mask=tokens.attention_mask

@@ -1,4 +1,4 @@
-"""A UNet of diffusers that hears a text, as a score model: what the pixel and latent ones have in common."""
+"""A text-conditioned UNet of diffusers as a score model: the common part of pixel and latent models."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class TextDiffusion:
 
     Args:
         unet: A `UNet2DConditionModel`; its weights are frozen.
-        scheduler: Its noise schedule, and what it predicts.
+        scheduler: Its noise schedule and kind of prediction.
         texts: Embeds texts.
-        size: Pixels along a side that views are best rendered at.
-        device: Where the model computes.
-        options: How it is run.
+        size: Pixels along a side of the views that the model works on.
+        device: Device of the model.
+        options: How the model is run.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class TextDiffusion:
         self._release = place(self.unet, self.device, self.options)
 
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> EncodedText:
-        """Encodes a prompt; only texts that were never encoded need the text encoder.
+        """Encodes a prompt; the text encoder is loaded only for texts without a stored embedding.
 
         Returns:
-            Its embeddings, and the prompt itself: shortened, with a warning, if it is longer than the encoder reads.
+            The embeddings and the prompt, which is shortened, with a warning, if it exceeds the encoder's length.
         """
         asked = self._texts.context.shorten(as_text_prompt(prompt))
         with memory_explained(self.options):
@@ -61,24 +61,24 @@ class TextDiffusion:
         return EncodedText(asked, embeddings[:-1], embeddings[-1:])
 
     def to_model_space(self, views: Tensor) -> Tensor:
-        """Pixels in [-1, 1], resized. [batch, 3, size, size]."""
+        """Returns the views as pixels in [-1, 1], resized, `[batch, 3, size, size]`."""
         return pixels_to_model_space(views, self.size)
 
     @torch.no_grad()
     def predict_noise(
         self, noisy: Tensor, timesteps: Tensor, prompt: Encoded, cameras: Cameras
     ) -> Prediction:
-        """All predictions in one pass of two times the batch (with Perp-Neg four times).
+        """Predicts the noise for all texts in one pass of twice the batch (with Perp-Neg, four times).
 
         Args:
-            noisy: In the model's space. [batch, channels, height, width]
-            timesteps: Integers. [batch]
+            noisy: Noisy views in the model's space, `[batch, channels, height, width]`.
+            timesteps: Integer noise levels, `[batch]`.
             prompt: From `encode`.
-            cameras: Where each view was taken from.
+            cameras: The cameras of the views.
         """
-        told = as_encoded_text(prompt).at(cameras)
-        texts = torch.cat([told.conditional, told.unconditional, *told.negatives])
-        copies = 2 + len(told.negatives)
+        conditions = as_encoded_text(prompt).at(cameras)
+        texts = torch.cat([conditions.conditional, conditions.unconditional, *conditions.negatives])
+        copies = 2 + len(conditions.negatives)
         labels = self.class_labels(cameras)
         noise = self.noise(
             noisy.repeat(copies, 1, 1, 1),
@@ -89,21 +89,23 @@ class TextDiffusion:
         noise = noise.contiguous().unflatten(0, (copies, len(noisy)))
         if copies == 2:
             return Prediction(noise[0], noise[1])
-        return Prediction(noise[0], noise[1], noise[2:], told.weights)
+        return Prediction(noise[0], noise[1], noise[2:], conditions.weights)
 
     def noise(
         self, noisy: Tensor, timesteps: Tensor, texts: Tensor, labels: Tensor | None = None
     ) -> Tensor:
-        """One pass of the UNet, in its own precision; gradients flow if they are asked for (not with `offload`).
+        """Predicts the noise in one pass of the UNet, in its own precision.
+
+        Gradients flow unless they are disabled or the UNet is offloaded.
 
         Args:
-            noisy: In the model's space. [batch, channels, height, width]
-            timesteps: Integers. [batch]
-            texts: What each is told. [batch, tokens, channels]
-            labels: Class labels, for a UNet that takes them. [batch, numbers]
+            noisy: Noisy views in the model's space, `[batch, channels, height, width]`.
+            timesteps: Integer noise levels, `[batch]`.
+            texts: Embedded text of each view, `[batch, tokens, channels]`.
+            labels: Class labels, for a UNet that takes them, `[batch, numbers]`.
 
         Returns:
-            The predicted noise, float32. [batch, channels, height, width]
+            The predicted noise, float32, `[batch, channels, height, width]`.
         """
         dtype = self.unet.dtype
         given = noisy.to(dtype)
@@ -117,27 +119,27 @@ class TextDiffusion:
                 class_labels=None if labels is None else labels.to(given),
             ).sample
         self._release()
-        # A learned variance (DeepFloyd) comes behind the prediction.
+        # A learned variance (DeepFloyd) follows the prediction.
         predicted = predicted[:, : noisy.shape[1]].float()
         abar = self.alphas_cumprod.to(noisy)[timesteps][:, None, None, None]
         return as_noise(predicted, noisy, abar, self.prediction_type)
 
     def class_labels(self, cameras: Cameras) -> Tensor | None:
-        """Returns what the UNet takes besides the text. None by default; subclasses override it. [batch, numbers]."""
+        """Returns the UNet's class labels, `[batch, numbers]`; None by default, for subclasses to override."""
         return None
 
 
 def as_noise(predicted: Tensor, noisy: Tensor, abar: Tensor, prediction_type: str) -> Tensor:
-    """The noise that a prediction implies, whichever quantity the model predicts.
+    """Converts a prediction to the noise that it implies.
 
     Args:
-        predicted: What the model gave. [batch, ...]
-        noisy: What it was given. [batch, ...]
-        abar: The schedule's, to be multiplied with them. [batch, 1, 1, 1]
-        prediction_type: Of the scheduler's configuration.
+        predicted: Output of the model, `[batch, ...]`.
+        noisy: Input of the model, `[batch, ...]`.
+        abar: The schedule's abar of each view, `[batch, 1, 1, 1]`.
+        prediction_type: `prediction_type` of the scheduler's configuration.
 
     Raises:
-        ValueError: The quantity is unknown.
+        ValueError: The type is unknown.
     """
     if prediction_type == "epsilon":
         return predicted

@@ -1,4 +1,4 @@
-"""Embeddings of texts, kept on disk, by an encoder that is in memory only while it is needed."""
+"""Embeddings of texts, stored on disk, by an encoder that is in memory only while it is needed."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from picardopt_3d.guidance.text_context import TextContext
 from picardopt_3d.io import replacing
 
 Encode = Callable[[Sequence[str]], Tensor]
-"""Texts to embeddings, [texts, tokens, channels]."""
+"""Maps texts to embeddings, `[texts, tokens, channels]`."""
 
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
 class TextEmbeddings:
-    """Embeds texts, each only once: embeddings are kept, in memory and on disk.
+    """Embeds texts, each only once: embeddings are stored in memory and on disk.
 
     Args:
-        load: Loads the text encoder and returns a function that encodes with it. Called when a text is not known yet;
-            the function is dropped right afterwards, and the encoder with it.
+        load: Loads the text encoder and returns a function that encodes with it. It is called for a new text; the
+            function, and with it the encoder, is released right afterwards.
         key: Identifies the encoder: embeddings with another key are not used.
-        folder: Where embeddings are kept; None keeps them in memory alone, and so does, with a warning, a folder that
-            cannot be written to.
-        device: Where embeddings are put.
-        context: How much of a text the encoder reads.
+        folder: Folder of the stored embeddings; None stores them in memory alone, and so does, with a warning, a folder
+            that cannot be written to.
+        device: Device of the embeddings.
+        context: The number of tokens that the encoder reads.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class TextEmbeddings:
         self._writable = True
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Returns the embeddings of texts. [texts, tokens, channels]."""
+        """Returns the embeddings of texts, `[texts, tokens, channels]`."""
         for text in texts:
             if text not in self._known and (kept := self._read(text)) is not None:
                 self._known[text] = kept.to(self._device)
@@ -64,7 +64,7 @@ class TextEmbeddings:
         with torch.no_grad():
             embeddings = encode(texts)
         del encode
-        gc.collect()  # modules are in cycles; a T5 encoder must not wait for the next collection
+        gc.collect()  # modules form reference cycles, and a T5 encoder must not stay until the next collection
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         for text, embedding in zip(texts, embeddings, strict=True):
@@ -86,7 +86,7 @@ class TextEmbeddings:
                 embedding: Tensor = file.get_tensor("embedding")
                 return embedding
         except (SafetensorError, OSError):
-            return None  # there is none, or whatever happened to the file: it is written anew
+            return None  # missing or damaged: the file is written anew
 
     def _write(self, text: str, embedding: Tensor) -> None:
         path = self._path(text)
@@ -96,23 +96,23 @@ class TextEmbeddings:
         try:
             with replacing(path) as temporary:
                 save_file({"embedding": embedding.detach().cpu().contiguous()}, temporary, metadata)
-        except (SafetensorError, OSError) as error:  # save_file makes the first of the second
+        except (SafetensorError, OSError) as error:  # save_file turns the second into the first
             self._writable = False
             warnings.warn(
-                f"embeddings of prompts cannot be kept in {self._folder} ({error}), so that every process loads the "
+                f"embeddings of prompts cannot be stored in {self._folder} ({error}), so that every process loads the "
                 f"text encoder anew: set ModelOptions.embeddings to a folder that can be written, or to None",
                 stacklevel=2,
             )
 
 
 def identity(folder: Path, parts: Sequence[str]) -> str:
-    """Returns a name for some parts of a pipeline's folder that changes when their content does.
+    """Returns a name for some parts of a pipeline's folder that changes with their content.
 
-    A snapshot of the hub is named by its commit. In other folders the files' names, sizes and samples of their bytes
-    (all bytes of a small file) make the name: an encoder of 10 GB is not worth reading twice for it.
+    For a snapshot of the hub the name holds the commit. For other folders it is a hash of the files' names, sizes and
+    samples of their bytes (all bytes of a small file), because reading all of an encoder of 10 GB would be slow.
 
     Args:
-        folder: The pipeline's.
+        folder: Folder of the pipeline.
         parts: Names of its subfolders.
     """
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):

@@ -1,4 +1,4 @@
-"""The exact score of finitely many views, in closed form: guidance without a network.
+"""The exact score of finitely many views in closed form: guidance without a network.
 
 If a clean view is one of `v[i]` with probability `p[i]`, then given its noisy version the view's mean is
 `sum_i w[i] v[i]` with `w[i]` proportional to `p[i] exp(-|noisy - sqrt(abar) v[i]|^2 / (2 (1 - abar)))`. A
@@ -35,11 +35,11 @@ from picardopt_3d.world import (
 
 
 class Candidates(NamedTuple):
-    """The views that a camera could have seen.
+    """The views that a camera could see.
 
     Attributes:
-        views: RGB in [-1, 1]. [batch or 1, candidates, 3, size, size]
-        log_prior: Logarithm of their prior probabilities, up to a constant. [batch, candidates]
+        views: RGB in [-1, 1], `[batch or 1, candidates, 3, size, size]`.
+        log_prior: Logarithm of their prior probabilities, up to a constant, `[batch, candidates]`.
     """
 
     views: Tensor
@@ -47,10 +47,10 @@ class Candidates(NamedTuple):
 
 
 class ViewSet(Protocol):
-    """A finite set of views, for every camera.
+    """A finite set of candidate views for every camera.
 
     Attributes:
-        captions: What each candidate shows.
+        captions: Caption of each candidate.
         size: Pixels along a side.
     """
 
@@ -58,12 +58,12 @@ class ViewSet(Protocol):
     size: int
 
     def candidates(self, cameras: Cameras) -> Candidates:
-        """The candidates for each camera, in the order of `captions`."""
+        """Returns the candidates for each camera, in the order of `captions`."""
         ...
 
 
 class RenderedSubjects:
-    """Subjects of the built-in world, rendered at exactly the camera that is asked for; a `ViewSet`.
+    """Subjects of the built-in world, rendered from exactly the requested camera; a `ViewSet`.
 
     Args:
         subjects: The subjects, all equally probable; by default all of the world's.
@@ -78,7 +78,7 @@ class RenderedSubjects:
         self.size = size
 
     def candidates(self, cameras: Cameras) -> Candidates:
-        """One view a subject and camera."""
+        """Returns one view per subject and camera."""
         shaded = {
             shape: render_shading(shape, cameras, self.size, self.size)
             for shape in dict.fromkeys(subject.shape for subject in self.subjects)
@@ -95,12 +95,12 @@ class RenderedSubjects:
 class KnownViews:
     """Given views with their cameras; a `ViewSet`.
 
-    For another camera, a view's prior falls with the angle between the two lines of sight as a normal distribution.
+    For another camera, a view's prior is a normal distribution of the angle between the two lines of sight.
 
     Args:
-        views: RGB in [0, 1]. [views, 3, size, size]
-        cameras: Where they were taken from.
-        captions: What they show.
+        views: RGB in [0, 1], `[views, 3, size, size]`.
+        cameras: Cameras of the views.
+        captions: Captions of the views.
         bandwidth: Standard deviation of the angle, degrees.
     """
 
@@ -109,7 +109,7 @@ class KnownViews:
     ) -> None:
         if not len(views) == len(cameras) == len(captions) > 0:
             raise ValueError(
-                f"{len(views)} views, {len(cameras)} cameras and {len(captions)} captions: give one of each a view"
+                f"{len(views)} views, {len(cameras)} cameras and {len(captions)} captions: give one of each per view"
             )
         if not bandwidth > 0:
             raise ValueError(f"bandwidth={bandwidth}: give a positive angle in degrees")
@@ -120,7 +120,7 @@ class KnownViews:
         self._bandwidth = math.radians(bandwidth)
 
     def candidates(self, cameras: Cameras) -> Candidates:
-        """All views, the nearer ones more probable."""
+        """Returns all views with priors that fall with the angle to the camera."""
         sight = torch.nn.functional.normalize(cameras.position, dim=-1)
         angle = torch.acos((sight @ self._sight.T).clamp(-1, 1))
         return Candidates(self._views, -(angle**2) / (2 * self._bandwidth**2))
@@ -129,12 +129,12 @@ class KnownViews:
 class ExactScore:
     """The exact score of a finite set of views; a `ScoreModel`.
 
-    A prompt selects the candidates whose caption speaks of the same subject (or is the same text); the empty prompt
-    selects all of them.
+    A prompt selects the candidates whose caption names the same subject (or is the same text); the empty prompt selects
+    all of them.
 
     Args:
-        view_set: The views; by default the whole built-in world from exactly the camera asked for.
-        timesteps: Noise levels of the schedule (cosine, as the shipped model's).
+        view_set: The views; by default the whole built-in world, from exactly the requested camera.
+        timesteps: Number of noise levels of the schedule (cosine, like that of the shipped model).
     """
 
     def __init__(self, view_set: ViewSet | None = None, timesteps: int = 1000) -> None:
@@ -143,25 +143,25 @@ class ExactScore:
         self.alphas_cumprod = cosine_schedule(timesteps)
 
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> EncodedText:
-        """Select the candidates of a prompt; its encoding is a mask. [1, candidates].
+        """Selects the candidates of a prompt, `[1, candidates]`; its encoding is a mask.
 
-        View-dependent texts make no difference: the candidates are those of the camera as it is.
+        View-dependent texts make no difference, because the candidates are those of the actual camera.
 
         Raises:
-            ValueError: No candidate is what the prompt says, or it asks for Perp-Neg.
+            ValueError: No candidate matches the prompt, or the prompt asks for Perp-Neg.
             TypeError: The prompt is an image.
         """
         asked = as_text_prompt(prompt)
         if asked.perp_neg is not None:
             raise ValueError(
-                "perp_neg: the exact score knows where each camera is; leave perp_neg out"
+                "perp_neg: the exact score uses the cameras themselves; leave perp_neg out"
             )
         return EncodedText(
             asked, self._select(asked.text)[None], self._select(asked.negative)[None]
         )
 
     def to_model_space(self, views: Tensor) -> Tensor:
-        """Pixels in [-1, 1], resized. [batch, 3, size, size]."""
+        """Returns the views as pixels in [-1, 1], resized, `[batch, 3, size, size]`."""
         return pixels_to_model_space(views, self.size)
 
     def _select(self, text: str) -> Tensor:
@@ -177,7 +177,7 @@ class ExactScore:
         )
         if not mask.any():
             raise ValueError(
-                f"prompt={text!r}: this exact score knows only {', '.join(sorted(set(captions)))}"
+                f"prompt={text!r}: this exact score covers only {', '.join(sorted(set(captions)))}; ask for one of them"
             )
         return mask
 
@@ -185,13 +185,13 @@ class ExactScore:
     def predict_noise(
         self, noisy: Tensor, timesteps: Tensor, prompt: Encoded, cameras: Cameras
     ) -> Prediction:
-        """The noise that the posterior mean implies, with and without the prompt.
+        """Returns the noise that the posterior mean implies, with and without the prompt.
 
         Args:
-            noisy: [batch, 3, size, size]
-            timesteps: Integers. [batch]
+            noisy: Noisy views, `[batch, 3, size, size]`.
+            timesteps: Integer noise levels, `[batch]`.
             prompt: From `encode`.
-            cameras: Where each view was taken from.
+            cameras: The cameras of the views.
         """
         asked = as_encoded_text(prompt)
         abar = self.alphas_cumprod[timesteps.cpu()]
@@ -214,20 +214,20 @@ class ExactScore:
 
 
 def exact_score_of(prompt: str | TextPrompt | ImagePrompt, size: int) -> ExactScore:
-    """Makes the exact score of a prompt's shape in every colour, so that there is something to be guided away from.
+    """Builds the exact score of a prompt's shape in every colour, so that guidance has an unconditional score.
 
     Args:
         prompt: A text that names an object of the built-in world.
         size: Pixels along a side of the views.
 
     Raises:
-        ValueError: It names none.
+        ValueError: The prompt names no such object.
     """
     text = "a picture" if isinstance(prompt, ImagePrompt) else as_text_prompt(prompt).text
     subject = parse_prompt(text)
     if subject is None:
         raise ValueError(
-            f"prompt={text!r}: the exact guidance only knows the "
+            f"prompt={text!r}: the exact guidance covers only the "
             'built-in shapes and colours; ask for one of those, e.g. "a red cube", or use another guidance model'
         )
     known = [Subject(subject.shape, colour) for colour in COLOURS]
@@ -235,7 +235,7 @@ def exact_score_of(prompt: str | TextPrompt | ImagePrompt, size: int) -> ExactSc
 
 
 def cosine_schedule(timesteps: int) -> Tensor:
-    """The cosine schedule's abar (Nichol and Dhariwal, arXiv 2102.09672, equation 17). [timesteps]."""
+    """Returns abar of the cosine schedule (Nichol and Dhariwal, arXiv 2102.09672, equation 17), `[timesteps]`."""
     ends = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
     signal = torch.cos((ends + 0.008) / 1.008 * math.pi / 2).square()
     betas = (1 - signal[1:] / signal[:-1]).clamp(max=0.999)

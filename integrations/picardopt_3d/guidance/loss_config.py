@@ -1,4 +1,4 @@
-"""How scores become gradients: the numbers of the losses, light to import."""
+"""The options of the losses that turn scores into gradients; this module is fast to import."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "uniform": torch.ones_like,
     "fantasia3d": lambda abar: abar.sqrt() * (1 - abar),
 }
-"""`w(t)` as a function of abar."""
+"""The weight `w(t)` as a function of abar."""
 
 
 @dataclass(frozen=True)
 class SdsConfig:
-    """How scores become a gradient.
+    """Options of score distillation.
 
     Attributes:
         guidance_scale: Strength `s` of classifier-free guidance.
         guidance_form: "uncond" is the usual `uncond + s (cond - uncond)`, the default; "cond" is
-            `cond + s (cond - uncond)`, DreamFusion's and threestudio's for text models, which is the first with s + 1.
-            With Perp-Neg its directions join `cond - uncond` in the parentheses; published is "uncond".
+            `cond + s (cond - uncond)`, as in DreamFusion and threestudio's text models, which equals the first form
+            with s + 1. Perp-Neg's directions are added inside the parentheses; it was published with "uncond".
         weighting: `w(t)`: "sds" is `1 - abar`, "uniform" is 1, "fantasia3d" is `sqrt(abar) (1 - abar)`.
         clip_value: Largest magnitude of an entry of the gradient in the model's space, before it goes back through the
-            resizing or the VAE; None leaves it. (threestudio's `grad_clip`.)
-        clip_norm: Largest length of that gradient of one view, in the same place; None leaves it.
+            resizing or the VAE; None does not clip (threestudio's `grad_clip`).
+        clip_norm: Largest length of one view's gradient, also in the model's space; None does not clip.
     """
 
     guidance_scale: float = 7.5
@@ -57,23 +57,23 @@ class SdsConfig:
 
 @dataclass(frozen=True)
 class VsdConfig:
-    """How scores become gradients of the scene and of the LoRA.
+    """Options of variational score distillation.
 
     Attributes:
         guidance_scale: Strength `s` of classifier-free guidance of the pretrained score.
         guidance_form: As `SdsConfig.guidance_form`; ProlificDreamer's is "uncond".
-        lora_guidance_scale: The same of the LoRA's score, in the form "uncond"; at 1 it is the conditional score
+        lora_guidance_scale: Strength `s` for the LoRA's score, in the form "uncond"; 1 leaves the conditional score
             alone.
         weighting: `w(t)` of the scene's gradient, as `SdsConfig.weighting`.
-        lora: "inside": the LoRA's optimizer is stepped with the scene's, and VSD is exact at tolerance 0. "paper": each
-            process trains a LoRA of its own at every evaluation, also at those that are thrown away: never exact, a run
-            depends on the number of processes and the window. For comparisons from Python only.
-        rank: The LoRA's rank.
-        learning_rate: Of the LoRA's AdamW (betas 0.9 and 0.99, eps 1e-15).
-        drop_camera: Chance that the LoRA is not told a view's camera while it learns.
+        lora: "inside" steps the LoRA's optimizer with the scene's, so that VSD is exact at tolerance 0. With "paper"
+            each process trains a LoRA of its own at every evaluation, even at discarded ones: it is never exact, and a
+            run depends on the number of processes and the window. For comparisons from Python only.
+        rank: Rank of the LoRA.
+        learning_rate: Learning rate of the LoRA's AdamW (betas 0.9 and 0.99, eps 1e-15).
+        drop_camera: Probability that a view's camera is hidden from the LoRA in training.
         clip_value: As `SdsConfig.clip_value`.
         clip_norm: As `SdsConfig.clip_norm`.
-        seed: Of the LoRA's first weights.
+        seed: Seed of the LoRA's initial weights.
     """
 
     guidance_scale: float = 7.5
@@ -89,10 +89,10 @@ class VsdConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks names and numbers.
+        """Checks names and values.
 
         Raises:
-            ValueError: One is unknown or out of range.
+            ValueError: A name is unknown or a value is out of range.
         """
         _check_names(self)
         if self.lora not in get_args(Lora):
@@ -102,11 +102,11 @@ class VsdConfig:
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value}: give a positive number")
         if not 0 <= self.drop_camera <= 1:
-            raise ValueError(f"drop_camera={self.drop_camera}: give a chance from 0 to 1")
+            raise ValueError(f"drop_camera={self.drop_camera}: give a probability from 0 to 1")
 
 
 def _check_names(config: SdsConfig | VsdConfig) -> None:
-    """Checks the names that both have."""
+    """Checks the names that both configurations share."""
     for name, known in (
         ("guidance_form", get_args(GuidanceForm)),
         ("weighting", tuple(WEIGHTINGS)),

@@ -1,4 +1,4 @@
-"""A diffusion model in pixel space as a score model, the one that ships with the package among them."""
+"""Diffusion models in pixel space, such as the one that ships with the package, as score models."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SHIPPED = Path(__file__).parent.parent / "weights" / "text-to-view"
 class PixelDiffusion(TextDiffusion):
     """The score of a pixel-space text-to-view diffusion pipeline; a `ScoreModel`.
 
-    The camera is given to the model with and without the prompt, so that classifier-free guidance strengthens the
-    prompt and not the camera. The text encoder is small and stays in memory.
+    The model gets the camera both with and without the prompt, so that classifier-free guidance strengthens the prompt
+    and not the camera. The text encoder is small and stays in memory.
 
     Args:
         pipeline: The loaded pipeline; its weights are frozen.
-        options: How it is run.
+        options: How the model is run.
     """
 
     def __init__(self, pipeline: TextToViewPipeline, options: ModelOptions | None = None) -> None:
@@ -48,17 +48,17 @@ class PixelDiffusion(TextDiffusion):
         device: torch.device | str = "cpu",
         options: ModelOptions | None = None,
     ) -> PixelDiffusion:
-        """Load a pipeline folder or a model of the Hugging Face hub.
+        """Loads a pipeline folder or a model of the Hugging Face hub.
 
         Args:
             source: A folder in diffusers' layout, or a hub id "owner/name"; by default the shipped model.
-            device: Where the model computes.
-            options: How it is loaded and run.
+            device: Device of the model.
+            options: How the model is loaded and run.
 
         Raises:
             FileNotFoundError: There is no such folder, or the hub has no such model or cannot be reached.
             PermissionError: The model is gated.
-            ValueError: It is another kind of pipeline.
+            ValueError: The pipeline is of another kind.
         """
         options = options or ModelOptions()
         folder = locate(source, (TextToViewPipeline.__name__,), options)
@@ -73,24 +73,28 @@ class PixelDiffusion(TextDiffusion):
         return cls(pipeline, options)
 
     def class_labels(self, cameras: Cameras) -> Tensor | None:
-        """What a model that takes cameras is told of them. [batch, CONDITION_SIZE]."""
+        """Returns `Cameras.condition`, `[batch, CONDITION_SIZE]`, or None if the model does not take cameras."""
         return cameras.condition() if self._takes_camera else None
 
 
 def _check_unet(unet: Any) -> bool:
-    """Whether the UNet takes a camera."""
+    """Returns whether the UNet takes a camera.
+
+    Raises:
+        ValueError: The UNet does not work on pixels, or takes other class labels.
+    """
     config = unet.config
     if config.in_channels != 3 or config.out_channels != 3:
         raise ValueError(
-            f"the unet has {config.in_channels} input and {config.out_channels} output channels: give a model that "
-            f"works on RGB pixels (3 and 3); latent models need another score model"
+            f"unet has {config.in_channels} input and {config.out_channels} output channels: give a model that "
+            f"works on RGB pixels (3 and 3); for a latent model use StableDiffusion"
         )
     if config.class_embed_type is None:
         return False
     inputs = config.projection_class_embeddings_input_dim
     if config.class_embed_type != "projection" or inputs != CONDITION_SIZE:
         raise ValueError(
-            f"the unet's class embedding is {config.class_embed_type!r} of {inputs} numbers: give a model without "
+            f"unet has the class embedding {config.class_embed_type!r} of {inputs} numbers: give a model without "
             f"one, or with 'projection' of the {CONDITION_SIZE} numbers of `Cameras.condition`"
         )
     return True

@@ -1,8 +1,8 @@
-"""What a guidance is: the interfaces that pipelines are written against.
+"""The interfaces of guidance.
 
-A `ScoreModel` predicts the noise in noisy views, in a space of its own. A `Guidance` turns one into a loss on rendered
-views. Published diffusion models, the shipped ones and the closed-form score of known views are all score models, so a
-pipeline swaps them freely.
+A `ScoreModel` predicts the noise in noisy views, in a space of its own. A `Guidance` turns a score model into a loss on
+rendered views. Published diffusion models, the shipped ones and the closed-form score of known views are all score
+models, so that they can be exchanged freely.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from picardopt_3d.prompts import ImagePrompt, TextPrompt
 
 
 class Conditions(NamedTuple):
-    """What a text model is told of each view, as it has encoded it.
+    """The encoded texts of each view.
 
     Attributes:
-        conditional: Of the prompt. [batch, tokens, channels]
-        unconditional: Of the negative prompt. [batch, tokens, channels]
-        negatives: Of what Perp-Neg pushes away from; none without it. [negatives, batch, tokens, channels]
-        weights: How hard (0 or less). [negatives, batch]
+        conditional: Encoding of the prompt, `[batch, tokens, channels]`.
+        unconditional: Encoding of the negative prompt, `[batch, tokens, channels]`.
+        negatives: Encodings of the texts that Perp-Neg pushes away from, `[negatives, batch, tokens, channels]`; empty
+            without Perp-Neg.
+        weights: Weights of the negatives (0 or less), `[negatives, batch]`.
     """
 
     conditional: Tensor
@@ -41,10 +42,10 @@ class EncodedText:
     """A text prompt as a score model has encoded it.
 
     Attributes:
-        prompt: What was encoded.
-        conditional: Whatever the model made of `prompt.texts()`, a row each (for a diffusion model
-            [texts, tokens, channels]).
-        unconditional: The same of `prompt.negative`, one row.
+        prompt: The prompt.
+        conditional: Encoding of `prompt.texts()`, one row per text (`[texts, tokens, channels]` for a diffusion
+            model).
+        unconditional: Encoding of `prompt.negative`, one row.
     """
 
     prompt: TextPrompt
@@ -52,7 +53,7 @@ class EncodedText:
     unconditional: Tensor
 
     def at(self, cameras: Cameras) -> Conditions:
-        """What the model is told of the views of some cameras."""
+        """Returns the encoded texts for the views of some cameras."""
         rows, device = self.conditional, self.conditional.device
         first, second, ratio, negatives, weights = (
             part.to(device) for part in self.prompt.mix(cameras)
@@ -68,9 +69,9 @@ class EncodedImage:
     """An image prompt as a score model has encoded it.
 
     Attributes:
-        prompt: What was encoded.
-        embedding: Of the whole image. [1, channels]
-        latent: The image in the model's latent space. [1, channels, height, width]
+        prompt: The prompt.
+        embedding: Embedding of the whole image, `[1, channels]`.
+        latent: The image in the model's latent space, `[1, channels, height, width]`.
     """
 
     prompt: ImagePrompt
@@ -82,13 +83,14 @@ Encoded = EncodedText | EncodedImage
 
 
 class Prediction(NamedTuple):
-    """Predicted noise, each [batch, channels, height, width] in the model's space.
+    """Predicted noise in the model's space, each `[batch, channels, height, width]`.
 
     Attributes:
-        conditional: With the prompt.
-        unconditional: With the negative prompt, or without any.
-        negatives: With each text that Perp-Neg pushes away from; None without it. [negatives, batch, ...]
-        weights: How hard (0 or less). [negatives, batch]
+        conditional: Prediction with the prompt.
+        unconditional: Prediction with the negative prompt, or without a prompt.
+        negatives: Predictions with the texts that Perp-Neg pushes away from, `[negatives, batch, ...]`; None without
+            Perp-Neg.
+        weights: Weights of the negatives (0 or less), `[negatives, batch]`.
     """
 
     conditional: Tensor
@@ -102,18 +104,18 @@ class ScoreModel(Protocol):
     """Predicts the noise in views, in a space of its own: pixels in [-1, 1], or a latent space.
 
     Attributes:
-        size: Pixels along a side that views are best rendered at (others are resized).
-        alphas_cumprod: The noise schedule's abar. [timesteps]
+        size: Pixels along a side of the views that the model works on (others are resized).
+        alphas_cumprod: The noise schedule's abar, `[timesteps]`.
     """
 
     size: int
     alphas_cumprod: Tensor
 
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> Encoded:
-        """Encode a prompt; the same texts are encoded once only.
+        """Encodes a prompt; each text is encoded only once.
 
         Args:
-            prompt: What is asked for; a plain text is `TextPrompt(text)`.
+            prompt: The prompt; a plain text stands for `TextPrompt(text)`.
 
         Raises:
             TypeError: The model does not take this kind of prompt.
@@ -121,28 +123,28 @@ class ScoreModel(Protocol):
         ...
 
     def to_model_space(self, views: Tensor) -> Tensor:
-        """Bring views into the model's space; gradients flow back through it.
+        """Converts views to the model's space; gradients flow back through the conversion.
 
-        What it draws (a latent's noise) comes from torch's global CPU generator.
+        Random numbers (the noise of a latent) come from torch's global CPU generator.
 
         Args:
-            views: RGB in [0, 1]. [batch, 3, height, width]
+            views: RGB in [0, 1], `[batch, 3, height, width]`.
 
         Returns:
-            [batch, channels, ...], float32 whatever the model computes in.
+            The views in the model's space, float32 whatever the model's precision, `[batch, channels, ...]`.
         """
         ...
 
     def predict_noise(
         self, noisy: Tensor, timesteps: Tensor, prompt: Encoded, cameras: Cameras
     ) -> Prediction:
-        """Predict the noise in `sqrt(abar) clean + sqrt(1 - abar) noise`, without a gradient.
+        """Predicts the noise in `sqrt(abar) clean + sqrt(1 - abar) noise`, without a gradient.
 
         Args:
-            noisy: In the model's space. [batch, channels, ...]
-            timesteps: Integers. [batch]
+            noisy: Noisy views in the model's space, `[batch, channels, ...]`.
+            timesteps: Integer noise levels, `[batch]`.
             prompt: From `encode`.
-            cameras: Where each view was taken from.
+            cameras: The cameras of the views.
         """
         ...
 
@@ -151,14 +153,14 @@ class Guidance(ABC):
     """A loss on rendered views whose gradient pulls them towards a prompt.
 
     Attributes:
-        size: Pixels along a side that views are best rendered at (others are resized).
+        size: Pixels along a side of the views that the model works on (others are resized).
     """
 
     size: int
 
     @abstractmethod
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> Encoded:
-        """Encodes a prompt; the same texts are encoded once only."""
+        """Encodes a prompt; each text is encoded only once."""
 
     @abstractmethod
     def __call__(
@@ -170,43 +172,44 @@ class Guidance(ABC):
     ) -> Tensor:
         """Evaluates the loss.
 
-        It draws only from torch's global CPU generator, so that it is a function of the step's randomness.
+        Random numbers come only from torch's global CPU generator: the loss is a function of the step's randomness.
 
         Args:
-            views: Rendered RGB in [0, 1], with a gradient. [batch, 3, height, width]
+            views: Rendered RGB in [0, 1], with a gradient, `[batch, 3, height, width]`.
             prompt: From `encode`.
             cameras: The cameras of the views.
             timestep_range: Smallest and largest noise level, as fractions of the schedule (`TimestepSchedule`).
 
         Returns:
-            A scalar to call `backward` on; its value is worth logging. No gradient goes through the score model.
+            A scalar to call `backward` on. No gradient flows through the score model.
         """
 
     def optimizers(self) -> list[Optimizer]:
-        """Returns the optimizers of what the guidance itself trains; a step steps them after the scene's."""
+        """Returns the guidance's own optimizers; each step steps them after the scene's."""
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what the guidance has learnt."""
+        """Returns what the guidance has learned."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned.
+        """Loads what `state_dict` returned.
 
         Raises:
-            RuntimeError: It is of another guidance.
+            RuntimeError: The state belongs to another guidance.
         """
         if state:
             raise RuntimeError(
-                f"a {type(self).__name__} learns nothing, but the state holds {', '.join(state)}"
+                f"a {type(self).__name__} learns nothing, but the state holds {', '.join(state)}: give the state of "
+                f"the same guidance"
             )
 
 
 def as_text_prompt(prompt: str | TextPrompt | ImagePrompt) -> TextPrompt:
-    """The prompt of a model that takes texts.
+    """Returns a prompt as a `TextPrompt`, for a model that takes texts.
 
     Raises:
-        TypeError: It is not a text.
+        TypeError: The prompt is not a text.
     """
     if isinstance(prompt, str):
         return TextPrompt(prompt)
@@ -219,10 +222,10 @@ def as_text_prompt(prompt: str | TextPrompt | ImagePrompt) -> TextPrompt:
 
 
 def as_encoded_text(prompt: Encoded) -> EncodedText:
-    """The encoding that a model of texts made.
+    """Checks that a prompt was encoded by a model that takes texts, and returns it.
 
     Raises:
-        TypeError: Another kind of model made it.
+        TypeError: Another kind of model encoded it.
     """
     if not isinstance(prompt, EncodedText):
         raise TypeError(
@@ -232,14 +235,14 @@ def as_encoded_text(prompt: Encoded) -> EncodedText:
 
 
 def pixels_to_model_space(views: Tensor, size: int) -> Tensor:
-    """Views in [-1, 1], resized to what a model works on; gradients flow back.
+    """Returns views as pixels in [-1, 1], resized; gradients flow back.
 
     Args:
-        views: RGB in [0, 1]. [batch, 3, height, width]
+        views: RGB in [0, 1], `[batch, 3, height, width]`.
         size: Pixels along a side.
 
     Returns:
-        [batch, 3, size, size], float32.
+        The pixels, float32, `[batch, 3, size, size]`.
     """
     clean = 2 * views.float() - 1
     if views.shape[-2:] != (size, size):

@@ -16,7 +16,7 @@ class ScoreDistillation(Guidance):
 
     Args:
         score: The score model.
-        config: How its scores become a gradient.
+        config: Options of the loss.
     """
 
     def __init__(self, score: ScoreModel, config: SdsConfig | None = None) -> None:
@@ -35,23 +35,24 @@ class ScoreDistillation(Guidance):
         cameras: Cameras,
         timestep_range: tuple[float, float] = (0.02, 0.98),
     ) -> Tensor:
-        """Returns a loss with the gradient `w(t) (eps_hat - eps) / batch`, by the views in the model's space.
+        """Returns a loss whose gradient by the views in the model's space is `w(t) (eps_hat - eps) / batch`.
 
-        Every view has its own noise level, uniform over the range. Drawn from torch's global CPU generator, in this
-        order: what `to_model_space` draws, the noise levels, the noise.
+        Every view has its own noise level, uniform over the range. Random numbers come from torch's global CPU
+        generator, in this order: those of `to_model_space`, the noise levels, the noise.
 
         Args:
-            views: Rendered RGB in [0, 1], with a gradient. [batch, 3, height, width]
+            views: Rendered RGB in [0, 1], with a gradient, `[batch, 3, height, width]`.
             prompt: From `encode`.
             cameras: The cameras of the views.
             timestep_range: Smallest and largest noise level, as fractions of the schedule.
 
         Returns:
-            Half the squared length of that gradient, summed over pixels and averaged over the batch. (Its value tells
-            how far the score model is from content; it does not fall to zero, as the noise differs every step.)
+            Half the squared length of that gradient, summed over pixels and averaged over the batch. The value measures
+            how much the score model would change the views; it does not fall to zero, because the noise differs in
+            every step.
 
         Raises:
-            ValueError: The shapes disagree, or the range is empty or outside of 0 to 1.
+            ValueError: The shapes disagree, or the range is empty or outside [0, 1].
         """
         check_views(views, cameras)
         clean = self.score.to_model_space(views)
@@ -68,18 +69,18 @@ class ScoreDistillation(Guidance):
 
 
 def guided_noise(predicted: Prediction, scale: float, form: GuidanceForm = "uncond") -> Tensor:
-    """Applies classifier-free guidance, by either published formula, with Perp-Neg where there are negatives.
+    """Applies classifier-free guidance by either published formula, with Perp-Neg if there are negatives.
 
-    Perp-Neg (arXiv 2304.04968, equation 6): of each negative direction only the part that is perpendicular to the
-    prompt's counts.
+    Perp-Neg (arXiv 2304.04968, equation 6) uses of each negative direction only the part that is perpendicular to the
+    prompt's direction.
 
     Args:
-        predicted: From a score model.
-        scale: `s`.
-        form: As `SdsConfig.guidance_form`.
+        predicted: Predictions of a score model.
+        scale: Strength `s` of the guidance.
+        form: See `SdsConfig.guidance_form`.
 
     Returns:
-        [batch, channels, height, width]
+        The guided noise, `[batch, channels, height, width]`.
     """
     conditional, unconditional = predicted.conditional, predicted.unconditional
     direction = ahead = conditional - unconditional
@@ -91,7 +92,7 @@ def guided_noise(predicted: Prediction, scale: float, form: GuidanceForm = "unco
 
 
 def _perpendicular(vectors: Tensor, to: Tensor) -> Tensor:
-    """Returns what is left of each view's vector without its component along another. [batch, ...]."""
+    """Returns each view's vector without its component along another vector, `[batch, ...]`."""
     over = tuple(range(1, vectors.ndim))
     along = (vectors * to).sum(over, keepdim=True) / to.square().sum(over, keepdim=True).clamp(
         min=1e-6
@@ -102,10 +103,10 @@ def _perpendicular(vectors: Tensor, to: Tensor) -> Tensor:
 def clip_gradient(gradient: Tensor, value: float | None, norm: float | None) -> Tensor:
     """Limits the entries of a gradient, then its length for each view.
 
-    A gradient that is not finite stays so: whoever steps on it has to hear of it.
+    A gradient that is not finite stays so, so that the optimizer can detect it.
 
     Args:
-        gradient: [batch, ...]
+        gradient: Gradient of each view, `[batch, ...]`.
         value: Largest magnitude of an entry, or None.
         norm: Largest length of one view's gradient, or None.
     """
@@ -118,28 +119,31 @@ def clip_gradient(gradient: Tensor, value: float | None, norm: float | None) -> 
 
 
 def loss_with_gradient(clean: Tensor, gradient: Tensor) -> Tensor:
-    """Returns a scalar with the gradient `gradient / batch` by `clean`; its value is half its squared length."""
+    """Returns a scalar whose gradient by `clean` is `gradient / batch`.
+
+    Its value is half the squared length of the gradient, averaged over the batch.
+    """
     target = (clean - gradient).detach()
     return 0.5 * (clean - target).square().sum() / len(clean)
 
 
 def abar_at(score: ScoreModel, timesteps: Tensor) -> Tensor:
-    """Returns the schedule's abar at some noise levels, to be multiplied with views. [batch, 1, 1, 1]."""
+    """Returns the schedule's abar at some noise levels, `[batch, 1, 1, 1]`."""
     return score.alphas_cumprod.to(timesteps.device)[timesteps][:, None, None, None]
 
 
 def draw_noise(
     clean: Tensor, timestep_range: tuple[float, float], count: int
 ) -> tuple[Tensor, Tensor]:
-    """Draws a noise level a view and then its noise, drawn on the CPU so that every device sees the same.
+    """Draws a noise level for each view and then the noise, on the CPU so that all devices get the same.
 
     Args:
-        clean: What the noise is for. [batch, channels, height, width]
+        clean: Views in the model's space, `[batch, channels, height, width]`.
         timestep_range: Smallest and largest noise level, as fractions of the schedule.
-        count: Noise levels in the schedule.
+        count: Number of noise levels in the schedule.
 
     Returns:
-        Timesteps [batch] and noise [batch, channels, height, width], on the device of `clean`.
+        Timesteps, `[batch]`, and noise, `[batch, channels, height, width]`, on the device of `clean`.
     """
     timesteps = draw_timesteps(len(clean), timestep_range, count)
     noise = torch.randn(clean.shape, dtype=clean.dtype)
@@ -150,15 +154,15 @@ def draw_timesteps(batch: int, timestep_range: tuple[float, float], count: int) 
     """Draws uniform integer noise levels from torch's global CPU generator.
 
     Args:
-        batch: How many.
-        timestep_range: Smallest and largest, as fractions of the schedule; both ends can be drawn.
-        count: Noise levels in the schedule.
+        batch: Number of noise levels to draw.
+        timestep_range: Smallest and largest noise level, inclusive, as fractions of the schedule.
+        count: Number of noise levels in the schedule.
 
     Returns:
-        [batch], between 0 and count - 1.
+        Timesteps between 0 and count - 1, `[batch]`.
 
     Raises:
-        ValueError: The range is empty or outside of 0 to 1.
+        ValueError: The range is empty or outside [0, 1].
     """
     if not 0 <= timestep_range[0] <= timestep_range[1] <= 1:
         raise ValueError(
@@ -173,7 +177,7 @@ def check_views(views: Tensor, cameras: Cameras) -> None:
     """Checks that there is one view per camera.
 
     Raises:
-        ValueError: There is not.
+        ValueError: The shapes disagree.
     """
     if views.ndim != 4 or views.shape[1] != 3 or len(cameras) != len(views):
         raise ValueError(

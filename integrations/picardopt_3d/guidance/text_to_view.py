@@ -1,7 +1,7 @@
 """A small pixel-space diffusion pipeline: a caption and a camera in, a view out.
 
-The folder that it saves and loads is the ordinary diffusers layout (`model_index.json`, `unet/`, `text_encoder/`,
-`tokenizer/`, `scheduler/`), and every component is a stock diffusers or transformers class.
+It saves and loads folders in the ordinary diffusers layout (`model_index.json`, `unet/`, `text_encoder/`, `tokenizer/`,
+`scheduler/`), and every component is a stock class of diffusers or transformers.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from picardopt_3d.guidance.text_context import TextContext
 
 
 class TextToViewPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Samples views of what a caption says, from given cameras.
+    """Samples views that match captions, from given cameras.
 
     Args:
         unet: The score model, in pixel space; the camera goes in as class labels (`class_embed_type="projection"`).
         text_encoder: Embeds captions for the cross-attention.
-        tokenizer: Its tokenizer.
+        tokenizer: The tokenizer of the text encoder.
         scheduler: The noise schedule.
     """
 
     model_cpu_offload_seq = "text_encoder->unet"
-    # Set by `register_modules`; diffusers' and transformers' own annotations do not describe these classes.
+    # Set by `register_modules`; the annotations of diffusers and transformers do not describe these classes.
     unet: Any
     text_encoder: Any
     tokenizer: Any
@@ -48,13 +48,13 @@ class TextToViewPipeline(DiffusionPipeline):  # type: ignore[misc]
         )
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Embed captions.
+        """Embeds captions.
 
         Args:
-            prompts: [batch] captions; the empty one is the unconditional one.
+            prompts: Captions, `[batch]`; the empty one stands for no caption.
 
         Returns:
-            [batch, tokens, channels]
+            Their embeddings, `[batch, tokens, channels]`.
         """
         return encode_prompts(self.text_encoder, self.tokenizer, prompts)
 
@@ -67,17 +67,17 @@ class TextToViewPipeline(DiffusionPipeline):  # type: ignore[misc]
         num_inference_steps: int = 50,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Sample one view per camera.
+        """Samples one view per camera.
 
         Args:
             prompts: One caption per camera.
-            cameras: Where from.
-            guidance_scale: `s` of `uncond + s (cond - uncond)`, over the caption; the camera is always given.
+            cameras: The cameras of the views.
+            guidance_scale: `s` of `uncond + s (cond - uncond)`, over the caption; both have the camera.
             num_inference_steps: Denoising steps.
-            generator: For the noise.
+            generator: Source of the noise.
 
         Returns:
-            RGB in [0, 1]. [batch, 3, height, width]
+            Views, RGB in [0, 1], `[batch, 3, height, width]`.
         """
         count, size = len(cameras), self.unet.config.sample_size
         embeddings = self.encode([*prompts, *[""] * count])  # [2 batch, tokens, channels]
@@ -96,7 +96,7 @@ class TextToViewPipeline(DiffusionPipeline):  # type: ignore[misc]
 
 
 def encode_prompts(text_encoder: Any, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-    """Last hidden states of captions, padded or shortened to the encoder's length. [batch, tokens, channels]."""
+    """Returns the hidden states of captions, padded or cut to the encoder's length, `[batch, tokens, channels]`."""
     tokens = TextContext(tokenizer, tokenizer.model_max_length).tokenize(prompts).input_ids
     states: Tensor = text_encoder(tokens.to(text_encoder.device)).last_hidden_state
     return states

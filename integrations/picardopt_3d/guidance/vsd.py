@@ -1,12 +1,12 @@
 """Variational score distillation (ProlificDreamer, arXiv 2305.16213, equation 9 and algorithm 1).
 
-Where SDS compares the pretrained score with the noise, VSD compares it with the score of the present renders, which a
-LoRA of the same network (or of another one) learns as the scene changes. The LoRA also hears the camera.
+SDS compares the pretrained score with the noise. VSD compares it with the score of the current renders, which a LoRA of
+the same network (or of another one) learns as the scene changes. The LoRA is conditioned on the camera, too.
 
-The LoRA's step is part of the iteration. In DreamPropeller's released code every worker trains a LoRA of its own on
-whatever it happens to render, so that a run depends on the number of workers and no tolerance makes it the sequential
-one. Here the guidance owns the LoRA's optimizer, which is by default stepped with the scene's: a step's gradients are
-those of both losses at that step's parameters, and at tolerance 0 VSD is bitwise the sequential run.
+The LoRA's step is part of the iteration. In DreamPropeller's released code every worker trains a LoRA of its own on its
+own renders, so that a run depends on the number of workers and no tolerance reproduces the sequential run. Here the
+guidance owns the LoRA's optimizer, which by default is stepped with the scene's: a step's gradients are those of both
+losses at that step's parameters, and at tolerance 0 VSD is bitwise the sequential run.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ class EncodedVsd(EncodedText):
     """A prompt as VSD needs it.
 
     Attributes:
-        plain: What the LoRA hears from everywhere: the prompt without words for the view.
+        plain: The LoRA's encoding, the same for all views: the prompt without words for the view.
     """
 
     plain: EncodedText
 
 
 class VSD(Guidance):
-    """The VSD loss and the LoRA's own.
+    """The VSD loss, and the loss that trains its LoRA.
 
-    It changes the network that carries the LoRA: give that network to no other guidance.
+    The network with the LoRA is changed: do not use it in another guidance.
 
     Args:
         score: The pretrained score model.
-        config: How scores become gradients.
-        lora_score: The model that carries the LoRA, in the same space (SD 2.1 beside SD 2.1 base, as ProlificDreamer
-            has it); by default `score` itself, whose weights are then in memory once.
+        config: Options of the loss.
+        lora_score: The model to add the LoRA to, in the same space (ProlificDreamer has SD 2.1 beside SD 2.1 base); by
+            default `score` itself, so that the weights are in memory once.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class VSD(Guidance):
         self.lora_score = score if lora_score is None else lora_score
         self.size = score.size
         _check_pair(score, self.lora_score)
-        # The shipped pixel model hears cameras by itself; others learn to hear the matrix.
+        # The shipped pixel model takes cameras; other models get an embedding of the camera's matrix.
         self._knows_cameras = self.lora_score.unet.class_embedding is not None
         from picardopt_3d.guidance.lora import add_lora  # diffusers and peft take seconds to import
 
@@ -91,25 +91,30 @@ class VSD(Guidance):
         return [self.optimizer] if self.config.lora == "inside" else []
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the LoRA's weights; and, if each process trains its own, the state of its optimizer."""
+        """Returns the LoRA's weights and, if each process trains its own LoRA, the state of its optimizer."""
         state: dict[str, Any] = {"lora": {n: p.detach().clone() for n, p in self._lora.items()}}
         if self.config.lora == "paper":
             state["optimizer"] = self.optimizer.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned.
+        """Loads what `state_dict` returned.
 
         Raises:
-            KeyError: It holds no LoRA.
-            RuntimeError: The LoRA is another one.
+            KeyError: The state holds no LoRA.
+            RuntimeError: The state's LoRA has other layers or another rank.
         """
         if "lora" not in state:
-            raise KeyError("lora: the state is of a run without variational score distillation")
+            raise KeyError(
+                "lora: the state belongs to a run without variational score distillation"
+            )
         found: Mapping[str, Tensor] = state["lora"]
         shapes = {name: parameter.shape for name, parameter in self._lora.items()}
         if {name: value.shape for name, value in found.items()} != shapes:
-            raise RuntimeError("the state's LoRA has other layers or another rank")
+            raise RuntimeError(
+                f"lora: the state's LoRA has other layers or another rank than {self.config.rank}; use the run's own "
+                "model and rank"
+            )
         with torch.no_grad():
             for name, parameter in self._lora.items():
                 parameter.copy_(found[name])
@@ -118,9 +123,9 @@ class VSD(Guidance):
 
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> EncodedVsd:
         """Encodes a prompt with the score model, and for the LoRA without words for the view."""
-        told = self.score.encode(as_text_prompt(prompt))
-        plain = self.lora_score.encode(TextPrompt(told.prompt.text, told.prompt.negative))
-        return EncodedVsd(told.prompt, told.conditional, told.unconditional, plain)
+        encoded = self.score.encode(as_text_prompt(prompt))
+        plain = self.lora_score.encode(TextPrompt(encoded.prompt.text, encoded.prompt.negative))
+        return EncodedVsd(encoded.prompt, encoded.conditional, encoded.unconditional, plain)
 
     def __call__(
         self,
@@ -129,36 +134,36 @@ class VSD(Guidance):
         cameras: Cameras,
         timestep_range: tuple[float, float] = (0.02, 0.98),
     ) -> Tensor:
-        """Returns the sum of two losses without a common gradient: VSD's reaches the views, the LoRA's the LoRA alone.
+        """Returns the sum of two losses: VSD's, with a gradient for the views, and the LoRA's, with one for the LoRA.
 
         VSD's gradient with respect to `x`, the views in the model's space, is `w(t) (eps_hat - eps_lora) / batch`. The
-        LoRA learns to predict what its network predicts (noise, or velocity) for `x`, at noise levels of the whole
-        schedule. With `lora="paper"` it has learnt when this returns, and the loss is VSD's alone.
+        LoRA learns to predict the noise (or the velocity) in `x`, at noise levels of the whole schedule. With
+        `lora="paper"` the LoRA is trained within this call, and the loss is VSD's alone.
 
-        Drawn from torch's global CPU generator, in this order: what `to_model_space` draws, VSD's noise levels and
-        noise, the LoRA's noise levels and noise, which cameras it is not told.
+        Random numbers come from torch's global CPU generator, in this order: those of `to_model_space`, VSD's noise
+        levels and noise, the LoRA's noise levels and noise, the cameras that are hidden from the LoRA.
 
         Args:
-            views: Rendered RGB in [0, 1], with a gradient. [batch, 3, height, width]
+            views: Rendered RGB in [0, 1], with a gradient, `[batch, 3, height, width]`.
             prompt: From `encode`.
             cameras: The cameras of the views.
             timestep_range: Smallest and largest noise level of VSD, as fractions of the schedule.
 
         Raises:
-            TypeError: The prompt was encoded by something else.
-            ValueError: The shapes disagree, or the range is empty or outside of 0 to 1.
+            TypeError: The prompt was not encoded by this guidance.
+            ValueError: The shapes disagree, or the range is empty or outside [0, 1].
         """
         check_views(views, cameras)
         if not isinstance(prompt, EncodedVsd):
             raise TypeError(
-                f"prompt of type {type(prompt).__name__}: give what this guidance's own `encode` made"
+                f"prompt of type {type(prompt).__name__}: give what this guidance's own `encode` returned"
             )
         clean = self.score.to_model_space(views)
         draws = draw_noise(clean, timestep_range, len(self.score.alphas_cumprod))
         lora_draws = draw_noise(clean, (0.0, 1.0), len(self.lora_score.alphas_cumprod))
-        told = torch.rand(len(views)) >= self.config.drop_camera
+        shown = torch.rand(len(views)) >= self.config.drop_camera
         loss = loss_with_gradient(clean, self._gradient(clean, *draws, prompt, cameras))
-        lora_loss = self._lora_loss(clean.detach(), *lora_draws, prompt, cameras, told)
+        lora_loss = self._lora_loss(clean.detach(), *lora_draws, prompt, cameras, shown)
         if self.config.lora == "inside":
             return loss + lora_loss
         self._learn(lora_loss)
@@ -168,7 +173,7 @@ class VSD(Guidance):
     def _gradient(
         self, clean: Tensor, timesteps: Tensor, noise: Tensor, prompt: EncodedVsd, cameras: Cameras
     ) -> Tensor:
-        """Returns what pulls the views from where the LoRA sees them to where the pretrained model wants them."""
+        """Returns VSD's gradient, the weighted difference of the pretrained score and the LoRA's, clipped."""
         config, abar = self.config, abar_at(self.score, timesteps)
         noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
         with self._pretrained():
@@ -182,14 +187,14 @@ class VSD(Guidance):
     def _present(
         self, noisy: Tensor, timesteps: Tensor, prompt: EncodedVsd, cameras: Cameras
     ) -> Tensor:
-        """Returns the LoRA's score, guided from the unconditional one that hears no camera either."""
-        scale, told = self.config.lora_guidance_scale, prompt.plain.at(cameras)
+        """Returns the LoRA's guided score; the unconditional score has no camera either."""
+        scale, texts = self.config.lora_guidance_scale, prompt.plain.at(cameras)
         labels = self._labels(cameras)
         ask = self.lora_score.noise
-        conditional = ask(noisy, timesteps, told.conditional, labels)
+        conditional = ask(noisy, timesteps, texts.conditional, labels)
         if scale == 1:
             return conditional
-        unconditional = ask(noisy, timesteps, told.unconditional, torch.zeros_like(labels))
+        unconditional = ask(noisy, timesteps, texts.unconditional, torch.zeros_like(labels))
         return guided_noise(Prediction(conditional, unconditional), scale)
 
     def _lora_loss(
@@ -199,11 +204,11 @@ class VSD(Guidance):
         noise: Tensor,
         prompt: EncodedVsd,
         cameras: Cameras,
-        told: Tensor,
+        shown: Tensor,
     ) -> Tensor:
-        """Returns the mean squared error of what the LoRA's network predicts."""
+        """Returns the mean squared error of the LoRA's prediction; cameras that are not `shown` are hidden from it."""
         labels = self._labels(cameras)
-        labels = labels * told.to(labels)[:, None]
+        labels = labels * shown.to(labels)[:, None]
         abar = abar_at(self.lora_score, timesteps)
         noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
         texts = prompt.plain.at(cameras).conditional
@@ -212,12 +217,12 @@ class VSD(Guidance):
         return (per_view * _AS_PREDICTED[self.lora_score.prediction_type](abar)).mean()
 
     def _labels(self, cameras: Cameras) -> Tensor:
-        """Returns what the LoRA's network is told of the cameras; zeros stand for "unknown". [batch, numbers]."""
+        """Returns the cameras as class labels of the LoRA's network, `[batch, numbers]`; zeros stand for "unknown"."""
         labels = self.lora_score.class_labels(cameras)
         return cameras.camera_to_world.flatten(1) if labels is None else labels
 
     def _learn(self, loss: Tensor) -> None:
-        """Steps this process's own LoRA."""
+        """Takes one step of this process's own LoRA."""
         gradients = torch.autograd.grad(loss, self.lora_parameters)
         for parameter, gradient in zip(self.lora_parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -226,7 +231,7 @@ class VSD(Guidance):
 
     @contextmanager
     def _pretrained(self) -> Iterator[None]:
-        """Gives the network as it was before it got a LoRA, if both scores come from the same one."""
+        """Disables the LoRA within a block if the pretrained score comes from the same network."""
         unet = self.lora_score.unet
         if unet is not self.score.unet:
             yield
@@ -247,23 +252,23 @@ _AS_PREDICTED: dict[str, Callable[[Tensor], Tensor]] = {
     "v_prediction": lambda abar: 1 / abar,
     "sample": lambda abar: (1 - abar) / abar,
 }
-"""What the squared error of the noise is multiplied with to be that of the predicted quantity, by abar."""
+"""Factor from the squared error of the noise to that of the predicted quantity, as a function of abar."""
 
 
 def _check_pair(score: TextDiffusion, lora_score: TextDiffusion) -> None:
-    """Checks that both models work in one space, and that the LoRA's stays where it is trained.
+    """Checks that both models work in one space, and that the LoRA's model is not offloaded.
 
     Raises:
-        ValueError: They do not, or it does not.
+        ValueError: The models have different channels, or the LoRA's model is offloaded.
     """
     channels, lora_channels = (x.unet.config.in_channels for x in (score, lora_score))
     if channels != lora_channels:
         raise ValueError(
-            f"score works on {channels} channels and lora_score on {lora_channels}: give two models of one latent "
+            f"score has {channels} channels and lora_score has {lora_channels}: give two models of one latent "
             "space, such as Stable Diffusion 2.1 base and 2.1"
         )
     if lora_score.options.offload != "none":
         raise ValueError(
-            f"offload={lora_score.options.offload!r} of the model that carries the LoRA: it is trained, so load it "
+            f"offload={lora_score.options.offload!r} of the model with the LoRA: it is trained, so load it "
             "without offload"
         )

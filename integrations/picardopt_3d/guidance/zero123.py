@@ -1,14 +1,14 @@
-"""Zero-1-to-3 as a score model: what an object that a picture shows looks like from elsewhere.
+"""Zero-1-to-3 as a score model: views of the object in a picture from other cameras.
 
-What its UNet is told of each view: a token, made by a linear layer of the picture's CLIP embedding and the relative
-pose, and beside the noisy latent the picture's own latent. Without conditioning both are zero. Classifier-free
-guidance is `uncond + s (cond - uncond)` (`SdsConfig(guidance_form="uncond")`) in the paper, the pipeline and every
-released configuration.
+The UNet has two conditions for each view: a token, which a linear layer computes from the picture's CLIP embedding and
+the relative pose, and the picture's latent, concatenated to the noisy one. Without conditioning both are zero.
+Classifier-free guidance is `uncond + s (cond - uncond)` (`SdsConfig(guidance_form="uncond")`) in the paper, the
+pipeline and every released configuration.
 
-The relative pose is that of the published training code: the target's polar angle less the picture's (from the pole
-down, so that a camera that looks from higher up has a negative one; radians), sine and cosine of the target's azimuth
-less the picture's (counterclockwise about z seen from above, as `Cameras.azimuth`), and the target's distance less the
-picture's. Stable Zero123 takes the picture's own polar angle (radians) in place of the last one.
+The relative pose is that of the published training code: the target's polar angle minus the picture's (radians, from
+the pole down, so that it is negative for a higher camera), sine and cosine of the target's azimuth minus the picture's
+(counterclockwise about z seen from above, as `Cameras.azimuth`), and the target's distance minus the picture's. Stable
+Zero123 takes the picture's own polar angle (radians) instead of the distance.
 """
 
 from __future__ import annotations
@@ -60,9 +60,12 @@ class Zero123:
 
     Args:
         pipeline: The loaded parts; their weights are frozen.
-        device: Where the model computes.
-        options: How it is run.
-        pose: The pose's last number: "distance", or "polar" for Stable Zero123.
+        device: Device of the model.
+        options: How the model is run.
+        pose: The last number of the pose: "distance", or "polar" for Stable Zero123.
+
+    Raises:
+        ValueError: The pose is unknown, or the UNet has no channels for the picture's latent.
     """
 
     def __init__(
@@ -100,22 +103,22 @@ class Zero123:
         options: ModelOptions | None = None,
         pose: Pose | None = None,
     ) -> Zero123:
-        """Load a folder or a model of the Hugging Face hub, in any of the published layouts.
+        """Loads a folder or a model of the Hugging Face hub, in any of the published layouts.
 
-        The parts are loaded one by one: published indices name pipeline classes that no library has, and none of the
-        code that lies beside them is run.
+        The parts are loaded one by one, because published indices name pipeline classes that no library has. No code
+        from the folder is run.
 
         Args:
             source: A folder in diffusers' layout, or a hub id such as "ashawkey/zero123-xl-diffusers",
                 "ashawkey/stable-zero123-diffusers" or "kxic/zero123-xl"; by default the shipped model.
-            device: Where the model computes.
-            options: How it is loaded and run.
-            pose: As of the class; None: "polar" if "stable" is in the source's name, else "distance".
+            device: Device of the model.
+            options: How the model is loaded and run.
+            pose: As in the class; None: "polar" if the source's name contains "stable", else "distance".
 
         Raises:
             FileNotFoundError: There is no such folder, or the hub has no such model or cannot be reached.
             PermissionError: The model is gated.
-            ValueError: It is another kind of model.
+            ValueError: The model is of another kind.
         """
         options = options or ModelOptions()
         index = read_index(source, _CLASSES, options)
@@ -143,7 +146,7 @@ class Zero123:
 
     @torch.no_grad()
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> EncodedImage:
-        """Encode a picture: its CLIP embedding, and the mode of its latent, not scaled.
+        """Encodes a picture as its CLIP embedding and the unscaled mode of its latent.
 
         Raises:
             TypeError: The prompt is not a picture.
@@ -161,13 +164,13 @@ class Zero123:
         return EncodedImage(prompt, embedding.float(), latent.float())
 
     def to_model_space(self, views: Tensor) -> Tensor:
-        """Scaled latents, drawn from the VAE's posterior; gradients flow back through it.
+        """Draws scaled latents from the VAE's posterior; gradients flow back through the VAE.
 
         Args:
-            views: RGB in [0, 1]. [batch, 3, height, width]
+            views: RGB in [0, 1], `[batch, 3, height, width]`.
 
         Returns:
-            [batch, channels, height, width], float32
+            The latents, float32, `[batch, channels, height, width]`.
         """
         return draw_latents(self.vae, pixels_to_model_space(views, self.size), self.options)
 
@@ -175,17 +178,17 @@ class Zero123:
     def predict_noise(
         self, noisy: Tensor, timesteps: Tensor, prompt: Encoded, cameras: Cameras
     ) -> Prediction:
-        """Both predictions in one pass of twice the batch.
+        """Predicts the noise with and without the picture, in one pass of twice the batch.
 
         Args:
-            noisy: Scaled latents with noise. [batch, channels, height, width]
-            timesteps: Integers. [batch]
+            noisy: Scaled latents with noise, `[batch, channels, height, width]`.
+            timesteps: Integer noise levels, `[batch]`.
             prompt: From `encode`.
-            cameras: Where each view was taken from.
+            cameras: The cameras of the views.
         """
         if not isinstance(prompt, EncodedImage):
             raise TypeError(
-                f"prompt of type {type(prompt).__name__}: give what this model's own `encode` made of a picture"
+                f"prompt of type {type(prompt).__name__}: give what this model's own `encode` returned for a picture"
             )
         token, beside = self.conditions(prompt, cameras)
         twice, dtype = noisy.repeat(2, 1, 1, 1), self.unet.dtype
@@ -205,14 +208,14 @@ class Zero123:
 
     @torch.no_grad()
     def conditions(self, prompt: EncodedImage, cameras: Cameras) -> tuple[Tensor, Tensor]:
-        """What the UNet is told of each view.
+        """Returns the UNet's conditions for each view.
 
         Args:
             prompt: From `encode`.
-            cameras: Where each view is taken from.
+            cameras: The cameras of the views.
 
         Returns:
-            The token [batch, 1, channels] and the picture's latent [batch, channels, height, width].
+            The token, `[batch, 1, channels]`, and the picture's latent, `[batch, channels, height, width]`.
         """
         layer, batch = self.pipeline.clip_camera_projection, len(cameras)
         pose = self.relative_pose(prompt.prompt.camera, cameras).to(prompt.embedding)
@@ -222,7 +225,7 @@ class Zero123:
         )
 
     def relative_pose(self, reference: Cameras, cameras: Cameras) -> Tensor:
-        """The pose from a picture's camera to each view's, as this model takes it. [batch, 4]."""
+        """Returns the pose from a picture's camera to each view's, as this model takes it, `[batch, 4]`."""
         reference = reference.to(cameras.azimuth.device)
         pose = relative_pose(_angles(reference), _angles(cameras))
         if self.pose == "polar":
@@ -237,17 +240,20 @@ class Zero123:
         steps: int = 50,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Make the views of a pictured object, by the pipeline.
+        """Samples views of the object in a picture with the pipeline.
 
         Args:
             prompt: The picture.
-            cameras: Where from.
+            cameras: The cameras of the views.
             guidance_scale: `s` of `uncond + s (cond - uncond)`.
             steps: Denoising steps.
-            generator: For the noise, on the CPU.
+            generator: Source of the noise, on the CPU.
 
         Returns:
-            RGB in [0, 1]. [batch, 3, size, size]
+            Views, RGB in [0, 1], `[batch, 3, size, size]`.
+
+        Raises:
+            ValueError: The model is offloaded.
         """
         if self.options.offload != "none":
             raise ValueError(
@@ -264,19 +270,19 @@ class Zero123:
 
 
 def _angles(cameras: Cameras) -> Tensor:
-    """Elevation, azimuth and distance. [batch, 3]."""
+    """Returns elevation and azimuth (degrees) and distance, `[batch, 3]`."""
     return torch.stack([cameras.elevation, cameras.azimuth, cameras.distance], dim=-1)
 
 
 def _check_unet(unet: Any, vae: Any) -> None:
-    """Check that there is room for the picture's latent beside the noisy one.
+    """Checks that the UNet has input channels for the picture's latent beside the noisy one.
 
     Raises:
-        ValueError: There is not.
+        ValueError: It does not.
     """
     channels, taken = vae.config.latent_channels, unet.config.in_channels
     if taken != 2 * channels:
         raise ValueError(
-            f"the unet takes {taken} channels and the vae makes {channels}: give a Zero-1-to-3 model, whose unet takes "
-            f"the noisy latent and the picture's ({2 * channels}); others are StableDiffusion's"
+            f"unet takes {taken} channels and vae makes {channels}: give a Zero-1-to-3 model, whose unet takes "
+            f"the noisy latent and the picture's ({2 * channels}); for other models use StableDiffusion"
         )

@@ -1,9 +1,9 @@
-"""Zero-1-to-3 (arXiv 2303.11328): an image and a relative pose in, the view from there out.
+"""The pipeline of Zero-1-to-3 (arXiv 2303.11328): an image and a relative pose in, the view from that pose out.
 
-The folder has the parts and names of the diffusers-format checkpoints of the community (`vae/`, `unet/`,
+The folder has the parts and names of the community's checkpoints in diffusers format (`vae/`, `unet/`,
 `image_encoder/`, `clip_camera_projection/`, `feature_extractor/`, `scheduler/`); all but the projection are stock
-classes. The UNet takes the noisy latent and, behind it, the reference's latent (its mode, not scaled), and attends to
-one token: the projection of the reference's CLIP embedding with the relative pose. Without conditioning both are zero.
+classes. The UNet takes the noisy latent, followed by the reference's latent (its mode, not scaled), and attends to one
+token: the projection of the reference's CLIP embedding and the relative pose. Without conditioning both are zero.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 
 class CLIPCameraProjection(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """A linear layer from a CLIP embedding and a relative pose to what the UNet attends to.
+    """A linear layer from a CLIP embedding and a relative pose to the token that the UNet attends to.
 
     Class, parameter and option names are those of the published checkpoints.
 
     Args:
-        embedding_dim: Length of the CLIP embedding, and of what comes out.
+        embedding_dim: Length of the CLIP embedding and of the token.
         additional_embeddings: Length of the pose.
     """
 
@@ -41,16 +41,16 @@ class CLIPCameraProjection(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.proj = nn.Linear(embedding_dim + additional_embeddings, embedding_dim)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Project. [..., embedding_dim + additional_embeddings] to [..., embedding_dim]."""
+        """Projects embedding and pose, `[..., embedding_dim + additional_embeddings]`, to `[..., embedding_dim]`."""
         token: Tensor = self.proj(embedding)
         return token
 
 
 class CCProjection(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """The same linear layer under the names of diffusers' community pipeline (`kxic/zero123-xl`).
+    """The same linear layer with the names of diffusers' community pipeline (`kxic/zero123-xl`).
 
     Args:
-        in_channel: Length of the CLIP embedding and the pose.
+        in_channel: Length of the CLIP embedding plus that of the pose.
         out_channel: Length of the token.
     """
 
@@ -60,25 +60,25 @@ class CCProjection(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.projection = nn.Linear(in_channel, out_channel)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Project. [..., in_channel] to [..., out_channel]."""
+        """Projects embedding and pose, `[..., in_channel]`, to `[..., out_channel]`."""
         token: Tensor = self.projection(embedding)
         return token
 
 
 PROJECTIONS = {"clip_camera_projection": CLIPCameraProjection, "cc_projection": CCProjection}
-"""The linear layer's folder in the two published layouts."""
+"""Class of the linear layer by its folder in the two published layouts."""
 
 
 class Zero123Pipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Samples views of an object that an image shows.
+    """Samples views of the object in an image.
 
     Args:
-        vae: Between pixels and latents.
+        vae: Autoencoder between pixels and latents.
         image_encoder: Embeds the reference image.
         unet: The score model, in latent space, with twice the latent's channels as input.
         scheduler: The noise schedule.
-        feature_extractor: What the image encoder expects: size, mean and deviation of pixels.
-        clip_camera_projection: Joins embedding and pose.
+        feature_extractor: The image encoder's processor, with size, mean and deviation of its pixels.
+        clip_camera_projection: Projects embedding and pose to the token.
     """
 
     model_cpu_offload_seq = "image_encoder->clip_camera_projection->unet->vae"
@@ -118,17 +118,17 @@ class Zero123Pipeline(DiffusionPipeline):  # type: ignore[misc]
         num_inference_steps: int = 50,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Sample one view per image and pose.
+        """Samples one view per image and pose.
 
         Args:
-            images: The references, RGB in [0, 1]. [batch, 3, height, width]
-            poses: From `relative_pose`. [batch, 4]
+            images: The references, RGB in [0, 1], `[batch, 3, height, width]`.
+            poses: From `relative_pose`, `[batch, 4]`.
             guidance_scale: `s` of `uncond + s (cond - uncond)`, over image and pose.
             num_inference_steps: Denoising steps.
-            generator: For the noise.
+            generator: Source of the noise.
 
         Returns:
-            RGB in [0, 1]. [batch, 3, height, width]
+            Views, RGB in [0, 1], `[batch, 3, height, width]`.
         """
         count = len(images)
         images, poses = images.to(self.unet.device), poses.to(self.unet.device)
@@ -153,15 +153,15 @@ class Zero123Pipeline(DiffusionPipeline):  # type: ignore[misc]
 
 
 def relative_pose(reference: Tensor, target: Tensor) -> Tensor:
-    """The pose that Zero-1-to-3 is told: from the reference to the target.
+    """Returns the pose from the reference to the target, as Zero-1-to-3 takes it.
 
     Args:
-        reference: Elevation and azimuth in degrees, distance. [batch, 3] or [3]
-        target: The same. [batch, 3]
+        reference: Elevation and azimuth in degrees, and distance, `[batch, 3]` or `[3]`.
+        target: The same for the target, `[batch, 3]`.
 
     Returns:
-        Difference of the polar angles (from the pole down, radians), sine and cosine of the azimuths' difference,
-        difference of the distances. [batch, 4]
+        Difference of the polar angles (radians, measured from the pole), sine and cosine of the difference of the
+        azimuths, and difference of the distances, `[batch, 4]`.
     """
     polar = torch.deg2rad(reference[..., 0] - target[..., 0])
     around = torch.deg2rad(target[..., 1] - reference[..., 1])
@@ -170,15 +170,15 @@ def relative_pose(reference: Tensor, target: Tensor) -> Tensor:
 
 
 def embed_image(image_encoder: Any, feature_extractor: Any, images: Tensor) -> Tensor:
-    """CLIP embeddings of RGB images in [0, 1], resized without leaving the device. [batch, embedding]."""
+    """Returns CLIP embeddings of RGB images in [0, 1], resized on their device, `[batch, embedding]`."""
     size = image_encoder.config.image_size
-    images = images.float()  # a CPU resizes in no half precision
+    images = images.float()  # a CPU cannot resize in half precision
     if images.shape[-2:] != (size, size):
         images = functional.interpolate(
             images, (size, size), mode="bicubic", align_corners=False, antialias=True
         )
     expected = zip(feature_extractor.image_mean, feature_extractor.image_std, strict=True)
-    # Numbers, not tensors: those would have to be sent to the device and waited for.
+    # Numbers, not tensors, which would have to be copied to the device.
     channels = [(images[:, i] - mean) / std for i, (mean, std) in enumerate(expected)]
     pixels = torch.stack(channels, dim=1).to(image_encoder.dtype)
     embeddings: Tensor = image_encoder(pixels).image_embeds

@@ -1,4 +1,4 @@
-"""Methods: one readable recipe a module, each a frozen config with presets and a loss of (parameters, step)."""
+"""Methods: one recipe per module, each with a frozen configuration, presets and a loss of (parameters, step)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Method:
-    """A recipe as commands offer it.
+    """A recipe as the commands offer it.
 
     Attributes:
-        command: the command that runs it, "text-to-3d" or "image-to-3d".
-        config: the class of its numbers.
-        presets: its numbers by name.
+        command: The command that runs it, "text-to-3d" or "image-to-3d".
+        config: The class of its configuration.
+        presets: Its presets by name.
     """
 
     command: str
@@ -41,4 +41,4 @@ METHODS: dict[str, Method] = {
     "textmesh": Method("text-to-3d", textmesh.TextMeshConfig, textmesh.PRESETS),
     "zero123": Method("image-to-3d", zero123.Zero123Config, zero123.PRESETS),
 }
-"""The recipes by name; a command's first one is its default."""
+"""The recipes by name; the first recipe of a command is its default."""

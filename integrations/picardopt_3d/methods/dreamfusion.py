@@ -1,12 +1,15 @@
 """DreamFusion (arXiv 2209.14988): a radiance field from a text, by score distillation.
 
-`PAPER` has DreamPropeller's settings (its Table 3, threestudio's dreamfusion-if): DeepFloyd IF on a hash grid; colours
-go through a sigmoid, where that configuration has (x + 1) / 2, and one network makes density and colour. `SMALL` is the
-recipe at the size of the shipped guidance, 32 pixels and one CPU thread: voxels instead of a network (so the rate is
-larger), and ambient light only (the shipped model's objects are matt and lit from one side, which a field without view
-dependence can show). The sparsity and orientation losses are there for other guidance; with the shipped one nothing
-floats, and they are off. `SMALL_NERF` is the whole recipe at that size: a hash grid whose levels come in one by one,
-the losses (weaker, as the guidance is), and lights late and soft, for the shipped model knows one light.
+`PAPER` has DreamPropeller's settings (its Table 3, threestudio's dreamfusion-if): DeepFloyd IF on a hash grid. It
+differs in two points: colours go through a sigmoid instead of (x + 1) / 2, and one network outputs density and colour.
+
+`SMALL` is the recipe at the scale of the shipped guidance, 32 pixels and one CPU thread. It has voxels instead of a
+network (so the learning rate is larger) and ambient light only: the shipped model's objects are matt and lit from one
+side, which a field without view dependence can represent. The sparsity and orientation losses are off, because no
+floaters appear with the shipped guidance.
+
+`SMALL_NERF` is the whole recipe at that scale: a hash grid whose levels are added one by one, the losses (weaker, as
+the guidance is weaker), and lights that are soft and start late, because the shipped model knows only one light.
 """
 
 from __future__ import annotations
@@ -34,10 +37,11 @@ from picardopt_3d.tolerances import AdaptiveTol
 class DreamFusionWeights(Weights):
     """Weights of the losses.
 
-    Args:
-        sds: score distillation.
-        sparsity: `losses.sparsity` of the opacity.
-        orientation: of visible normals that face away (it needs normals, which double the cost of a view of voxels).
+    Attributes:
+        sds: Weight of score distillation.
+        sparsity: Weight of `losses.sparsity` of the opacity.
+        orientation: Weight of the penalty on visible normals that face away (it needs normals, which double the cost of
+            a view of voxels).
     """
 
     sparsity: Points = 1.0
@@ -46,12 +50,12 @@ class DreamFusionWeights(Weights):
 
 @dataclass(frozen=True, kw_only=True)
 class DreamFusionConfig(StageConfig):
-    """The recipe's numbers.
+    """The configuration of DreamFusion.
 
-    Args:
-        weights: of the losses.
-        shading: when views are lit, and how.
-        random_background: share of the steps with a plain random colour behind the object.
+    Attributes:
+        weights: Weights of the losses.
+        shading: When and how views are lit.
+        random_background: Probability that a step has a plain random background.
     """
 
     weights: DreamFusionWeights = field(default_factory=DreamFusionWeights)
@@ -64,12 +68,12 @@ class DreamFusionConfig(StageConfig):
 
 
 class DreamFusion(Stage):
-    """A scene and the loss of each step.
+    """The stage of DreamFusion: a scene and the loss of each step.
 
     Args:
-        config: The numbers.
-        context: What they are used on.
-        previous: The scene that the stage before has made.
+        config: The configuration.
+        context: Guidance, prompt and device of the run.
+        previous: The scene of the previous stage; None: a new scene.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class DreamFusion(Stage):
         self.config = config
 
     def loss(self, step: int) -> Losses:
-        """Evaluates the losses of one step: a function of the parameters, the step and its randomness."""
+        """Evaluates the losses of one step, a function of the parameters, the step and its randomness."""
         config = self.config
         batch, size = current(config.batch, step), current(config.pixels, step)
         weights = config.weights.at(step)
@@ -106,7 +110,7 @@ class DreamFusion(Stage):
 
 
 SMALL_VSD = VsdConfig(guidance_scale=1.5, rank=8, learning_rate=2e-3)
-"""For the shipped model and a few hundred steps: with stronger guidance or a slower LoRA the object is less like it."""
+"""VSD for the shipped model and a few hundred steps; with stronger guidance or a slower LoRA, results are worse."""
 
 SMALL = DreamFusionConfig(
     steps=300,
@@ -133,7 +137,7 @@ SMALL_NERF = DreamFusionConfig(
         samples=24,
         background="solid",
         background_colour=WHITE,
-        # Fresh density is everywhere, and the run is short: it has to be forgotten sooner.
+        # At first there is density everywhere; in a short run the grid must forget it sooner.
         occupancy=OccupancyConfig(resolution=24, threshold=0.3, decay=0.8, every=8),
     ),
     sds=SdsConfig(guidance_scale=3.0),
@@ -149,7 +153,7 @@ SMALL_NERF = DreamFusionConfig(
 )
 
 OCCUPIED = 0.74
-"""Density of an occupied cell: an opacity of 0.01 over one of 512 steps through the cube of radius 2, as released."""
+"""Density of an occupied cell, per world unit: opacity 0.01 in one of 512 steps through a cube of half-edge 2."""
 
 PAPER = DreamFusionConfig(
     steps=10_000,

@@ -1,4 +1,4 @@
-"""Random lights and backgrounds of the steps of a run (DreamFusion, arXiv 2209.14988, section 3.1)."""
+"""Random lights and backgrounds (DreamFusion, arXiv 2209.14988, section 3.1)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from picardopt_3d.scenes import Light
 
 @dataclass(frozen=True)
 class ShadingConfig:
-    """When a step is lit, and how.
+    """When and how a step is lit.
 
-    Args:
-        ambient_steps: steps at the start that show the albedo alone.
-        diffuse_probability: share of the later steps that are lit.
-        textureless_probability: share of those that show the shading alone.
-        ambient: share of the colour that is there without the light.
-        diffuse: share that falls off with the cosine between normal and light.
-        distance: smallest and largest distance of the light from the origin, world units.
+    Attributes:
+        ambient_steps: Number of initial steps that show the albedo alone.
+        diffuse_probability: Probability that a later step is lit.
+        textureless_probability: Probability that a lit step shows the shading alone.
+        ambient: Weight of the albedo that does not depend on the light.
+        diffuse: Weight that is multiplied by the cosine between normal and light.
+        distance: Smallest and largest distance of the light from the origin, world units.
     """
 
     ambient_steps: int = 2001
@@ -32,20 +32,29 @@ class ShadingConfig:
     distance: tuple[float, float] = (0.8, 1.5)
 
     def __post_init__(self) -> None:
-        """Refuse probabilities that are none."""
+        """Checks the probabilities.
+
+        Raises:
+            ValueError: A probability is outside [0, 1].
+        """
         for name in ("diffuse_probability", "textureless_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give a number from 0 to 1")
 
     def lit(self, step: int) -> bool:
-        """Whether a step can be lit at all."""
+        """Returns whether a step can be lit."""
         return step >= self.ambient_steps and self.diffuse_probability > 0
 
 
 def random_light(cameras: Cameras, config: ShadingConfig, step: int) -> Light | None:
-    """The light of one step, near each camera's direction; None shows the albedo.
+    """Draws the light of one step, near each camera's direction; None shows the albedo.
 
-    Drawn from torch's global CPU generator, and nothing in steps that cannot be lit.
+    Random numbers come from torch's global CPU generator; a step that cannot be lit draws none.
+
+    Args:
+        cameras: Cameras of the step's views.
+        config: When and how a step is lit.
+        step: The step.
     """
     if not config.lit(step):
         return None
@@ -60,7 +69,13 @@ def random_light(cameras: Cameras, config: ShadingConfig, step: int) -> Light | 
 
 
 def random_background(batch: int, probability: float, device: torch.device) -> Tensor | None:
-    """A plain random colour a view in place of the scene's background, in some of the steps. [batch, 3] or None."""
+    """Draws a plain background for each view, RGB in [0, 1], `[batch, 3]`, or None to keep the scene's background.
+
+    Args:
+        batch: Number of views.
+        probability: Probability that a step has such a background.
+        device: Device of the colours.
+    """
     if probability <= 0:
         return None
     coin, colours = torch.rand(1), torch.rand(batch, 3)

@@ -1,4 +1,4 @@
-"""How a scene is stepped: any optimizer of torch by name, with a rate for each of the scene's groups."""
+"""The optimizer of a scene: any of torch's by name, with a learning rate for each of the scene's groups."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def field_rates(
     """Returns learning rates for the groups of a field.
 
     Args:
-        encoding: Of grids and hash tables.
-        networks: Of MLP heads, and of the variance of a signed distance.
-        background: Of a background that is learned.
+        encoding: Learning rate of grids and hash tables.
+        networks: Learning rate of the networks, and of the deviation of a signed distance field.
+        background: Learning rate of a learned background.
     """
     return {"encoding": encoding, "networks": networks, "background": background}
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """The part of a stage's numbers that says how its scene is stepped.
+    """The part of a stage's configuration that describes the scene's optimizer.
 
     Attributes:
-        optimizer: Class of `torch.optim`.
-        rates: Learning rates by the scene's parameter groups, each a number or (step, rate) pairs that it moves
-            between.
-        betas: Of optimizers that have them, such as Adam.
-        eps: Of optimizers that have it.
-        momentum: Of optimizers that have it, such as SGD; None: the class's own.
-        weight_decay: None: the class's own.
+        optimizer: Name of a class of `torch.optim`.
+        rates: Learning rate of each of the scene's parameter groups: a number, or (step, rate) pairs between which the
+            rate changes linearly.
+        betas: `betas` of optimizers that have them, such as Adam.
+        eps: `eps` of optimizers that have it.
+        momentum: `momentum` of optimizers that have it, such as SGD; None: the optimizer's default.
+        weight_decay: `weight_decay`; None: the optimizer's default.
     """
 
     optimizer: str = "Adam"
@@ -51,10 +51,10 @@ class OptimizerConfig:
     weight_decay: float | None = None
 
     def __post_init__(self) -> None:
-        """Checks names and numbers.
+        """Checks names and values.
 
         Raises:
-            ValueError: A rate is not positive, or there is no such optimizer or it has no such number.
+            ValueError: A rate is not positive, the optimizer is unknown, or it lacks one of the options.
         """
         for name, points in self.rates.items():
             check_points(f"rates.{name}", points)
@@ -65,7 +65,7 @@ class OptimizerConfig:
         for name in ("momentum", "weight_decay"):
             if getattr(self, name) is not None and name not in known:
                 raise ValueError(
-                    f"{name}={getattr(self, name)}: {self.optimizer} has none; leave it out"
+                    f"{name}={getattr(self, name)}: {self.optimizer} has no such option; leave it out"
                 )
 
 
@@ -75,7 +75,7 @@ def build_optimizer(
     """Builds the optimizer of a scene.
 
     Args:
-        config: Which, and its numbers.
+        config: Name and options of the optimizer.
         groups: The scene's parameters by role; empty groups are left out.
 
     Raises:
@@ -107,7 +107,7 @@ def build_optimizer(
 
 
 def build_scheduler(config: OptimizerConfig, optimizer: Optimizer) -> LRScheduler | None:
-    """Builds the scheduler of rates that move; None if none does.
+    """Builds the scheduler of learning rates that change; returns None if all are constant.
 
     Args:
         config: The rates.
@@ -117,15 +117,15 @@ def build_scheduler(config: OptimizerConfig, optimizer: Optimizer) -> LRSchedule
     if all(isinstance(points, float | int) for points in moving):
         return None
     for group in optimizer.param_groups:
-        group["lr"] = 1.0  # which the scheduler multiplies with the rate of each step
+        group["lr"] = 1.0  # the scheduler multiplies it by the rate of each step
     return LambdaLR(optimizer, [partial(value_at, points) for points in moving])
 
 
 def _class_of(name: str) -> Any:
-    """The class of an optimizer.
+    """Returns the class of an optimizer.
 
     Raises:
-        ValueError: torch has none of that name.
+        ValueError: `torch.optim` has no optimizer of that name.
     """
     found = getattr(torch.optim, name, None)
     if not (inspect.isclass(found) and issubclass(found, Optimizer) and found is not Optimizer):
@@ -136,5 +136,5 @@ def _class_of(name: str) -> Any:
 
 
 def _numbers_of(name: str) -> set[str]:
-    """The arguments that an optimizer's class takes."""
+    """Returns the names of the arguments of an optimizer's class."""
     return set(inspect.signature(_class_of(name)).parameters)

@@ -1,4 +1,4 @@
-"""What a recipe is told: its numbers as frozen configurations, and its stages, each of which builds a `Stage`."""
+"""The configuration of a recipe: frozen dataclasses, one for each stage, which build the `Stage`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class NamedStage(NamedTuple):
     """One stage of a recipe.
 
     Attributes:
-        name: Of the stage, as folders and options call it.
-        config: Its numbers.
+        name: Name of the stage in folders and options.
+        config: Its configuration.
     """
 
     name: str
@@ -36,29 +36,29 @@ class NamedStage(NamedTuple):
 
 
 class RecipeConfig:
-    """The numbers of a recipe, whatever its stages; a dataclass with one field for each of several stages."""
+    """The configuration of a recipe; with several stages, a dataclass with one field for each of them."""
 
     def stages(self) -> tuple[NamedStage, ...]:
-        """Returns the stages in order; each starts with the scene that the one before has made."""
+        """Returns the stages in order; each starts from the scene of the previous one."""
         values = ((item.name, getattr(self, item.name)) for item in fields(self))  # type: ignore[arg-type]
         return tuple(NamedStage(*pair) for pair in values if isinstance(pair[1], StageConfig))
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig(OptimizerConfig, RecipeConfig, ABC):
-    """The numbers that every stage has; by itself it is a recipe of one stage.
+    """The configuration that all stages share; by itself it is a recipe with one stage.
 
     Attributes:
         steps: Optimizer steps.
-        batch: Views a step, a number or (first step, number) pairs.
-        pixels: Pixels along each edge of a view, likewise.
-        scene: What is trained, and its sizes.
-        guidance: The score model, what it is told, and which loss it is used in.
-        sds: Numbers of score distillation.
-        vsd: Numbers of variational score distillation.
-        timesteps: Range of diffusion times, and how it moves.
-        cameras: Where views are taken from.
-        picard: How the run goes ahead of itself unless the command says otherwise.
+        batch: Views per step: a number, or (first step, number) pairs.
+        pixels: Pixels along each edge of a view: a number, or (first step, number) pairs.
+        scene: Kind and configuration of the scene.
+        guidance: The score model, its prompts, and the loss that uses its scores.
+        sds: Options of score distillation.
+        vsd: Options of variational score distillation.
+        timesteps: Range of noise levels, and how it changes during the run.
+        cameras: Distribution of the training cameras.
+        picard: Window, tolerance and predictor, unless options of the command override them.
     """
 
     steps: int
@@ -73,10 +73,10 @@ class StageConfig(OptimizerConfig, RecipeConfig, ABC):
     picard: PicardConfig = field(default_factory=PicardConfig)
 
     def __post_init__(self) -> None:
-        """Checks the numbers.
+        """Checks the values.
 
         Raises:
-            ValueError: One of them makes no step; the message names it.
+            ValueError: A value is out of range; the message names it.
         """
         super().__post_init__()
         if self.steps < 1:
@@ -95,23 +95,23 @@ class StageConfig(OptimizerConfig, RecipeConfig, ABC):
 
     @abstractmethod
     def build(self, context: Context, previous: Scene | None = None) -> Stage:
-        """Builds the stage; what it draws comes from torch's global CPU generator.
+        """Builds the stage; random numbers come from torch's global CPU generator.
 
         Args:
-            context: What its numbers are used on.
-            previous: The scene that the stage before has made; None: a new scene.
+            context: Guidance, prompt and device of the run.
+            previous: The scene of the previous stage; None: a new scene.
         """
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage is given besides its numbers.
+    """What a stage needs besides its configuration.
 
     Attributes:
-        guidance: Judges rendered views.
-        prompt: What to make.
-        device: Where the scene lives.
-        image: The picture that it is made from, of recipes that take one.
+        guidance: The guidance, a loss on rendered views.
+        prompt: The prompt of the run.
+        device: Device of the scene.
+        image: The reference picture, for recipes that take one.
     """
 
     guidance: Guidance
@@ -121,11 +121,11 @@ class Context:
 
 
 def stage_seed(seed: int, index: int) -> int:
-    """Returns the seed of a stage: the run's for the first one, for others a hash, or they would see the same noise.
+    """Returns the seed of a stage: the run's for the first one, a hash for others so that their noise differs.
 
     Args:
-        seed: The run's.
-        index: Of the stage, from 0.
+        seed: The seed of the run.
+        index: Index of the stage, from 0.
     """
     if index == 0:
         return seed

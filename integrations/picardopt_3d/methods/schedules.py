@@ -1,4 +1,4 @@
-"""Numbers that move over a run, as plain functions of the step: nothing is kept between steps."""
+"""Values that change during a run, as functions of the step without state."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from bisect import bisect_right
 from dataclasses import dataclass, fields
 
 Points = float | tuple[tuple[int, float], ...]
-"""A number, or (step, value) pairs between which it moves linearly and outside of which it stays."""
+"""A number, or (step, value) pairs with linear interpolation between them and constant values outside them."""
 
 Milestones = int | tuple[tuple[int, int], ...]
-"""A whole number, or (first step, value) pairs, each in force until the next; the first step is 0."""
+"""A whole number, or (first step, value) pairs, each valid until the next one; the first step is 0."""
 
 
 def value_at(points: Points, step: int) -> float:
-    """The value of a schedule at a step; a jump is two pairs of the same step, the later one from there on."""
+    """Returns the value of a schedule at a step; of two pairs with the same step (a jump), the later one counts."""
     if isinstance(points, float | int):
         return float(points)
     after = bisect_right([point[0] for point in points], step)
@@ -24,7 +24,7 @@ def value_at(points: Points, step: int) -> float:
 
 
 def current(milestones: Milestones, step: int) -> int:
-    """The number that is in force at a step."""
+    """Returns the number that is valid at a step."""
     if isinstance(milestones, int):
         return milestones
     return milestones[bisect_right([first for first, _ in milestones], step) - 1][1]
@@ -32,7 +32,11 @@ def current(milestones: Milestones, step: int) -> int:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of a recipe's losses by name, each a number or (step, value) pairs that it moves between."""
+    """Weights of a recipe's losses, each a number or (step, value) pairs.
+
+    Attributes:
+        sds: Weight of score distillation.
+    """
 
     sds: Points = 1.0
 
@@ -40,7 +44,7 @@ class Weights:
         """Checks the weights.
 
         Raises:
-            ValueError: One is negative or goes backwards in time.
+            ValueError: A weight is negative, or its steps are not in order.
         """
         for item in fields(self):
             check_points(f"weights.{item.name}", getattr(self, item.name))
@@ -52,10 +56,14 @@ class Weights:
 
 
 def check_points(name: str, points: Points) -> None:
-    """Refuse a weight that is negative, or points that go backwards.
+    """Checks that values are not negative and that steps are in order.
+
+    Args:
+        name: Name of the option, for the message.
+        points: Its value.
 
     Raises:
-        ValueError: With the name and the remedy.
+        ValueError: A value is negative, or the steps are not in order.
     """
     pairs = ((0, points),) if isinstance(points, float | int) else points
     steps = [step for step, _ in pairs]
@@ -66,10 +74,14 @@ def check_points(name: str, points: Points) -> None:
 
 
 def check_milestones(name: str, milestones: Milestones) -> None:
-    """Refuse numbers below 1, and milestones that do not begin at step 0 or go backwards.
+    """Checks that numbers are at least 1 and that the steps start at 0 and increase.
+
+    Args:
+        name: Name of the option, for the message.
+        milestones: Its value.
 
     Raises:
-        ValueError: With the name and the remedy.
+        ValueError: A number is below 1, or the steps do not start at 0 or do not increase.
     """
     pairs = ((0, milestones),) if isinstance(milestones, int) else milestones
     steps = [step for step, _ in pairs]

@@ -1,4 +1,4 @@
-"""A stage at work: a scene, its guidance and its optimizers, and the loss of each step."""
+"""A stage of a run: a scene, its guidance and optimizers, and the loss of each step."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from picardopt_3d.scenes import Scene, build_scene
 
 
 class Stage(ABC):
-    """A `Problem`: the loss is a function of the parameters, the step and its randomness alone.
+    """A `Problem` whose loss is a function of the parameters, the step and its randomness alone.
 
     Args:
-        config: The stage's numbers.
-        context: What they are used on.
-        previous: The scene that the stage before has made.
+        config: The stage's configuration.
+        context: Guidance, prompt and device of the run.
+        previous: The scene of the previous stage; None: a new scene.
 
     Attributes:
-        scene: What is trained.
-        guidance: Judges rendered views.
-        prompt: What to make, as the guidance has encoded it.
-        device: Where the scene lives.
+        scene: The scene that is trained.
+        guidance: The guidance, a loss on rendered views.
+        prompt: The prompt, encoded by the guidance.
+        device: Device of the scene.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Stage(ABC):
 
     @abstractmethod
     def loss(self, step: int) -> Losses:
-        """Evaluates one step's loss; subclasses make their terms and hand them to `total`."""
+        """Evaluates one step's loss; subclasses compute the terms and pass them to `total`."""
 
     def total(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], step: int) -> Losses:
-        """Sums a step's terms by their weights, and has the scene measure what its carry needs.
+        """Returns the weighted sum of a step's terms, with the measurements for the scene's carry.
 
         Args:
             terms: Scalars by name; those without a weight are left out of the sum.
@@ -65,7 +65,7 @@ class Stage(ABC):
         return [*self._scene_optimizers, *self.guidance.optimizers()]
 
     def measured(self) -> list[Optimizer]:
-        """Returns the scene's optimizers: a LoRA's parameters do not count in residuals."""
+        """Returns the scene's optimizers, whose parameters count in residuals; those of a LoRA do not."""
         return list(self._scene_optimizers)
 
     def carry(self) -> Carry | None:
@@ -73,25 +73,26 @@ class Stage(ABC):
         return self._carry
 
     def restructure(self) -> Restructure | None:
-        """Returns how the scene changes its number of parameters."""
+        """Returns when and how the scene changes its number of parameters."""
         return self._restructure
 
     def lr_scheduler(self) -> LRScheduler | None:
-        """Returns the scheduler of rates that move."""
+        """Returns the scheduler of learning rates that change, or None."""
         return self._lr_scheduler
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the scene with its carry, and what the guidance has learnt."""
+        """Returns the state of the scene (with its carry), the guidance and the scheduler."""
         state = {"scene": self.scene.state_dict(), "guidance": self.guidance.state_dict()}
         if self._lr_scheduler is not None:
             state["lr_scheduler"] = self._lr_scheduler.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned, also that of versions whose guidance had no state.
+        """Loads what `state_dict` returned, including states of older versions, whose guidance had no state.
 
         Raises:
-            RuntimeError, KeyError: It is of another configuration.
+            RuntimeError: The state belongs to another configuration.
+            KeyError: The state lacks an entry that this configuration has.
         """
         self.scene.load_state_dict(state["scene"])
         self.guidance.load_state_dict(state.get("guidance", {}))

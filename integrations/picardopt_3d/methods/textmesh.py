@@ -1,12 +1,12 @@
-"""TextMesh (arXiv 2304.12439), its coarse stage: a signed distance field from a text, by score distillation.
+"""The coarse stage of TextMesh (arXiv 2304.12439): a signed distance field from a text, by score distillation.
 
-The step is DreamFusion's on another scene, with an eikonal loss in place of those for a cloud of density. As in
-DreamPropeller, which built on a package without it, TextMesh's refinement of the texture is left out.
+A step is that of DreamFusion on another scene, with an eikonal loss instead of the losses for a density. TextMesh's
+refinement of the texture is left out, as in DreamPropeller, whose code base does not have it.
 
 `PAPER` has DreamPropeller's settings (its Table 3, threestudio's textmesh-if as released), with one difference: the
-surface is rendered with VolSDF's density, where that configuration has NeuS's alpha, annealed over the run. `SMALL` is
-the recipe at the size of the shipped guidance: 32 pixels, a small field and one CPU thread. The shipped model's objects
-are matt and lit from one side, so that views are not lit a second time.
+surface is rendered with VolSDF's density instead of NeuS's alpha with annealing. `SMALL` is the recipe at the scale of
+the shipped guidance: 32 pixels, a small field and one CPU thread. Its views are not lit, because the shipped model's
+objects are already lit, from one side.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from picardopt_3d.scenes import WHITE, HashConfig, OccupancyConfig, SdfConfig
 
 @dataclass(frozen=True)
 class TextMeshWeights(DreamFusionWeights):
-    """Weights of the losses: DreamFusion's, those for a cloud of density being off.
+    """Weights of the losses: DreamFusion's, with those for a density off.
 
-    Args:
-        eikonal: of gradients of the signed distance whose length is not 1.
+    Attributes:
+        eikonal: Weight of the penalty on gradients of the signed distance whose length is not 1.
     """
 
     sparsity: Points = 0.0
@@ -37,7 +37,7 @@ class TextMeshWeights(DreamFusionWeights):
 
 @dataclass(frozen=True, kw_only=True)
 class TextMeshConfig(DreamFusionConfig):
-    """The recipe's numbers: DreamFusion's, with other weights."""
+    """The configuration of TextMesh: DreamFusion's, with other weights."""
 
     weights: TextMeshWeights = field(default_factory=TextMeshWeights)
 
@@ -55,10 +55,10 @@ SMALL = TextMeshConfig(
         normals="analytic",
         background="solid",
         background_colour=WHITE,
-        # Fresh density is everywhere, and the run is short: it has to be forgotten sooner.
+        # At first there is density everywhere; in a short run the grid must forget it sooner.
         occupancy=OccupancyConfig(resolution=24, threshold=0.3, decay=0.8, every=8),
     ),
-    # Slower networks than hash tables, as in the paper: guesses of the next steps are right for longer.
+    # Lower rate for networks than for hash tables, as in the paper: strides are longer.
     rates=field_rates(encoding=0.01, networks=0.003),
     sds=SdsConfig(guidance_scale=3.0),
     weights=TextMeshWeights(eikonal=1.0),

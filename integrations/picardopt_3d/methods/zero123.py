@@ -1,9 +1,9 @@
 """Zero-1-to-3 (arXiv 2303.11328) with a radiance field: an object from one picture, by score distillation.
 
-Every step sees the object twice: from random cameras, which the score model judges, and from the picture's own, where
-it is compared with the picture. `PAPER` has DreamPropeller's settings (its Table 4 and appendix D, threestudio's
-zero123 system). `SMALL` is the recipe at the size of the shipped model: the cameras that it knows, views of at most its
-64 pixels, a small field, and one CPU thread; without the smoothness of normals in space, which doubles the cost of a
+Every step renders the object twice: from random cameras, for the score model, and from the picture's camera, for a
+comparison with the picture. `PAPER` has DreamPropeller's settings (its Table 4 and appendix D, threestudio's zero123
+system). `SMALL` is the recipe at the scale of the shipped model: the cameras it was trained on, views of at most 64
+pixels, a small field and one CPU thread. It leaves out the smoothness of normals in space, which doubles the cost of a
 view.
 """
 
@@ -34,17 +34,17 @@ from picardopt_3d.tolerances import AdaptiveTol
 
 @dataclass(frozen=True)
 class Zero123Weights(Weights):
-    """Weights of the losses; those of opacity and normals are of both renders, each counted once.
+    """Weights of the losses; those on opaqueness and normals are sums over both renders.
 
-    Args:
-        sds: score distillation of the random views.
-        rgb: squared difference from the picture, over white, at its camera.
-        mask: squared difference of the opacity from the picture's alpha.
-        normal_smoothness: of neighbouring pixels' normals (coloured as a normal map over black).
-        normal_smoothness_3d: of normals at neighbouring points in space.
-        orientation: of visible normals that face away.
-        sparsity: `losses.sparsity` of the random views.
-        opaque: `losses.opaqueness`: a pixel is hit or missed.
+    Attributes:
+        sds: Weight of score distillation of the random views.
+        rgb: Weight of the squared difference from the picture, over white, at its camera.
+        mask: Weight of the squared difference between the opacity and the picture's alpha.
+        normal_smoothness: Weight of the difference between normals of neighboring pixels (as a normal map over black).
+        normal_smoothness_3d: Weight of the difference between normals at neighboring points in space.
+        orientation: Weight of the penalty on visible normals that face away.
+        sparsity: Weight of `losses.sparsity` of the random views.
+        opaque: Weight of `losses.opaqueness`, which makes pixels opaque or empty.
     """
 
     sds: Points = 0.1
@@ -59,19 +59,23 @@ class Zero123Weights(Weights):
 
 @dataclass(frozen=True, kw_only=True)
 class Zero123Config(StageConfig):
-    """The recipe's numbers.
+    """The configuration of Zero-1-to-3.
 
-    Args:
-        reference_pixels: pixels along each edge of the render at the picture's camera, a number or (first step,
+    Attributes:
+        reference_pixels: Pixels along each edge of the render at the picture's camera: a number, or (first step,
             number) pairs.
-        weights: of the losses.
+        weights: Weights of the losses.
     """
 
     reference_pixels: Milestones
     weights: Zero123Weights = field(default_factory=Zero123Weights)
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no step."""
+        """Checks the values.
+
+        Raises:
+            ValueError: A value is out of range; the message names it.
+        """
         super().__post_init__()
         check_milestones("reference_pixels", self.reference_pixels)
 
@@ -81,15 +85,15 @@ class Zero123Config(StageConfig):
 
 
 class Zero123Stage(Stage):
-    """A scene and the loss of each step.
+    """The stage of Zero-1-to-3: a scene and the loss of each step.
 
     Args:
-        config: The numbers.
-        context: What they are used on; the prompt is the reference picture's.
-        previous: The scene that the stage before has made.
+        config: The configuration.
+        context: Guidance, prompt, device and reference picture of the run.
+        previous: The scene of the previous stage; None: a new scene.
 
     Raises:
-        ValueError: There is no reference picture.
+        ValueError: The context has no reference picture.
     """
 
     def __init__(
@@ -102,7 +106,7 @@ class Zero123Stage(Stage):
         self.pictures = _sizes(context.image, config.reference_pixels, context.device)
 
     def loss(self, step: int) -> Losses:
-        """Evaluates the losses of one step: a function of the parameters, the step and its randomness."""
+        """Evaluates the losses of one step, a function of the parameters, the step and its randomness."""
         config = self.config
         weights = config.weights.at(step)
         batch, size = current(config.batch, step), current(config.pixels, step)
@@ -123,7 +127,7 @@ class Zero123Stage(Stage):
         return self.total(terms, weights, step)
 
     def _render(self, cameras: Cameras, size: int, weights: dict[str, float], step: int) -> Render:
-        """Albedo over white; normals where a loss needs them."""
+        """Renders the albedo over white, with normals if a loss needs them."""
         return self.scene.render(
             cameras,
             size,
@@ -138,7 +142,7 @@ _OF_NORMALS = {"normal_smoothness", "normal_smoothness_3d", "orientation"}
 
 
 def _regularity(render: Render, weights: dict[str, float]) -> dict[str, Tensor]:
-    """What is asked of any render, whatever it shows."""
+    """Returns the losses that apply to both renders, by name."""
     terms = {}
     if render.normal is not None and "normal_smoothness" in weights:
         normal = F.normalize(render.normal, dim=1, eps=1e-6)
@@ -155,7 +159,7 @@ def _regularity(render: Render, weights: dict[str, float]) -> dict[str, Tensor]:
 def _sizes(
     image: ReferenceImage, sizes: Milestones, device: torch.device
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """The picture [1, 3, size, size] and its alpha [1, 1, size, size] at every size that the run asks for."""
+    """Returns the picture, `[1, 3, size, size]`, and its alpha, `[1, 1, size, size]`, by each size of the run."""
     asked = [sizes] if isinstance(sizes, int) else [size for _, size in sizes]
     pictures = {}
     for size in asked:
@@ -176,7 +180,7 @@ SMALL = Zero123Config(
         samples=24,
         background="solid",
         background_colour=WHITE,
-        # Fresh density is everywhere, and the run is short: it has to be forgotten sooner.
+        # At first there is density everywhere; in a short run the grid must forget it sooner.
         occupancy=OccupancyConfig(resolution=24, threshold=0.3, decay=0.8, every=8),
     ),
     eps=1e-8,

@@ -1,4 +1,4 @@
-"""Scenes: what is trained and rendered."""
+"""Scenes: what a run trains and renders."""
 
 from picardopt_3d.scenes.field import Field, FieldSample
 from picardopt_3d.scenes.files import SceneConfig, build_scene, load_scene, save_scene

@@ -1,4 +1,4 @@
-"""Scenes that are functions of space, rendered along rays; no other module of the package knows of rays."""
+"""Scenes that are functions of space, rendered along rays; only the modules of fields work with rays."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from picardopt_3d.scenes.views import Light, Render
 from picardopt_3d.scenes.volume import composite, mean, perturbation, shade
 
 _POINTS_AT_ONCE = 1 << 19
-"""Points of a render that are evaluated together; of more, each part is computed again in the backward pass."""
+"""Points that are evaluated together; a larger render is split, and each part is recomputed in the backward pass."""
 
 _RAYS_AT_ONCE = 1 << 14
-"""Rays that are rendered together where no gradient is needed."""
+"""Rays that are rendered together when no gradient is needed."""
 
 
 @dataclass(frozen=True)
 class FieldSample:
-    """What is at some points.
+    """Density, colour and normals of a field at some points.
 
     Attributes:
-        density: Per world unit. [count]
-        colour: Albedo, in [0, 1]. [3, count]
-        normal: Outward normals; None if not asked for. [3, count]
-        eikonal: (|grad sdf| - 1)^2 of a signed distance; None unless normals were asked for. [count]
+        density: Density per world unit, `[count]`.
+        colour: Albedo, in [0, 1], `[3, count]`.
+        normal: Outward normals, `[3, count]`; None if not requested.
+        eikonal: (|grad sdf| - 1)^2 of a signed distance, `[count]`; None unless normals were requested.
     """
 
     density: Tensor
@@ -49,7 +49,7 @@ class FieldSample:
 
     @classmethod
     def joined(cls, parts: Sequence[FieldSample]) -> FieldSample:
-        """Joins what is at the points of several, one after the other."""
+        """Concatenates samples of several groups of points, in their order."""
         columns = zip(*(vars(part).values() for part in parts), strict=True)
         joined: Any = (None if one[0] is None else torch.cat(one, -1) for one in columns)
         return cls(*joined)
@@ -59,11 +59,11 @@ class Field(Scene):
     """Density and colour in a sphere about the origin, rendered by alpha compositing along rays.
 
     Attributes:
-        radius: Of the sphere that holds everything, world units.
-        samples: Samples along a ray's chord through the sphere.
-        background: The colour behind rays by their direction. [rays, 3] -> [3], or [rays, 3] where it depends on the
-            direction
-        occupancy: Where there is something, if the field keeps a grid of it; its values are a carry.
+        radius: Radius of the sphere that contains the scene, world units.
+        samples: Samples along a ray's path through the sphere.
+        background: Maps the directions of rays, `[rays, 3]`, to the colour behind them, `[3]`, or `[rays, 3]` if it
+            depends on the direction.
+        occupancy: The grid of occupied cells, if the field keeps one; its values are a carry.
     """
 
     radius: float
@@ -74,52 +74,52 @@ class Field(Scene):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config, self.radius, self.samples = config, config.radius, config.samples
-        # On the object: an attribute of the class would hide the module that a field puts in its place.
+        # Set on the object: an attribute of the class would hide the module that a field assigns later.
         self.occupancy = None
 
     @abstractmethod
     def query(self, points: Tensor, step: int | None, normals: bool) -> FieldSample:
-        """Evaluates the field.
+        """Evaluates the field at some points.
 
         Args:
-            points: World units. [count, 3]
-            step: Step of the run, for what comes in progressively; None: everything is in.
-            normals: Whether to give normals too.
+            points: Points, world units, `[count, 3]`.
+            step: Step of the run, for levels that are added progressively; None: all of them are active.
+            normals: Whether to compute normals.
         """
 
     @abstractmethod
     def level_set(self, points: Tensor) -> Tensor:
-        """Returns values that are positive inside of the surface and negative outside; a mesh is cut out where it is 0.
+        """Returns values that are positive inside the surface, negative outside and 0 on it.
 
         Args:
-            points: World units. [count, 3]
+            points: Points, world units, `[count, 3]`.
 
         Returns:
-            [count]
+            The values, `[count]`.
         """
 
     def colour(self, points: Tensor) -> Tensor:
-        """Returns the albedo, RGB in [0, 1]. [count, 3] -> [count, 3]."""
+        """Returns the albedo of points `[count, 3]`, RGB in [0, 1], `[count, 3]`."""
         return self.query(points, None, False).colour.T
 
     def density(self, points: Tensor) -> Tensor:
-        """Returns the density that the occupancy grid keeps track of. [count, 3] -> [count]."""
+        """Returns the density at points `[count, 3]`, per world unit, `[count]`; the occupancy grid records it."""
         return self.query(points, None, False).density
 
     def surface(self) -> Surface:
-        """Returns the level set with its colours."""
+        """Returns the zero level set with its colours."""
         return Surface(self.radius, self.level_set, self.colour, self.device)
 
     @classmethod
     def from_scene(cls, config: Any, other: Scene) -> Self:
-        """Makes a field that looks like another field: a copy where the shapes are the same, else fitted to it.
+        """Builds a field that looks like another one: a copy if their configurations agree, otherwise fitted to it.
 
         Args:
-            config: The new field's shape.
-            other: The other field; its device is the new one's too.
+            config: Configuration of the new field.
+            other: The other field; the new one is on its device.
 
         Raises:
-            TypeError: The other scene is no field.
+            TypeError: The other scene is not a field.
         """
         if not isinstance(other, Field):
             return super().from_scene(config, other)
@@ -133,19 +133,19 @@ class Field(Scene):
     # -- the occupancy grid -----------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Measures the occupancy grid: without, all of the first window's steps would sample everything."""
+        """Measures the occupancy grid, so that the steps of the first window do not sample empty space."""
         if self.occupancy is not None:
             self.occupancy.update(self.occupancy.measure(self.density))
 
     def measure(self, step: int) -> dict[str, Tensor]:
-        """Measures the occupancy grid in the steps that are due."""
+        """Measures the occupancy grid if an update is due at this step."""
         grid = self.occupancy
         if grid is None or not grid.due(step):
             return {}
         return {"occupancy": grid.measure(self.density)}
 
     def carry(self) -> Carry | None:
-        """Returns the occupancy grid, rewritten by what the steps measured."""
+        """Returns the occupancy grid, which measurements of the steps update."""
         grid = self.occupancy
         if grid is None:
             return None
@@ -196,18 +196,18 @@ class Field(Scene):
     ) -> Render:
         """Composites the field along rays.
 
-        What it draws comes from torch's global CPU generator, a number a ray whether or not the ray meets anything, so
-        that a ray's draw does not depend on others. Where nothing is drawn and no gradient needed, it renders some rays
-        at a time.
+        Random numbers come from torch's global CPU generator, one per ray whether or not the ray meets anything, so
+        that a ray's number does not depend on other rays. If nothing is drawn and no gradient is needed, the rays are
+        rendered in parts.
 
         Args:
-            origins: Where rays start, world units. [batch, height, width, 3]
-            directions: Unit vectors. [batch, height, width, 3]
-            jitter: As in `Scene.render`, and so all that follow.
-            normals: Also give normals.
-            normal_smoothness: Also measure how normals change.
-            light: Lights the surface.
-            background: In place of the field's own. [batch, 3]
+            origins: Origins of the rays, world units, `[batch, height, width, 3]`.
+            directions: Unit vectors, `[batch, height, width, 3]`.
+            jitter: Whether samples are displaced at random; see `Scene.render` for this and the following.
+            normals: Whether to compute normals.
+            normal_smoothness: Whether to measure how fast normals change in space.
+            light: Light on the surface.
+            background: Colour in place of the field's background, RGB in [0, 1], `[batch, 3]`.
             step: Step of the run.
         """
 
@@ -239,7 +239,7 @@ class Field(Scene):
         background: Tensor | None,
         step: int | None,
     ) -> tuple[Render, int]:
-        """Composites all rays at once; also returns how many samples were evaluated."""
+        """Composites all rays at once; returns the render and how many samples were evaluated."""
         samples = sample(rays, self.radius, self.samples, jitter, self.occupancy)
         shown = normals or normal_smoothness
         seen = self._query(samples.points, step, shown or light is not None)
@@ -259,7 +259,7 @@ class Field(Scene):
         return render, len(samples.points)
 
     def _query(self, points: Tensor, step: int | None, normals: bool) -> FieldSample:
-        """`query`, keeping what its backward pass needs of one part of the points at a time."""
+        """Evaluates the field in parts, so that the backward pass holds the activations of one part at a time."""
         if len(points) <= _POINTS_AT_ONCE:
             return self.query(points, step, normals)
         return FieldSample.joined(
@@ -270,7 +270,7 @@ class Field(Scene):
                     step,
                     normals,
                     use_reentrant=False,
-                    preserve_rng_state=False,  # nothing is drawn in there
+                    preserve_rng_state=False,  # `query` draws nothing
                 )
                 for part in points.split(_POINTS_AT_ONCE)
             ]

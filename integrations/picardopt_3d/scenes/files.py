@@ -1,4 +1,4 @@
-"""Scenes by their configuration, and in files: safetensors with the configuration as JSON in the header."""
+"""Builds, saves and loads scenes: a file is safetensors with the configuration as JSON in its header."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ KINDS: dict[str, tuple[type[SceneConfig], type[Scene]]] = {
     "nerf": (NerfConfig, NerfField),
     "sdf": (SdfConfig, SdfField),
 }
-"""What a file's header calls a scene: its configuration's class and its own."""
+"""Configuration class and scene class by the kind that a file's header names."""
 
-_PARTS = {"encoding": HashConfig, "occupancy": OccupancyConfig}  # configurations within one
+_PARTS = {"encoding": HashConfig, "occupancy": OccupancyConfig}  # nested configurations
 
 
 def build_scene(config: SceneConfig, other: Scene | None = None) -> Scene:
-    """Builds a scene of the kind that the configuration is of.
+    """Builds the scene that a configuration describes.
 
     Args:
-        config: Its shape.
-        other: A scene that it is to look like, such as that of a recipe's previous stage; None: it starts fresh.
+        config: The scene's configuration.
+        other: A scene to start from, such as that of a recipe's previous stage; None: start fresh.
 
     Raises:
-        TypeError: The configuration is of no scene, or its kind cannot be made of the other one.
+        TypeError: The configuration belongs to no scene, or the other scene cannot be converted to this kind.
     """
     kind: Any = KINDS[_kind_of(config)][1]
     scene: Scene = kind(config) if other is None else kind.from_scene(config, other)
@@ -45,7 +45,7 @@ def build_scene(config: SceneConfig, other: Scene | None = None) -> Scene:
 
 
 def save_scene(scene: Scene, path: Path) -> None:
-    """Write a scene's tensors, and its kind and configuration in the header."""
+    """Writes a scene's tensors to a file, with its kind and configuration in the header."""
     config: Any = scene.config
     header = {"kind": _kind_of(config), "config": asdict(config)}
     tensors = {
@@ -55,17 +55,19 @@ def save_scene(scene: Scene, path: Path) -> None:
 
 
 def load_scene(path: Path) -> Scene:
-    """Read a scene that `save_scene` wrote, on the CPU.
+    """Reads a scene that `save_scene` wrote, to the CPU.
 
     Raises:
-        ValueError: The file is not one of a scene.
+        ValueError: The file does not hold a scene, or another version of the package wrote it.
     """
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("scene")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"path={path}: not safetensors ({error}); give a run's scene") from error
+        raise ValueError(
+            f"path={path}: not safetensors ({error}); give the scene file of a run"
+        ) from error
     if header is None:
         raise ValueError(f"path={path}: its header names no scene; give a scene of this package")
     scene = build_scene(_read_config(path, json.loads(header)))
@@ -82,11 +84,11 @@ def _kind_of(config: Any) -> str:
 
 
 def _read_config(path: Path, header: dict[str, Any]) -> SceneConfig:
-    """The configuration that a header holds."""
+    """Returns the configuration in a file's header."""
     kind, values = header.get("kind"), dict(header.get("config", {}))
     if kind not in KINDS:
         raise ValueError(
-            f"path={path}: a scene of kind {kind!r}; this version knows {', '.join(KINDS)}"
+            f"path={path}: a scene of kind {kind!r}; this version reads {', '.join(KINDS)}"
         )
     config_class = KINDS[kind][0]
     unknown = sorted(set(values) - {field.name for field in fields(config_class)})

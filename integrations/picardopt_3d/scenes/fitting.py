@@ -1,4 +1,4 @@
-"""Making one field look like another, whatever functions they are."""
+"""Trains one field to look like another, whatever kinds they are."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _STEPS, _POINTS, _RATE = 400, 4096, 0.01
 
 
 def fit(field: Field, other: Field) -> None:
-    """Trains a field on what another one has at random points: opacities, colours where there is something, background.
+    """Trains a field to match another one's opacity, colour (where it is opaque) and background at random points.
 
-    It compares what its first step will show: levels of an encoding that come in later stay fresh. The points come from
-    torch's global CPU generator.
+    The field is evaluated as at step 0: levels of an encoding that are added later keep their initial values. The
+    points are drawn from torch's global CPU generator.
 
     Args:
-        field: What is trained; on the device of the other one.
-        other: What it is to look like.
+        field: The field to train; on the device of the other one.
+        other: The field to match.
     """
     parameters = [p for p in field.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, _RATE, betas=(0.9, 0.99), eps=1e-15)
@@ -46,11 +46,11 @@ def fit(field: Field, other: Field) -> None:
 
 
 def _opacity(density: Tensor, length: float) -> Tensor:
-    """The opacity of a piece of a ray."""
+    """Returns the opacity of a segment of a ray."""
     return -torch.expm1(-density * length)
 
 
 def _draw(radius: float) -> tuple[Tensor, Tensor]:
-    """Directions, and points uniform in a ball; each [count, 3]."""
+    """Draws unit directions, and points uniform in a ball, each `[count, 3]`."""
     directions = F.normalize(torch.randn(_POINTS, 3), dim=1)
     return directions, radius * torch.rand(_POINTS, 1).pow(1 / 3) * directions

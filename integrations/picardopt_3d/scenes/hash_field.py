@@ -1,4 +1,4 @@
-"""What fields of a hash encoding and small networks have in common."""
+"""The common part of fields that consist of a hash encoding and small networks."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Normals = Literal["analytic", "finite_difference"]
 
 @dataclass(frozen=True)
 class HashFieldConfig:
-    """The part of a field's shape that is the same for all.
+    """The configuration that all fields with a hash encoding share.
 
     Attributes:
         encoding: The hash encoding.
-        width: Of the networks' hidden layers.
-        depth: Hidden layers.
-        radius: Of the occupied sphere, world units; nothing exists outside it.
-        samples: Samples along a ray's chord through the sphere.
-        normals: "analytic", or "finite_difference" (central).
-        normal_step: Half the distance of finite differences, world units.
-        background: "solid", or "neural" (a small network of the direction).
-        background_colour: Of "solid", RGB in [0, 1].
-        occupancy: The grid that keeps empty space from being sampled; None: everything is sampled.
+        width: Width of the networks' hidden layers.
+        depth: Number of hidden layers.
+        radius: Radius of the sphere that contains the object, world units; there is nothing outside it.
+        samples: Samples along a ray's path through the sphere.
+        normals: "analytic", or "finite_difference" (central differences).
+        normal_step: Half the distance between the two points of a finite difference, world units.
+        background: "solid", or "neural" (a small network of the ray's direction).
+        background_colour: Colour of a "solid" background, RGB in [0, 1].
+        occupancy: The grid that skips empty space; None: all of space is sampled.
     """
 
     encoding: HashConfig = field(default_factory=HashConfig)
@@ -46,10 +46,10 @@ class HashFieldConfig:
     occupancy: OccupancyConfig | None = field(default_factory=OccupancyConfig)
 
     def __post_init__(self) -> None:
-        """Checks the shape.
+        """Checks the values.
 
         Raises:
-            ValueError: It cannot be rendered; the message names what is wrong.
+            ValueError: A value is out of range; the message names it.
         """
         self._check_positive("width", "radius", "samples", "normal_step")
         if self.depth < 1:
@@ -65,10 +65,10 @@ class HashFieldConfig:
 
 
 class HashField(Field):
-    """A field with a hash encoding, a background and an occupancy grid; its networks are the subclass's own.
+    """A field with a hash encoding, a background and an occupancy grid; subclasses add the networks.
 
     Args:
-        config: Sizes.
+        config: The configuration.
     """
 
     config: HashFieldConfig
@@ -78,7 +78,7 @@ class HashField(Field):
         self.encoding = HashGrid(config.encoding, config.radius)
 
     def _build_rest(self) -> None:
-        """Builds what comes after the networks: first weights are drawn in this order."""
+        """Builds the background and the occupancy grid, after the networks: initial weights are drawn in this order."""
         config = self.config
         self.background = Background(config.background, config.background_colour)
         if config.occupancy is not None:
@@ -91,12 +91,12 @@ def central_differences(
     """Evaluates a function on both sides of some points along each axis.
 
     Args:
-        function: Of points. [count, 3] -> [count]
-        points: World units. [count, 3]
-        size: Half the distance between both sides, world units.
+        function: Maps points `[count, 3]` to values `[count]`.
+        points: Points, world units, `[count, 3]`.
+        size: Half the distance between the two sides, world units.
 
     Returns:
-        The values ahead and those behind, each [3, count].
+        The values ahead of the points and behind them, each `[3, count]`.
     """
     offsets = size * torch.eye(3, dtype=points.dtype, device=points.device)
     both = torch.stack([offsets, -offsets])[:, :, None] + points  # [2, 3, count, 3]

@@ -1,8 +1,8 @@
 """A multiresolution hash encoding (Instant-NGP, arXiv 2201.05989, section 3), fast on one CPU thread.
 
-Every level is a grid of vertices that carry a few features, interpolated trilinearly; a level that is too fine for its
-table shares entries among vertices by a hash. Besides the features the encoding gives their slopes in closed form, so
-that a normal costs one look-up and can be trained through without differentiating twice.
+Every level is a grid whose vertices carry a few features, interpolated trilinearly. If a level has more vertices than
+its table has entries, a hash makes vertices share entries. The encoding also returns the derivatives of the features in
+closed form, so that a normal costs one look-up and needs no second differentiation in training.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_PRIMES = (1, 2_654_435_761, 805_459_861)  # of Instant-NGP's spatial hash, equation 4
-_FRESH = 1e-4  # features start uniform within this of 0
+_PRIMES = (1, 2_654_435_761, 805_459_861)  # Instant-NGP's spatial hash, equation 4
+_FRESH = 1e-4  # initial features are uniform in [-_FRESH, _FRESH]
 
 
 @dataclass(frozen=True)
 class HashConfig:
-    """Shape of a `HashGrid`.
+    """Configuration of a `HashGrid`.
 
-    Args:
-        levels: how many resolutions.
-        features: numbers a vertex, each level.
-        log2_size: entries of a level's table, as a power of 2; a level with fewer vertices has one for each.
-        base: cells along an edge of the coarsest level.
-        scale: ratio of the resolutions of neighbouring levels.
-        start_level: levels that are in from the first step; None: all of them.
-        every: steps between one further level and the next.
-        after: step from which further levels come in.
+    Attributes:
+        levels: Number of resolutions.
+        features: Numbers per vertex of each level.
+        log2_size: Base-2 logarithm of the largest number of entries in a level's table; a level with fewer vertices
+            has one entry per vertex.
+        base: Cells along an edge of the coarsest level.
+        scale: Ratio of the resolutions of consecutive levels.
+        start_level: Levels that are active from the first step; None: all of them.
+        every: Steps between the activations of two further levels.
+        after: Step after which further levels become active.
     """
 
     levels: int = 16
@@ -43,7 +44,11 @@ class HashConfig:
     after: int = 2000
 
     def __post_init__(self) -> None:
-        """Refuse shapes that hold nothing, by name, with the remedy."""
+        """Checks the values.
+
+        Raises:
+            ValueError: A value is out of range; the message names it.
+        """
         for name in ("levels", "features", "base", "every"):
             if getattr(self, name) < 1:
                 raise ValueError(
@@ -64,20 +69,20 @@ class HashConfig:
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """Cells along an edge of every level, coarse to fine (Instant-NGP, equation 2)."""
-        # The product of floats may fall a hair short of the whole number that is meant.
+        """Cells along an edge of each level, coarse to fine (Instant-NGP, equation 2)."""
+        # Rounding may leave the product just below the intended whole number.
         return tuple(int(self.base * self.scale**level + 1e-6) for level in range(self.levels))
 
 
 class HashGrid(nn.Module):
-    """Features of points in a cube.
+    """A hash encoding of points in a cube.
 
     Args:
-        config: sizes.
-        radius: half an edge of the cube, world units; points outside take what is on its faces.
+        config: The configuration.
+        radius: Half an edge of the cube, world units; points outside get the features of the nearest face.
 
     Attributes:
-        table: the levels' entries, coarse to fine, a row a feature. # [features, entries]
+        table: Entries of all levels, coarse to fine, one row per feature, `[features, entries]`.
     """
 
     def __init__(self, config: HashConfig, radius: float = 1.0) -> None:
@@ -93,11 +98,11 @@ class HashGrid(nn.Module):
 
     @property
     def width(self) -> int:
-        """Features a point, of all levels."""
+        """Features per point, over all levels."""
         return self.config.levels * self.config.features
 
     def bands(self, step: int | None) -> int:
-        """How many levels are in at a step; None: a finished scene, all of them."""
+        """Returns how many levels are active at a step; at None (a finished scene) all of them."""
         config = self.config
         if step is None or config.start_level is None:
             return config.levels
@@ -107,16 +112,16 @@ class HashGrid(nn.Module):
     def forward(
         self, points: Tensor, step: int | None = None, slopes: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Encode points; gradients flow to the table, not to the points.
+        """Encodes points; gradients flow to the table, not to the points.
 
         Args:
-            points: world units. # [count, 3]
-            step: levels that are not in yet at this step give zeros.
-            slopes: also give the features' derivatives by the coordinates.
+            points: Points, world units, `[count, 3]`.
+            step: Step of the run; levels that are not active yet at this step are zeros.
+            slopes: Whether to compute the derivatives of the features with respect to the points.
 
         Returns:
-            Features, level by level [width, count]; their derivatives [3, width, count], or None. The derivative on a
-            face between cells is that of the cell above.
+            The features, level by level, `[width, count]`, and their derivatives per world unit, `[3, width, count]`,
+            or None. On a face between two cells the derivative is that of the cell above.
         """
         levels = self.levels[: self.bands(step)]
         out: Tensor = _Encode.apply(  # type: ignore[no-untyped-call] # torch's
@@ -130,7 +135,14 @@ class HashGrid(nn.Module):
 
 @dataclass(frozen=True)
 class _Level:
-    """One level's grid of `cells` cells along an edge, whose entries begin at `offset`."""
+    """The grid of one level.
+
+    Attributes:
+        cells: Cells along an edge.
+        offset: Index of the level's first entry in the table.
+        size: Number of the level's entries.
+        hashed: Whether vertices share entries.
+    """
 
     cells: int
     offset: int
@@ -138,14 +150,14 @@ class _Level:
     hashed: bool
 
     def corners(self, points: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-        """The entries at the corners of the points' cells, and where in their cells the points are.
+        """Returns the table entries at the corners of the points' cells, and the points' positions in their cells.
 
         Args:
-            points: a row a coordinate. # [3, count]
-            radius: half an edge of the cube.
+            points: Points, world units, one row per coordinate, `[3, count]`.
+            radius: Half an edge of the cube, world units.
 
         Returns:
-            Entries [2 (x), 2 (y), 2 (z), count]; fractions [3, count].
+            Indices of entries, `[2 (x), 2 (y), 2 (z), count]`, and fractions of a cell, `[3, count]`.
         """
         places = (points * (0.5 * self.cells / radius) + 0.5 * self.cells).clamp_(0, self.cells)
         low = places.floor().clamp_max_(self.cells - 1)
@@ -157,7 +169,7 @@ class _Level:
             first = (z * edge + y) * edge + x + self.offset
             offsets = steps[:, None, None] + edge * steps[None, :, None] + edge**2 * steps
             return first + offsets, fractions
-        # Equation 4, in 64 bits: only the low ones count, and those are the same.
+        # Equation 4 in 64 bits: the modulo keeps the low bits, which are the same as in 32.
         in_x, in_y, in_z = (
             (row + steps) * prime for row, prime in zip((x, y, z), _PRIMES, strict=True)
         )  # each [2, count]
@@ -166,17 +178,17 @@ class _Level:
 
 
 class _Encode(torch.autograd.Function):
-    """Trilinear interpolation of all levels, and its adjoint to the table.
+    """Trilinear interpolation of all levels, with a gradient for the table.
 
-    Nothing is kept for the backward pass but the points: what is cheap is made again. Sums into the table are taken
-    in the points' order on a CPU, so that the same inputs give the same bits.
+    Only the points are kept for the backward pass; the rest is cheap to recompute. On a CPU the sums into the table
+    follow the order of the points, so that the same inputs give the same bits.
     """
 
     @staticmethod
     def forward(
         ctx: Any, table: Tensor, points: Tensor, levels: list[_Level], radius: float, slopes: bool
     ) -> Tensor:
-        """Features, then derivatives by x, y and z if asked for. [1 or 4, width, count]."""
+        """Returns the features, then their derivatives by x, y and z if requested, `[1 or 4, width, count]`."""
         ctx.save_for_backward(points)
         ctx.levels, ctx.radius, ctx.shape = levels, radius, table.shape
         columns, features, count = points.T.contiguous(), len(table), len(points)
@@ -204,7 +216,7 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """The adjoint of `forward`, from the last axis back to the first."""
+        """Returns the gradient of the table: the steps of `forward`, transposed and in reverse order."""
         (points,) = ctx.saved_tensors
         features, count = ctx.shape[0], len(points)
         columns = points.T.contiguous()
@@ -226,15 +238,15 @@ class _Encode(torch.autograd.Function):
 
 
 def _spread(value: Tensor, fraction: Tensor, slope: Tensor | None = None) -> Tensor:
-    """The adjoint of interpolating between two ends, low + fraction (high - low), with the slope high - low.
+    """Returns the gradients of both ends of an interpolation low + fraction (high - low).
 
     Args:
-        value: gradient of what was interpolated. # [features, ..., count]
-        fraction: how far from the low end. # [count]
-        slope: gradient of the slope. # as value
+        value: Gradient of the interpolated value, `[features, ..., count]`.
+        fraction: Distance from the low end as a fraction, `[count]`.
+        slope: Gradient of the slope high - low, `[features, ..., count]`; None: it was not used.
 
     Returns:
-        Gradients of the low and the high end. [features, 2, ..., count]
+        Gradients of the low and the high end, `[features, 2, ..., count]`.
     """
     ends = value.new_empty(len(value), 2, *value.shape[1:])
     low, high = ends[:, 0], ends[:, 1]

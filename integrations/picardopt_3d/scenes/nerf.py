@@ -16,12 +16,12 @@ from picardopt_3d.scenes.volume import cut_out
 
 @dataclass(frozen=True)
 class NerfConfig(HashFieldConfig):
-    """Shape of a `NerfField`; the defaults are DreamFusion's as released for DreamPropeller.
+    """Configuration of a `NerfField`; the defaults are those of DreamPropeller's release of DreamFusion.
 
     Attributes:
-        blob_scale: Height of the density bias at the centre.
+        blob_scale: Height of the density bias at the center.
         blob_radius: Radius at which the bias crosses zero, world units.
-        surface_density: Density of the surface that a mesh is taken from, per world unit.
+        surface_density: Density at which a mesh is extracted, per world unit.
     """
 
     blob_scale: float = 10.0
@@ -29,10 +29,10 @@ class NerfConfig(HashFieldConfig):
     surface_density: float = 10.0
 
     def __post_init__(self) -> None:
-        """Checks the shape.
+        """Checks the values.
 
         Raises:
-            ValueError: It cannot be rendered; the message names what is wrong.
+            ValueError: A value is out of range; the message names it.
         """
         super().__post_init__()
         self._check_positive("blob_radius", "surface_density")
@@ -42,7 +42,7 @@ class NerfField(HashField):
     """Density and colour by a network over a hash encoding, inside a sphere, rendered by alpha compositing.
 
     Args:
-        config: Sizes and constants.
+        config: The configuration.
     """
 
     config: NerfConfig
@@ -54,7 +54,7 @@ class NerfField(HashField):
         self._build_rest()
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Returns the parameters by role; "background" is empty where it is solid."""
+        """Returns the parameters by role; "background" is empty if the background is solid."""
         return {
             "encoding": list(self.encoding.parameters()),
             "networks": list(self.network.parameters()),
@@ -67,14 +67,14 @@ class NerfField(HashField):
         return FieldSample(F.softplus(raw[0]), torch.sigmoid(raw[1:]), normal)
 
     def level_set(self, points: Tensor) -> Tensor:
-        """Returns values that are positive inside of the surface; see `Field.level_set`."""
+        """Returns values that are positive inside the surface; see `Field.level_set`."""
         raw = self._evaluate(points, None, False)[0][0]
         return cut_out(raw, self.config.surface_density, self.radius - points.norm(dim=1))
 
     def _evaluate(
         self, points: Tensor, step: int | None, normals: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns raw density (with its bias) and raw colour [4, count]; unit normals [3, count] or None."""
+        """Returns raw density (with its bias) and raw colour, `[4, count]`, and unit normals, `[3, count]`, or None."""
         if not normals or self.config.normals == "finite_difference":
             raw = self._with_blob(points, self.network(self.encoding(points, step)[0]))
             return raw, (self._difference(points, step) if normals else None)
@@ -93,7 +93,7 @@ class NerfField(HashField):
         return torch.cat([raw[:1] + blob, raw[1:]])
 
     def _difference(self, points: Tensor, step: int | None) -> Tensor:
-        """Returns unit normals by central differences of the raw density. [3, count]."""
+        """Returns unit normals from central differences of the raw density, `[3, count]`."""
 
         def density(points: Tensor) -> Tensor:
             return self._with_blob(points, self.network(self.encoding(points, step)[0]))[0]

@@ -1,7 +1,8 @@
-"""Samples in occupied space by nerfacc's CUDA kernels, where nerfacc 0.5 or later and a CUDA device are there.
+"""Samples occupied space with nerfacc's CUDA kernels, if nerfacc 0.5 or later and a CUDA device are available.
 
-It has not run on a GPU yet: the kernels march through the grid at one step length for all rays, so results agree with
-those of the plain samples to the quadrature's error, which `tests/integrations/test_volume.py` checks on a GPU.
+This code has not run on a GPU yet. The kernels march through the grid with one step length for all rays, so that
+results agree with those of the plain samples up to the error of the quadrature; `tests/integrations/test_volume.py`
+checks that on a GPU.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from picardopt_3d.scenes.occupancy import OccupancyGrid
 
 
 def usable(device: torch.device) -> bool:
-    """Whether nerfacc can march on a device."""
+    """Returns whether nerfacc can be used on a device."""
     return device.type == "cuda" and _installed()
 
 
 @functools.cache
 def _installed() -> bool:
-    """Whether nerfacc is there and recent enough for `traverse_grids`."""
+    """Returns whether nerfacc is installed and recent enough to have `traverse_grids`."""
     if importlib.util.find_spec("nerfacc") is None:
         return False
     version = importlib.metadata.version("nerfacc").split(".")
@@ -38,20 +39,20 @@ def march(
     step: float,
     occupancy: OccupancyGrid,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples in the occupied cells, in the rays' order.
+    """Returns samples in the occupied cells, in the order of the rays.
 
     Args:
-        origins: world units. # [rays, 3]
-        directions: unit vectors. # [rays, 3]
-        chords: where rays enter and leave, and the fraction of a step by which their samples are displaced.
-            # each [rays]
-        step: length of a step, world units.
-        occupancy: which cells to sample.
+        origins: Origins of the rays, world units, `[rays, 3]`.
+        directions: Unit vectors, `[rays, 3]`.
+        chords: Distances at which rays enter and leave the sphere, world units, and the fraction of a step by which
+            their samples are displaced, each `[rays]`.
+        step: Length of a step, world units.
+        occupancy: The grid of the cells to sample.
 
     Returns:
-        Rays of the samples, their distances and their lengths, each [count].
+        The samples' rays, their distances and their lengths (world units), each `[count]`.
     """
-    from nerfacc import OccGridEstimator  # only where `usable` said so
+    from nerfacc import OccGridEstimator  # called only if `usable`
 
     near, far, offset = chords
     cube = [-occupancy.radius] * 3 + [occupancy.radius] * 3
@@ -59,7 +60,7 @@ def march(
     # nerfacc's cells are indexed x first, ours z first.
     estimator.binaries = occupancy.occupied().permute(2, 1, 0).contiguous()[None]
     first = near + (offset - 0.5) * step
-    first = torch.where(first < 0, first + step, first)  # nerfacc would move those to 0 alike
+    first = torch.where(first < 0, first + step, first)  # nerfacc would move all of these to 0
     rays, starts, ends = estimator.sampling(
         origins, directions, t_min=first, t_max=far, render_step_size=step
     )

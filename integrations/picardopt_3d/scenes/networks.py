@@ -1,4 +1,4 @@
-"""The small networks of scenes, on values that come one channel a row, and what lies behind everything."""
+"""The small networks of scenes, whose values have one row per channel, and the background."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 
 class Mlp(nn.Module):
-    """Linear layers with ReLU between them, on columns.
+    """Linear layers with ReLU between them, applied to columns.
 
     Args:
-        inputs: channels that go in.
-        width: of the hidden layers.
-        depth: hidden layers.
-        outputs: channels that come out.
-        fresh: factor on the last layer's first weights; 0: it starts as the constant 0.
+        inputs: Input channels.
+        width: Width of the hidden layers.
+        depth: Number of hidden layers.
+        outputs: Output channels.
+        fresh: Factor on the initial weights of the last layer; with 0 the network starts as the constant 0.
     """
 
     def __init__(
@@ -35,20 +35,20 @@ class Mlp(nn.Module):
                 parameter.mul_(fresh)
 
     def forward(self, values: Tensor) -> Tensor:
-        """[inputs, count] -> [outputs, count]."""
+        """Maps values `[inputs, count]` to `[outputs, count]`."""
         *hidden, last = cast("Iterable[nn.Linear]", self.layers)
         for layer in hidden:
             values = F.relu(torch.addmm(layer.bias[:, None], layer.weight, values))
         return torch.addmm(last.bias[:, None], last.weight, values)
 
     def with_slope(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Also the first output's derivative by the inputs, in closed form, so that it can be trained through.
+        """Evaluates the network and the derivative of its first output in closed form; gradients can pass through.
 
         Args:
-            values: # [inputs, count]
+            values: Inputs, `[inputs, count]`.
 
         Returns:
-            Outputs [outputs, count]; derivatives [inputs, count].
+            The outputs, `[outputs, count]`, and the first one's derivatives by the inputs, `[inputs, count]`.
         """
         *hidden, last = cast("Iterable[nn.Linear]", self.layers)
         active = []
@@ -62,7 +62,7 @@ class Mlp(nn.Module):
 
 
 def spherical_harmonics(directions: Tensor) -> Tensor:
-    """Real spherical harmonics of degrees 0 to 2, orthonormal on the sphere. [count, 3] -> [9, count]."""
+    """Returns the real, orthonormal spherical harmonics of degrees 0 to 2 of directions `[count, 3]`, `[9, count]`."""
     x, y, z = directions.T
     return torch.stack(
         [
@@ -80,12 +80,12 @@ def spherical_harmonics(directions: Tensor) -> Tensor:
 
 
 class Background(nn.Module):
-    """What lies behind the object: one colour, or a colour by direction.
+    """The background: one colour, or a colour that depends on the direction.
 
     Args:
         kind: "solid" or "neural" (spherical harmonics of the direction, a small network, a sigmoid).
-        colour: of "solid", RGB in [0, 1].
-        width: of "neural", its hidden layer.
+        colour: Colour of a "solid" background, RGB in [0, 1].
+        width: Width of the hidden layer of a "neural" background.
     """
 
     colour: Tensor
@@ -96,17 +96,17 @@ class Background(nn.Module):
         self.network = Mlp(9, width, 1, 3) if kind == "neural" else None
 
     def forward(self, directions: Tensor) -> Tensor:
-        """The colour behind rays. [rays, 3] -> [3], or [rays, 3] where it depends on the direction."""
+        """Returns the colour behind rays of directions `[rays, 3]`, `[3]` or, if it depends on them, `[rays, 3]`."""
         if self.network is None:
             return self.colour
         return torch.sigmoid(self.network(spherical_harmonics(directions))).T
 
 
 def check_background(kind: str, colour: tuple[float, float, float]) -> None:
-    """Refuse backgrounds that are none.
+    """Checks a background's kind and colour.
 
     Raises:
-        ValueError: With the name and the remedy.
+        ValueError: The kind is unknown or the colour is out of range.
     """
     if kind not in ("solid", "neural"):
         raise ValueError(f'background={kind!r}: give "solid" or "neural"')

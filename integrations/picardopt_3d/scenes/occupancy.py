@@ -1,4 +1,4 @@
-"""Where there is something: a grid of densities that a run keeps as carry, so that empty space is not sampled."""
+"""The occupancy grid: densities that a run keeps as carry, so that it need not sample empty space."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class OccupancyConfig:
-    """Shape of an `OccupancyGrid`.
+    """Configuration of an `OccupancyGrid`.
 
-    Args:
-        resolution: cells along each edge.
-        threshold: density from which a cell counts as occupied; the grid's mean where that is less.
-        decay: what is left of a cell's old number at each update.
-        every: steps between updates; the first is at step 0.
+    Attributes:
+        resolution: Cells along each edge.
+        threshold: Density above which a cell counts as occupied, per world unit; if the grid's mean is less, the mean.
+        decay: Factor on a cell's old density at each update.
+        every: Steps between updates; the first update is at step 0.
     """
 
     resolution: int = 32
@@ -26,7 +26,11 @@ class OccupancyConfig:
     every: int = 16
 
     def __post_init__(self) -> None:
-        """Refuse what keeps no grid, by name, with the remedy."""
+        """Checks the values.
+
+        Raises:
+            ValueError: A value is out of range; the message names it.
+        """
         for name in ("resolution", "every"):
             if getattr(self, name) < 1:
                 raise ValueError(
@@ -35,22 +39,23 @@ class OccupancyConfig:
         if not self.threshold >= 0:
             raise ValueError(f"threshold={self.threshold!r}: give a density, 0 or more")
         if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay={self.decay!r}: give the share that is left, 0 to 1")
+            raise ValueError(f"decay={self.decay!r}: give a factor from 0 to 1")
 
 
 class OccupancyGrid(nn.Module):
-    """The largest density seen lately in every cell of a cube (Instant-NGP, arXiv 2201.05989, appendix E.2).
+    """The largest recent density in each cell of a cube (Instant-NGP, arXiv 2201.05989, appendix E.2).
 
-    A step that is due measures the density once a cell and hands the numbers to `update`, which is what the
-    optimizer applies in the steps' order (`picardopt.Carry`): the grid is a function of the step, whichever worker
+    At every `config.every`-th step the density is measured once per cell. The optimizer passes the measurements to
+    `update` in the order of the steps (`picardopt.Carry`), so that the grid is a function of the step, whichever worker
     evaluated it.
 
     Args:
-        config: cells, and when one counts as occupied.
-        radius: half an edge of the cube, world units.
+        config: The configuration.
+        radius: Half an edge of the cube, world units.
 
     Attributes:
-        values: densities; -1 until first measured. # [resolution, resolution, resolution] (z, y, x)
+        values: Densities per world unit, indexed z, y, x, `[resolution, resolution, resolution]`; -1 until the first
+            measurement.
     """
 
     values: Tensor
@@ -61,18 +66,18 @@ class OccupancyGrid(nn.Module):
         self.register_buffer("values", torch.full((self.config.resolution,) * 3, -1.0))
 
     def due(self, step: int) -> bool:
-        """Whether a step measures."""
+        """Returns whether the density is measured at a step."""
         return step % self.config.every == 0
 
     @torch.no_grad()
     def measure(self, density: Callable[[Tensor], Tensor]) -> Tensor:
-        """The density at one random point in each cell, drawn from torch's global CPU generator.
+        """Measures the density at one random point in each cell, drawn from torch's global CPU generator.
 
         Args:
-            density: of points [count, 3] -> [count].
+            density: Maps points `[count, 3]` (world units) to densities `[count]`.
 
         Returns:
-            [resolution, resolution, resolution]
+            Densities indexed z, y, x, `[resolution, resolution, resolution]`.
         """
         size = self.config.resolution
         axis = torch.arange(size)
@@ -83,17 +88,17 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def update(self, measured: Tensor) -> None:
-        """Take over a measurement: the larger of it and the decayed old number."""
+        """Updates each cell to the larger of its measurement and its decayed old density."""
         old = self.config.decay * self.values.clamp_min(0.0)
         self.values.copy_(torch.maximum(old, measured.to(self.values)))
 
     def occupied(self) -> Tensor:
-        """Which cells are to be sampled. [resolution, resolution, resolution], bool."""
+        """Returns a mask of the cells to sample, `[resolution, resolution, resolution]`."""
         least = self.values.mean().clamp(0.0, self.config.threshold)
         return (self.values > least) | (self.values < 0)
 
     def at(self, points: Tensor) -> Tensor:
-        """Whether points lie in occupied cells. [..., 3] -> [...]."""
+        """Returns whether points `[..., 3]` lie in occupied cells, `[...]`."""
         size = self.config.resolution
         cells = ((points / self.radius + 1) * (size / 2)).long().clamp_(0, size - 1)
         x, y, z = cells.unbind(-1)

@@ -1,8 +1,8 @@
 """A radiance field on dense voxel grids of several resolutions, in plain torch.
 
-The levels are summed on the finest grid *before* anything is sampled, so that the field costs one
-trilinear look-up a sample however many levels it has, and normals (finite differences of the summed
-density) ride along as further channels of the same look-up.
+The levels are summed on the finest grid *before* anything is sampled, so that a sample costs one trilinear look-up
+however many levels there are. Normals (finite differences of the summed density) are further channels of the same
+look-up.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from picardopt_3d.scenes.networks import Background
 from picardopt_3d.scenes.scene import Scene
 from picardopt_3d.scenes.volume import cut_out, inverse_softplus
 
-_DENSITIES = (1e-3, 1e4)  # of a converted field: at 0 nothing could be learnt any more
+_DENSITIES = (1e-3, 1e4)  # range of a converted field's densities: near 0 the gradient vanishes
 
 
 @dataclass(frozen=True)
 class FieldConfig:
-    """Shape of a `RadianceField`.
+    """Configuration of a `RadianceField`.
 
-    Args:
-        resolutions: voxels along each edge of the cube, one number a level, coarse to fine.
-        radius: radius of the occupied sphere, in world units; nothing exists outside it.
-        samples: samples along a ray's chord through the sphere.
-        blob_scale: height of the density bias at the centre (DreamFusion's blob).
-        blob_radius: radius at which the bias crosses zero, in world units.
-        background: colour behind the object, in [0, 1].
-        surface_density: density of the surface that a mesh is taken from, per world unit.
+    Attributes:
+        resolutions: Voxels along each edge of the cube, one number per level, coarse to fine.
+        radius: Radius of the sphere that contains the object, world units; there is nothing outside it.
+        samples: Samples along a ray's path through the sphere.
+        blob_scale: Height of the density bias at the center (DreamFusion's blob).
+        blob_radius: Radius at which the bias crosses zero, world units.
+        background: Colour behind the object, RGB in [0, 1].
+        surface_density: Density at which a mesh is extracted, per world unit.
     """
 
     resolutions: tuple[int, ...] = (8, 16, 32)
@@ -45,7 +45,11 @@ class FieldConfig:
     surface_density: float = 10.0
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be rendered."""
+        """Checks the values.
+
+        Raises:
+            ValueError: A value is out of range; the message names it.
+        """
         if not self.resolutions or min(self.resolutions) < 2:
             raise ValueError(
                 f"resolutions={self.resolutions!r}: give at least one level of 2 or more voxels"
@@ -59,10 +63,10 @@ class RadianceField(Field):
     """Density and colour on voxel grids inside a sphere, rendered by alpha compositing.
 
     Args:
-        config: sizes and constants.
+        config: The configuration.
 
     Attributes:
-        levels: one grid a resolution, raw density then raw rgb. # each [4, z, y, x]
+        levels: One grid per resolution, raw density and then raw RGB, each `[4, z, y, x]`.
     """
 
     blob: Tensor
@@ -82,7 +86,7 @@ class RadianceField(Field):
     @classmethod
     @torch.no_grad()
     def from_scene(cls, config: FieldConfig, other: Scene) -> Self:
-        """Takes another field's values at the voxels of the finest grid; see `Field.from_scene`."""
+        """Copies another field's values at the voxels of the finest grid; see `Field.from_scene`."""
         if not isinstance(other, Field) or config == other.config:
             return super().from_scene(config, other)
         field = cls(config).to(other.device)
@@ -96,7 +100,7 @@ class RadianceField(Field):
         return field
 
     def voxels(self) -> Tensor:
-        """Returns where the voxels of the finest grid are, world units. [z, y, x, 3]."""
+        """Returns the positions of the finest grid's voxels, world units, `[z, y, x, 3]`."""
         config: FieldConfig = self.config
         axis = torch.linspace(-config.radius, config.radius, config.resolutions[-1])
         z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
@@ -104,15 +108,15 @@ class RadianceField(Field):
 
     @property
     def voxel(self) -> float:
-        """Edge of a voxel of the finest grid, in world units."""
+        """Edge of a voxel of the finest grid, world units."""
         config: FieldConfig = self.config
         return 2.0 * config.radius / (config.resolutions[-1] - 1)
 
     def raw_grid(self) -> Tensor:
-        """All levels summed on the finest grid, with the density bias.
+        """Returns the sum of all levels on the finest grid, with the density bias.
 
         Returns:
-            raw density, then raw rgb. # [4, z, y, x]
+            Raw density, then raw RGB, `[4, z, y, x]`.
         """
         size = self.config.resolutions[-1]
         *coarse, total = self.levels
@@ -123,13 +127,13 @@ class RadianceField(Field):
         return torch.cat([total[:1] + self.blob, total[1:]])
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """The grids; there is nothing else."""
+        """Returns the parameters by role; all of them are grids, in the group "encoding"."""
         return {"encoding": list(self.levels), "networks": [], "background": []}
 
     def query(self, points: Tensor, step: int | None, normals: bool) -> FieldSample:
-        """Evaluates the field; nothing comes in progressively; see `Field.query`.
+        """Evaluates the field; see `Field.query`. The step makes no difference.
 
-        Normals are interpolated: a little shorter than 1 where the surface bends.
+        Normals are interpolated between voxels, so that they are a little shorter than 1 where the surface bends.
         """
         grid = self.raw_grid()
         if normals:
@@ -139,12 +143,12 @@ class RadianceField(Field):
         return FieldSample(F.softplus(values[0]), torch.sigmoid(values[1:4]), normal)
 
     def level_set(self, points: Tensor) -> Tensor:
-        """Returns values that are positive inside of the surface; see `Field.level_set`."""
+        """Returns values that are positive inside the surface; see `Field.level_set`."""
         raw = self._look_up(self.raw_grid()[:1], points)[0]
         return cut_out(raw, self.config.surface_density, self.radius - points.norm(dim=1))
 
     def _look_up(self, grid: Tensor, points: Tensor) -> Tensor:
-        """Trilinear interpolation. [channels, z, y, x] at [count, 3] -> [channels, count]."""
+        """Interpolates a grid `[channels, z, y, x]` trilinearly at points `[count, 3]`, `[channels, count]`."""
         return F.grid_sample(
             grid[None],
             (points / self.radius).view(1, -1, 1, 1, 3),
@@ -154,10 +158,9 @@ class RadianceField(Field):
         ).view(len(grid), -1)
 
     def _normals(self, raw_density: Tensor) -> Tensor:
-        """Unit normals at the voxels, down the density's slope: [3 (xyz), z, y, x].
+        """Returns unit normals at the voxels, `[3 (xyz), z, y, x]`.
 
-        Central differences of the summed grid; interpolated normals are a little shorter than 1
-        where the surface bends.
+        They point against the density's gradient, which is a central difference on the summed grid.
         """
         density = F.softplus(raw_density)
         padded = F.pad(density[None, None], (1,) * 6, mode="replicate")[0, 0]

@@ -1,7 +1,7 @@
-"""Where rays are sampled: a table of one row a ray that meets the scene's sphere.
+"""Where rays are sampled: a table with one row per ray that meets the scene's sphere.
 
-Where the scene keeps an occupancy grid, only samples in occupied space are on the table, every ray's from the left.
-Values come one channel a row ("[channels, count]"), which is how they are summed.
+If the scene keeps an occupancy grid, the table holds only samples in occupied space, and each row is filled from the
+left. Values have one row per channel, `[channels, count]`, which suits the sums along rays.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from picardopt_3d.scenes import nerfacc_sampling
 from picardopt_3d.scenes.occupancy import OccupancyGrid
 from picardopt_3d.scenes.rays import Rays, ray_sphere
 
-_AT_ONCE = 1 << 22  # samples that are looked up in the occupancy grid at a time
+_AT_ONCE = 1 << 22  # samples that are looked up together in the occupancy grid
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Where rays are sampled: a table, and the entries of it that are to be evaluated.
+    """Where rays are sampled: a table, and those of its entries that are evaluated.
 
     Attributes:
-        hit: rays that meet the sphere, in order. # [hits]
-        distance: of samples from their rays' origins; 0 where a row has fewer than others. # [hits, samples]
-        delta: length that a sample stands for. # [hits, samples] or [hits, 1]
-        points: samples to be evaluated, world units. # [count, 3]
-        where: their places in the flattened table; None: all of it. # [count]
+        hit: Indices of the rays that meet the sphere, in order, `[hits]`.
+        distance: Distance of each sample from its ray's origin, world units, `[hits, samples]`; 0 in unused entries.
+        delta: Length that a sample represents, world units, `[hits, samples]` or `[hits, 1]`.
+        points: The samples to evaluate, world units, `[count, 3]`.
+        where: Their indices in the flattened table, `[count]`; None: all of it.
     """
 
     hit: Tensor
@@ -37,14 +37,14 @@ class Samples:
     where: Tensor | None = None
 
     def table(self, values: Tensor) -> Tensor:
-        """Values of the evaluated samples on the table, 0 elsewhere. [..., count] -> [..., hits, samples]."""
+        """Arranges values of samples `[..., count]` in a table `[..., hits, samples]`, 0 in unused entries."""
         if self.where is not None:
             empty = values.new_zeros(*values.shape[:-1], self.distance.numel())
             values = empty.index_copy(-1, self.where, values)
         return values.view(*values.shape[:-1], *self.distance.shape)
 
     def rays(self) -> Tensor:
-        """The ray of each evaluated sample. [count]."""
+        """Returns the index of each evaluated sample's ray, `[count]`."""
         samples = self.distance.shape[1]
         if self.where is None:
             return self.hit.repeat_interleave(samples)
@@ -54,17 +54,18 @@ class Samples:
 def sample(
     rays: Rays, radius: float, count: int, jitter: bool, occupancy: OccupancyGrid | None = None
 ) -> Samples:
-    """Stratified samples along the rays' chords through a sphere, with one random number a ray.
+    """Places evenly spaced samples on the rays' paths through a sphere.
 
     Args:
-        rays: all of them.
-        radius: of the sphere, world units.
-        count: samples a ray.
-        jitter: displace each ray's samples by one random fraction of their spacing; else they sit in the middle.
-        occupancy: samples outside of its occupied cells are left out.
+        rays: The rays.
+        radius: Radius of the sphere, world units.
+        count: Samples per ray.
+        jitter: Whether each ray's samples are displaced by one random fraction of their spacing; otherwise they are in
+            the middle.
+        occupancy: A grid; samples outside its occupied cells are left out.
     """
     near, far = ray_sphere(rays, radius)
-    # Drawn for all rays before any is left out, so that a ray's draw does not depend on others.
+    # Drawn for all rays before any is left out, so that a ray's number does not depend on others.
     offset = (
         torch.rand(near.shape, dtype=near.dtype).to(near.device)
         if jitter
@@ -103,7 +104,7 @@ def _occupied(
     count: int,
     occupancy: OccupancyGrid,
 ) -> tuple[Tensor, Tensor]:
-    """Rays and numbers of the samples that lie in occupied cells, in order; some rays at a time, to save memory."""
+    """Returns the rays and indices of the samples in occupied cells, in order; it works in parts to save memory."""
     found = [torch.empty(0, 2, dtype=torch.long, device=origins.device)]
     index = torch.arange(count, device=origins.device, dtype=origins.dtype)
     rows = max(1, _AT_ONCE // count)
@@ -120,14 +121,14 @@ def _occupied(
 
 
 def _pack(rays: Tensor, count: int) -> tuple[Tensor, int]:
-    """Places of samples on a table of one row a ray, every ray's from the left.
+    """Assigns samples to the entries of a table with one row per ray, each row filled from the left.
 
     Args:
-        rays: of each sample, in ascending order. # [samples]
-        count: all rays.
+        rays: Ray of each sample, in ascending order, `[samples]`.
+        count: Number of rays.
 
     Returns:
-        Places in the flattened table [samples], and its columns, at least 1.
+        Indices in the flattened table, `[samples]`, and the number of columns, at least 1.
     """
     many = torch.bincount(rays, minlength=count)
     columns = max(1, int(many.max())) if len(rays) else 1

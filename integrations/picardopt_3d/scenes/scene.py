@@ -1,4 +1,4 @@
-"""What every scene is: parameters in named groups that can be trained, rendered and exported."""
+"""The interface of scenes: parameters in named groups that can be trained, rendered and exported."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Surface:
     """A closed surface in a sphere about the origin, given by a function of points.
 
     Attributes:
-        radius: Of the sphere that holds everything, world units.
-        level_set: Positive inside, negative outside, 0 on the surface. [count, 3] -> [count]
-        colour: Albedo, RGB in [0, 1]. [count, 3] -> [count, 3]
-        device: Where the points have to be.
+        radius: Radius of the sphere that contains the surface, world units.
+        level_set: Maps points `[count, 3]` to values `[count]`: positive inside, negative outside, 0 on the surface.
+        colour: Maps points `[count, 3]` to their albedo, RGB in [0, 1], `[count, 3]`.
+        device: Device that the points must be on.
     """
 
     radius: float
@@ -34,10 +34,10 @@ class Surface:
 
 
 class Scene(nn.Module, ABC):
-    """Something about the origin that can be trained, rendered and exported.
+    """An object around the origin that can be trained, rendered and exported.
 
     Attributes:
-        config: Its shape; a frozen dataclass that `build_scene` takes.
+        config: The scene's configuration, a frozen dataclass that `build_scene` accepts.
     """
 
     config: Any
@@ -49,7 +49,7 @@ class Scene(nn.Module, ABC):
 
     @abstractmethod
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Returns the parameters by role, each in exactly one group; a recipe gives each group a learning rate."""
+        """Returns the parameters by role, each in exactly one group; a recipe sets a learning rate per group."""
 
     @abstractmethod
     def render(
@@ -66,58 +66,60 @@ class Scene(nn.Module, ABC):
     ) -> Render:
         """Renders the scene.
 
-        What it draws comes from torch's global CPU generator. Without gradients memory stays bounded, however many
-        pixels are asked for.
+        Random numbers come from torch's global CPU generator. Without gradients, memory stays bounded for any number
+        of pixels.
 
         Args:
-            cameras: Where from.
+            cameras: The cameras to render from.
             size: Pixels along each edge, or (height, width).
             jitter: Whether samples are displaced at random (for training).
-            normals: Whether to give normals too, and what is penalized about them.
+            normals: Whether to compute normals and the penalties on them.
             normal_smoothness: Whether to measure how fast normals change in space.
-            light: Lights the surface; None: albedo.
-            background: Colour behind the object, in place of the scene's own background. [batch, 3]
-            step: Step of the run, for what comes in progressively; None: everything is in (a finished scene).
+            light: Light on the surface; None: the albedo is shown.
+            background: Colour in place of the scene's own background, RGB in [0, 1], `[batch, 3]`.
+            step: Step of the run, for levels that are added progressively; None: all of them (a finished scene).
         """
 
     def prepare(self) -> None:
-        """Measures what a fresh scene's first steps need; a stage calls it once, before step 0."""
+        """Takes the measurements that a new scene's first steps need; a stage calls this once, before step 0."""
 
     def measure(self, step: int) -> dict[str, Tensor]:
-        """Measures what the update of `carry` needs of a step, by name; the step returns it in `Losses.aux`."""
+        """Returns a step's measurements for the update of `carry`, by name; the step returns them in `Losses.aux`."""
         return {}
 
     def carry(self) -> Carry | None:
-        """Returns what steps rewrite besides parameters; its update takes a step's `Losses`."""
+        """Returns the tensors other than parameters that steps rewrite, with an update that takes a step's `Losses`."""
         return None
 
     def restructure(self, optimizers: Sequence[Optimizer]) -> Restructure | None:
         """Returns when and how steps change the number of parameters.
 
         Args:
-            optimizers: Those of the scene; their groups and states change with the parameters.
+            optimizers: The scene's optimizers; their groups and states change with the parameters.
         """
         return None
 
     def surface(self) -> Surface:
-        """Returns what a mesh is made of.
+        """Returns the surface that a mesh is extracted from.
 
         Raises:
-            ValueError: There is no surface.
+            ValueError: The scene has no surface.
         """
-        raise ValueError(f"a {type(self).__name__} has no surface that a mesh could be made of")
+        raise ValueError(
+            f"a {type(self).__name__} has no surface: a mesh needs a scene that implements `surface`"
+        )
 
     @classmethod
     def from_scene(cls, config: Any, other: Scene) -> Self:
         """Converts another scene, such as that of a recipe's previous stage.
 
         Args:
-            config: The new scene's shape.
-            other: What it is to look like.
+            config: Configuration of the new scene.
+            other: The scene to convert.
 
         Raises:
-            TypeError: This kind cannot be made of that one.
+            TypeError: There is no conversion between the two kinds.
         """
         raise TypeError(
-            f"a {cls.__name__} cannot be made of a {type(other).__name__}: give the stages scenes that convert"
+            f"a {type(other).__name__} cannot be converted to a {cls.__name__}: give the stages scenes that can"
         )

@@ -19,19 +19,20 @@ from picardopt_3d.scenes.hash_field import (
 from picardopt_3d.scenes.hash_grid import HashConfig
 from picardopt_3d.scenes.networks import Mlp
 
-_PACE = 10.0  # NeuS learns log(1 / deviation) / 10, so that a network's learning rate suits it
+_PACE = 10.0  # as in NeuS, log(1 / deviation) / 10 is learned: a network's learning rate suits it
 
 
 @dataclass(frozen=True)
 class SdfConfig(HashFieldConfig):
-    """Shape of an `SdfField`; the defaults are TextMesh's as released for DreamPropeller.
+    """Configuration of an `SdfField`; the defaults are those of DreamPropeller's release of TextMesh.
 
     Attributes:
-        surface_radius: Of the sphere that it starts as, world units.
-        inverse_deviation: 1 / deviation of the density's fall across the surface that it starts with, per world
-            unit: the density inside, and the inverse of the thickness of the surface.
+        surface_radius: Radius of the initial sphere, world units.
+        inverse_deviation: Initial inverse of the deviation, the distance over which the density falls across the
+            surface, per world unit. It is also the density inside.
         learn_deviation: Whether the deviation is trained.
-        sharpest: The largest 1 / deviation, per world unit (threestudio's 80): a thinner surface falls between samples.
+        sharpest: Largest inverse of the deviation, per world unit (threestudio's 80): samples would miss a thinner
+            surface.
     """
 
     encoding: HashConfig = field(default_factory=lambda: HashConfig(start_level=8))
@@ -43,10 +44,10 @@ class SdfConfig(HashFieldConfig):
     sharpest: float = 80.0
 
     def __post_init__(self) -> None:
-        """Checks the shape.
+        """Checks the values.
 
         Raises:
-            ValueError: It cannot be rendered; the message names what is wrong.
+            ValueError: A value is out of range; the message names it.
         """
         super().__post_init__()
         self._check_positive("inverse_deviation", "sharpest")
@@ -61,15 +62,15 @@ class SdfConfig(HashFieldConfig):
 
 
 class SdfField(HashField):
-    """A signed distance, a sphere's plus a network's, rendered with the density of VolSDF.
+    """A signed distance, the sum of a sphere's and a network's output, rendered with the density of VolSDF.
 
-    The network's last layer starts at zero, so that the field is exactly a sphere at first.
+    The network's last layer starts at zero, so that the field starts as an exact sphere.
 
     Args:
-        config: Sizes and constants.
+        config: The configuration.
 
     Attributes:
-        sharpness: log(1 / deviation) / 10.
+        sharpness: The parameter log(1 / deviation) / 10, a scalar.
     """
 
     config: SdfConfig
@@ -86,7 +87,7 @@ class SdfField(HashField):
         self._build_rest()
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Returns the parameters by role; "background" is empty where it is solid."""
+        """Returns the parameters by role; "background" is empty if the background is solid."""
         networks = [*self.network.parameters(), *self.colours.parameters()]
         return {
             "encoding": list(self.encoding.parameters()),
@@ -105,15 +106,15 @@ class SdfField(HashField):
         return FieldSample(density, colour, normal, (length - 1.0).square())
 
     def signed_distance(self, points: Tensor, step: int | None = None) -> Tensor:
-        """Returns the distance to the surface, negative inside. [count, 3] -> [count]."""
+        """Returns the distance of points `[count, 3]` to the surface, world units, negative inside, `[count]`."""
         return self._evaluate(points, step, False)[0]
 
     def level_set(self, points: Tensor) -> Tensor:
-        """Returns values that are positive inside of the surface; see `Field.level_set`."""
+        """Returns values that are positive inside the surface; see `Field.level_set`."""
         return torch.minimum(-self.signed_distance(points), self.radius - points.norm(dim=1))
 
     def _density(self, distance: Tensor) -> Tensor:
-        """Returns Laplace's distribution function of -distance, over its deviation (VolSDF, equations 2 and 3)."""
+        """Returns Laplace's distribution function of -distance over its deviation (VolSDF, equations 2 and 3)."""
         inverse = torch.exp(_PACE * self.sharpness).clamp_max(self.config.sharpest)
         share = 0.5 + 0.5 * distance.sign() * torch.expm1(-distance.abs() * inverse)
         return inverse * share
@@ -121,7 +122,7 @@ class SdfField(HashField):
     def _evaluate(
         self, points: Tensor, step: int | None, slopes: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Returns signed distance [count], features [width, count], and the distance's slope [3, count] or None."""
+        """Returns signed distance, `[count]`, features, `[width, count]`, and gradient, `[3, count]`, or None."""
         analytic = slopes and self.config.normals == "analytic"
         features, by_place = self.encoding(points, step, slopes=analytic)
         sphere = points.norm(dim=1) - self.config.surface_radius
@@ -133,7 +134,7 @@ class SdfField(HashField):
         return distance, features, (self._difference(points, step) if slopes else None)
 
     def _difference(self, points: Tensor, step: int | None) -> Tensor:
-        """Returns the slope of the signed distance by central differences. [3, count]."""
+        """Returns the gradient of the signed distance by central differences, `[3, count]`."""
         size = self.config.normal_step
         ahead, back = central_differences(
             lambda places: self.signed_distance(places, step), points, size

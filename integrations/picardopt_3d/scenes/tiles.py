@@ -1,4 +1,4 @@
-"""Pictures in tiles, so that memory stays bounded: groups of views, each cut into strips of rows."""
+"""Renders in tiles, so that memory stays bounded: groups of views, each cut into strips of rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def tiles_of(shape: Sequence[int], rays: int) -> list[list[tuple[slice, slice]]]
 
     Args:
         shape: Batch, height and width of the views.
-        rays: How many a tile may have (one row of one view at least).
+        rays: Largest number of rays in a tile (which has at least one row of one view).
 
     Returns:
         Groups of views, each a list of strips from top to bottom: (views, rows).
@@ -33,8 +33,8 @@ def joined(views: Sequence[Sequence[Render]], counts: Sequence[int]) -> Render:
     """Joins the renders of tiles.
 
     Args:
-        views: Groups of views, each cut into strips from top to bottom, as of `tiles_of`.
-        counts: Samples of each tile, in the same order.
+        views: Groups of views, each cut into strips from top to bottom, as `tiles_of` returns them.
+        counts: Number of samples of each tile, in the same order.
     """
     tiles = [tile for strips in views for tile in strips]
 

@@ -1,4 +1,4 @@
-"""Volume rendering: what the samples of rays show, composited."""
+"""Volume rendering: shades the samples of rays and composites them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def shade(albedo: Tensor, normal: Tensor, light: Light, rays: Rays, samples: Sam
     """Applies Lambert's law under a point light: albedo (ambient + diffuse max(0, n . l)) (DreamFusion, equation 7).
 
     Args:
-        albedo: Colour of the evaluated samples. [3, count]
-        normal: Outward unit normals. [3, count]
+        albedo: Albedo of the evaluated samples, RGB in [0, 1], `[3, count]`.
+        normal: Outward unit normals, `[3, count]`.
         light: The views' lights.
-        rays: All of them.
-        samples: On which rays the samples lie.
+        rays: The rays.
+        samples: The samples on the rays.
 
     Returns:
-        [3, count]
+        The shaded colours, `[3, count]`.
     """
     views = rays.view_of(samples.rays())
     towards = F.normalize(light.position.to(albedo)[views] - samples.points, dim=1).T
@@ -41,15 +41,15 @@ def composite(
     background: Tensor,
     normal: Tensor | None = None,
 ) -> Render:
-    """Alpha-composites what the samples show (the quadrature of NeRF, arXiv 2003.08934, equation 3).
+    """Composites the colours of samples along rays (the quadrature of NeRF, arXiv 2003.08934, equation 3).
 
     Args:
-        rays: All of them.
-        samples: Of the rays.
-        density: Of the evaluated samples, per world unit. [count]
-        colour: Of the evaluated samples. [3, count]
-        background: Behind everything, or behind each ray. [3] or [rays, 3]
-        normal: Outward unit normals; None if not asked for. [3, count]
+        rays: The rays.
+        samples: The samples on the rays.
+        density: Density of the evaluated samples, per world unit, `[count]`.
+        colour: Colour of the evaluated samples, RGB in [0, 1], `[3, count]`.
+        background: Colour behind all rays, `[3]`, or behind each ray, `[rays, 3]`.
+        normal: Outward unit normals, `[3, count]`; None if not requested.
     """
     optical = samples.table(density) * samples.delta  # [hits, samples]
     before = torch.cumsum(optical, 1) - optical
@@ -65,7 +65,7 @@ def composite(
         normals = rays.image((weights * on_table).sum(2).T, samples.hit)
         directions = rays.directions[samples.hit]
         away = (on_table * directions.T[:, :, None]).sum(0).clamp_min(0.0)
-        # Normals are to turn, not to vanish: the weights are constants here, as in threestudio.
+        # The weights are constants here, as in threestudio: the penalty should turn normals, not erase them.
         seen = (opacity.detach() > 0).sum().clamp_min(1)
         orientation = (weights.detach() * away.square()).sum() / seen
     return Render(
@@ -78,37 +78,37 @@ def composite(
 
 
 def perturbation(rays: Rays, samples: Samples, distance: float = 0.01) -> Tensor:
-    """Returns random displacements of the evaluated samples, normal with a deviation of `distance`. [count, 3].
+    """Returns random displacements of the evaluated samples, normal with a deviation of `distance`, `[count, 3]`.
 
-    There is one a ray, drawn for all rays: what is drawn later in a step is the same whatever is occupied.
+    One is drawn for every ray, whatever is occupied, so that later draws of the step do not depend on the occupancy.
     """
     drawn = torch.randn(rays.origins.shape, dtype=rays.origins.dtype)
     return distance * drawn.to(rays.origins.device)[samples.rays()]
 
 
 def cut_out(raw: Tensor, density: float, depth: Tensor) -> Tensor:
-    """Returns a level set: positive inside of the surface where softplus(raw) is a density, and of the sphere.
+    """Returns a level set that is positive inside both the surface of a given density and the sphere.
 
-    The raw values are compared, not the densities: they go on falling outside, so that interpolating between points
-    finds the surface. The sphere cuts steeply, so as not to blunt them near it.
+    Raw values are compared, not densities: they keep falling outside, so that interpolation between points finds the
+    surface. The sphere's term is steep, so that it leaves values near the sphere unchanged.
 
     Args:
-        raw: Density before its softplus. [count]
-        density: The surface's, per world unit.
-        depth: Of the points under the sphere. [count]
+        raw: Density before its softplus, `[count]`.
+        density: Density of the surface, per world unit.
+        depth: Depth of the points below the sphere, world units, `[count]`.
 
     Returns:
-        [count]
+        The level set's values, `[count]`.
     """
     surface = density + math.log(-math.expm1(-density))  # softplus(surface) = density
     return torch.minimum(raw - surface, 1e3 * depth)
 
 
 def inverse_softplus(density: Tensor) -> Tensor:
-    """Returns what has the density as its softplus."""
+    """Returns the value whose softplus is the density."""
     return density + torch.log(-torch.expm1(-density))
 
 
 def mean(values: Tensor) -> Tensor:
-    """Returns the mean of what was measured at samples; 0 where there are none, because all is empty."""
+    """Returns the mean over samples, or 0 if there are none because all space is empty."""
     return values.sum() / max(1, values.numel())

@@ -1,1 +1,1 @@
-"""Training of the guidance model that ships with the package."""
+"""Training of the models that ship with the package."""

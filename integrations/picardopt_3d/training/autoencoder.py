@@ -1,8 +1,8 @@
-"""Train the autoencoder of the shipped latent models: 64 pixel views to 16 x 16 latents of 4 channels and back.
+"""Trains the autoencoder of the shipped latent models: 64-pixel views to 16 x 16 latents with 4 channels and back.
 
     python -m picardopt_3d.training.autoencoder --out training/autoencoder --images 300000
 
-Writes `pipeline/`, an `AutoencoderKL` folder, with what else `picardopt_3d.training.text_to_view` says.
+Writes `pipeline/`, an `AutoencoderKL` folder, and the other files that `picardopt_3d.training.text_to_view` lists.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from picardopt_3d.world import COLOURS, SHAPES, Subject, all_subjects, render
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig(LoopConfig):
-    """How the autoencoder is trained.
+    """Options of the autoencoder's training.
 
     Attributes:
         size: Pixels along a side.
-        channels: At each resolution, each half of the one before.
-        divergence: Weight of the KL divergence from the standard normal distribution, a mean over latents.
-        rough: Share of the views that are shown as an unfinished optimization shows them.
+        channels: Channels at each resolution; each resolution is half the one before.
+        divergence: Weight of the KL divergence from the standard normal distribution, averaged over the latents.
+        rough: Probability that a view looks like that of an unfinished optimization (`Views.rough`).
     """
 
     size: int = 64
@@ -52,7 +52,7 @@ class AutoencoderTrainer(Trainer):
         super().__init__(config, {"vae": self.vae})
 
     def loss(self) -> Tensor:
-        """Returns absolute and squared error of the pixels, and the divergence."""
+        """Returns the absolute plus the squared error of the pixels, plus the weighted divergence."""
         config, draw = self.config, self.views.draw(self.config.batch, self.generator)
         rough = torch.rand(config.batch, 1, 1, 1, generator=self.generator, device=config.device)
         views = torch.where(
@@ -67,7 +67,7 @@ class AutoencoderTrainer(Trainer):
         return error + config.divergence * divergence
 
     def save_model(self, folder: Path) -> None:
-        """Writes the model, with the scaling factor that gives its latents of true views unit variance."""
+        """Writes the model, with the scaling factor that gives latents of true views unit variance."""
         generator = torch.Generator(self.config.device).manual_seed(0)
         latents = torch.cat(
             [
@@ -79,7 +79,7 @@ class AutoencoderTrainer(Trainer):
         half(self.vae).save_pretrained(folder)
 
     def sample_sheet(self, path: Path) -> None:
-        """Draws views, and below each row their reconstructions."""
+        """Writes a picture with rows of views, each above a row of their reconstructions."""
         rows = []
         for shape, colour in list(zip(SHAPES, COLOURS, strict=True))[1::2]:
             size = self.config.size

@@ -1,10 +1,10 @@
-"""Train the CLIP model that ships with the package: which of the built-in world's captions fits a view?
+"""Trains the CLIP model that ships with the package, which matches views to the built-in world's captions.
 
     python -m picardopt_3d.training.clip --out training/clip --images 300000
 
-Writes `pipeline/`, a transformers `CLIPModel` folder with its tokenizer and image processor, with what else
-`picardopt_3d.training.text_to_view` says. It judges results, so it is trained on all subjects, and on views as an
-unfinished optimization shows them.
+Writes `pipeline/`, a transformers `CLIPModel` folder with its tokenizer and image processor, and the other files that
+`picardopt_3d.training.text_to_view` lists. The model judges results, so that it is trained on all subjects, with views
+that look like those of unfinished optimizations.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from picardopt_3d.world import CAPTIONS, COLOURS, SHAPES, all_subjects
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig(LoopConfig):
-    """How the CLIP model is trained.
+    """Options of the CLIP model's training.
 
     Attributes:
         vision: Sizes of the image encoder.
@@ -79,7 +79,7 @@ class ClipTrainer(Trainer):
         )
 
     def loss(self) -> Tensor:
-        """Returns the loss: views pick their captions among all subjects', captions their views among the batch's."""
+        """Returns the contrastive loss: views against all subjects' captions, captions against the batch's views."""
         config, draw = self.config, self.views.draw(self.config.batch, self.generator)
         count = len(SHAPES) * len(COLOURS)
         phrase = torch.randint(
@@ -87,13 +87,15 @@ class ClipTrainer(Trainer):
         )
         captions = self.captions.flatten(0, 1)[torch.arange(count, device=config.device), phrase]
         views = self.views.rough(draw, self.generator) / 2 + 0.5
-        self.model.logit_scale.data.clamp_(max=math.log(100))  # as OpenAI's
+        self.model.logit_scale.data.clamp_(max=math.log(100))  # as in OpenAI's CLIP
         logits: Tensor = self.model(
             input_ids=captions, pixel_values=(views - self.mean) / self.std
         ).logits_per_image.float()  # [batch, subjects]
         subject = draw.shape * len(COLOURS) + draw.colour
         shown = functional.one_hot(subject, count).float()
-        seen = shown.sum(0)  # views of each subject in the batch; a caption without any has no say
+        seen = shown.sum(
+            0
+        )  # views of each subject in the batch; captions without a view do not count
         of_captions = -(shown * logits.log_softmax(0)).sum(0) / seen.clamp(min=1)
         of_captions = of_captions.sum() / (seen > 0).sum()
         return 0.5 * (functional.cross_entropy(logits, subject) + of_captions)
@@ -104,7 +106,7 @@ class ClipTrainer(Trainer):
             part.save_pretrained(folder)
 
     def sample_sheet(self, path: Path) -> None:
-        """Returns what it is trained on: random subjects, as an unfinished optimization shows them."""
+        """Writes a picture of training views: random subjects, as in unfinished optimizations."""
         generator = torch.Generator(self.config.device).manual_seed(0)
         views = self.views.rough(self.views.draw(48, generator), generator) / 2 + 0.5
         save_sheet(list(views.split(8)), path)

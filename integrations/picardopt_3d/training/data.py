@@ -1,4 +1,4 @@
-"""Training data: views of the built-in world, rendered once and coloured as they are drawn."""
+"""Training data: views of the built-in world, rendered once without colour and coloured in each batch."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from picardopt_3d.world import (
 )
 
 WIDE_CAMERAS = CameraConfig(elevation=(-10.0, 80.0))
-"""Where the shipped models are trained to look from."""
+"""Distribution of the cameras that the shipped models are trained on."""
 
-_RAYS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 25}  # more do not fit a processor's caches
+_RAYS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 25}  # on a CPU, more would exceed its caches
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What a batch of views shows, as indices; each [batch].
+    """A batch of views as indices, each `[batch]`.
 
     Attributes:
-        shape: Into `SHAPES`.
-        colour: Into `COLOURS`.
-        view: Into the rendered views of the shape.
+        shape: Index into `SHAPES`.
+        colour: Index into `COLOURS`.
+        view: Index into the rendered views of the shape.
     """
 
     shape: Tensor
@@ -48,12 +48,12 @@ class Draw:
 
 
 class Views:
-    """Views of every shape, without colour, from random cameras.
+    """Views of every shape from random cameras, stored without colour.
 
     Args:
-        shaded: Shading and alpha, uint8. [shapes, views, 2, height, width]
-        poses: Elevation, azimuth (degrees), distance, field of view (degrees). [shapes, views, 4]
-        subjects: What is drawn.
+        shaded: Shading and alpha, uint8, `[shapes, views, 2, height, width]`.
+        poses: Elevation, azimuth (degrees), distance (world units), field of view (degrees), `[shapes, views, 4]`.
+        subjects: The subjects that batches are drawn from.
     """
 
     def __init__(self, shaded: Tensor, poses: Tensor, subjects: Sequence[Subject]) -> None:
@@ -80,16 +80,16 @@ class Views:
         subjects: Sequence[Subject] | None = None,
         device: torch.device | str = "cpu",
     ) -> Views:
-        """Loads the views from a file, or render them and write it.
+        """Loads the views from a file; if it does not exist or differs, renders the views and writes the file.
 
         Args:
             path: The file.
-            count: Views a shape.
+            count: Number of views per shape.
             size: Pixels along a side.
             seed: Seed of the cameras.
-            cameras: Where from.
-            subjects: What is drawn; by default all but the held-out subjects.
-            device: Where views are rendered and kept.
+            cameras: Distribution of the cameras.
+            subjects: The subjects to draw from; by default all but the held-out ones.
+            device: Device that renders and holds the views.
         """
         key = {"count": count, "size": size, "seed": seed, "cameras": str(asdict(cameras))}
         saved: dict[str, Any] = (
@@ -104,31 +104,31 @@ class Views:
         return cls(saved["shaded"].to(device), saved["poses"].to(device), chosen)
 
     def draw(self, batch: int, generator: torch.Generator) -> Draw:
-        """Draws a batch: any of the subjects from any of its cameras.
+        """Draws a batch of random subjects from random cameras.
 
         Args:
-            batch: How many views.
-            generator: For every draw.
+            batch: Number of views.
+            generator: Source of the random numbers.
         """
         subject = self._subjects[self._index(len(self._subjects), batch, generator)]
         view = self._index(self.shaded.shape[1], batch, generator)
         return Draw(subject[:, 0], subject[:, 1], view)
 
     def again(self, draw: Draw, generator: torch.Generator) -> Draw:
-        """Returns the same subjects from other cameras."""
+        """Draws other cameras for the same subjects."""
         view = self._index(self.shaded.shape[1], len(draw.view), generator)
         return Draw(draw.shape, draw.colour, view)
 
     def clean(self, draw: Draw) -> Tensor:
-        """Returns the views, RGB in [-1, 1]. [batch, 3, height, width]."""
+        """Returns the views, RGB in [-1, 1], `[batch, 3, height, width]`."""
         shaded = self.shaded[draw.shape, draw.view].float() / 255
         return 2 * colourize(shaded, self._colours[draw.colour], self._background) - 1
 
     def rough(self, draw: Draw, generator: torch.Generator) -> Tensor:
-        """Returns the views as an unfinished optimization shows them, RGB in [-1, 1]. [batch, 3, height, width].
+        """Returns the views as an unfinished optimization shows them, RGB in [-1, 1], `[batch, 3, height, width]`.
 
-        Moved and scaled a little, softer, translucent, off in colour, noisy, before a plain background of any colour:
-        each by chance.
+        At random, each view is moved and scaled a little, blurred, made translucent, changed in colour, made noisy, and
+        given a plain background of a random colour.
         """
         draws = torch.rand(len(draw.view), 16, generator=generator, device=generator.device)
         shaded = self.shaded[draw.shape, draw.view].float() / 255
@@ -143,7 +143,7 @@ class Views:
         return (clean + strength[:, None, None, None] * noise).clamp(-1, 1)
 
     def pose(self, draw: Draw) -> Tensor:
-        """Returns elevation, azimuth, distance, field of view. [batch, 4]."""
+        """Returns elevation and azimuth (degrees), distance and field of view (degrees), `[batch, 4]`."""
         return self.poses[draw.shape, draw.view]
 
     def _index(self, limit: int, batch: int, generator: torch.Generator) -> Tensor:
@@ -159,14 +159,14 @@ def trained_subjects() -> tuple[Subject, ...]:
 def caption_table(
     tokenizer: Any, said: Callable[[str], Sequence[str]] = lambda text: (text,)
 ) -> Tensor:
-    """Returns tokens of every caption of every subject: tokenizing is done once, not in every step.
+    """Returns the tokens of every caption of every subject, so that no step has to tokenize.
 
     Args:
         tokenizer: A CLIP tokenizer.
-        said: What becomes of a caption, such as `ViewWords().texts`.
+        said: Maps a caption to its texts, such as `ViewWords().texts`.
 
     Returns:
-        [shapes, colours, captions, texts of each, tokens]
+        The tokens, `[shapes, colours, captions, texts, tokens]`.
     """
     texts = [
         text
@@ -181,7 +181,7 @@ def caption_table(
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    """Returns token numbers, padded to the tokenizer's length. [texts, tokens]."""
+    """Returns the tokens of texts, padded to the tokenizer's length, `[texts, tokens]`."""
     tokens: Tensor = tokenizer(
         list(texts),
         padding="max_length",
@@ -193,7 +193,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
 
 
 def _warp(shaded: Tensor, draws: Tensor) -> Tensor:
-    """Scales by 0.8 to 1.25 and shift by up to a tenth of the picture; outside there is nothing."""
+    """Scales pictures by 0.8 to 1.25 and shifts them by up to a tenth; pixels from outside are empty."""
     scale = 1.25 ** (2 * draws[:, 0] - 1)
     grid = torch.zeros(len(shaded), 2, 3, device=shaded.device)
     grid[:, 0, 0] = grid[:, 1, 1] = scale
@@ -203,7 +203,7 @@ def _warp(shaded: Tensor, draws: Tensor) -> Tensor:
 
 
 def _soften(shaded: Tensor, draws: Tensor) -> Tensor:
-    """Mixes with a copy at half or a quarter of the resolution."""
+    """Mixes pictures with copies at half or a quarter of the resolution."""
     size = list(shaded.shape[-2:])
     soft, softer = (
         functional.interpolate(
@@ -211,7 +211,7 @@ def _soften(shaded: Tensor, draws: Tensor) -> Tensor:
         )
         for factor in (2, 4)
     )
-    share = (1.5 * draws[:, 0] - 0.5).clamp(min=0)  # a third stays sharp
+    share = (1.5 * draws[:, 0] - 0.5).clamp(min=0)  # a third of the pictures stays sharp
     chosen = torch.where((draws[:, 1] < 0.6)[:, None, None, None], soft, softer)
     return shaded + share[:, None, None, None] * (chosen - shaded)
 

@@ -1,4 +1,4 @@
-"""What the trainings of the diffusion models share: the loss."""
+"""The loss that the trainings of the diffusion models share."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def velocity_loss(
     beside: Tensor | None = None,
     **conditions: Any,
 ) -> Tensor:
-    """Returns the squared error of the predicted velocity, at times spread evenly over the batch.
+    """Returns the squared error of the predicted velocity, at noise levels spread evenly over the batch.
 
-    The velocity is `sqrt(abar) noise - sqrt(1 - abar) clean`: where the noise is strong, a model this small cannot
-    copy the noise through well enough for what remains of its guess to be of use.
+    The velocity is `sqrt(abar) noise - sqrt(1 - abar) clean`. It suits small models better than the noise: at high
+    noise levels they cannot reproduce the noise precisely enough to leave a useful guess of the clean view.
 
     Args:
         unet: The score model.
-        scheduler: Its noise levels.
-        clean: What is noised. [batch, channels, height, width]
-        generator: For the times and the noise.
-        beside: Channels that go in behind the noisy ones, as they are.
-        conditions: Whatever else the model takes.
+        scheduler: The noise schedule.
+        clean: Clean views, `[batch, channels, height, width]`.
+        generator: Source of the noise levels and the noise.
+        beside: Further input channels without noise, `[batch, channels, height, width]`.
+        conditions: Other arguments of the model.
     """
     batch, count, device = len(clean), len(scheduler.alphas_cumprod), clean.device
     spread = torch.rand(batch, generator=generator, device=device)

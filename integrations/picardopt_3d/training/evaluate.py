@@ -1,8 +1,8 @@
-"""How good a shipped model is, in figures: the tables of its model card.
+"""Prints the tables of a shipped model's card.
 
     python -m picardopt_3d.training.evaluate [--folder FOLDER]
 
-The folder says what it is: a text-to-view model in pixels or in latents, a Zero-1-to-3 twin, or a CLIP model.
+The folder's index names its kind: a text-to-view model in pixels or in latents, a Zero-1-to-3 model, or a CLIP model.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from picardopt_3d.training.tables import EvaluationConfig
 
 
 def evaluation_of(folder: Path) -> Callable[[EvaluationConfig], None]:
-    """Returns what measures the model that a folder holds, by its own index.
+    """Returns the function that evaluates the model in a folder, as the folder's index names it.
 
     Raises:
-        ValueError: The folder holds no model that is known here.
+        ValueError: The folder holds no known kind of model.
     """
     for name, entry in (("model_index.json", "_class_name"), ("config.json", "architectures")):
         path = folder / name
@@ -39,7 +39,7 @@ def evaluation_of(folder: Path) -> Callable[[EvaluationConfig], None]:
 
 
 def main(config: EvaluationConfig) -> None:
-    """Prints the tables of the model that the folder holds."""
+    """Prints the tables of the model in the folder."""
     with torch.no_grad():
         evaluation_of(config.folder)(config)
 

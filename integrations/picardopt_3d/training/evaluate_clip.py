@@ -1,4 +1,4 @@
-"""The figures of the CLIP model: does it pick the right one of the built-in world's captions?"""
+"""The table of the CLIP model: how often it picks the right caption of the built-in world."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def print_clip_table(config: EvaluationConfig) -> None:
 def r_precision(
     judge: ClipJudge, config: EvaluationConfig, blur: int = 1, noise: float = 0.0
 ) -> tuple[float, float]:
-    """Returns the share of the subjects' views whose own caption fits best, one by one and by their mean similarity.
+    """Returns two shares: of single views, and of subjects by their views' mean similarity, matched to their captions.
 
     Args:
-        judge: Over the captions of all subjects.
-        config: How many subjects and views.
-        blur: Pixels that are averaged along each axis.
+        judge: The judge, with the captions of all subjects.
+        config: The subjects and views.
+        blur: Number of pixels that are averaged along each axis.
         noise: Standard deviation of the noise on the pixels.
     """
     torch.manual_seed(config.seed)

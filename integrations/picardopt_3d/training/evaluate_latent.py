@@ -1,4 +1,4 @@
-"""The figures of the latent models: what the autoencoder keeps, how well noise is removed, how good samples are."""
+"""The tables of the latent models: PSNR of reconstructed, denoised and sampled views."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from picardopt_3d.world import Subject, all_subjects
 
 
 def psnr(views: Tensor, truth: Tensor) -> float:
-    """Over all pixels of RGB views in [0, 1], dB."""
+    """Returns the PSNR over all pixels of RGB views in [0, 1], dB."""
     return float(-10 * (views.clamp(0, 1) - truth).square().mean().log10())
 
 
 class Latents:
-    """A latent model's denoising, measured in pixels.
+    """The denoising of a latent model, decoded to pixels.
 
     Args:
-        pipeline: With `vae`, `unet` and `scheduler`.
+        pipeline: A pipeline with `vae`, `unet` and `scheduler`.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -37,12 +37,12 @@ class Latents:
         self.scale: float = pipeline.vae.config.scaling_factor
 
     def encode(self, views: Tensor) -> Tensor:
-        """Scaled latents of RGB views in [0, 1]."""
+        """Returns the scaled latents of RGB views in [0, 1]."""
         latents: Tensor = self.vae.encode(2 * views - 1).latent_dist.mode() * self.scale
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        """RGB views in [0, 1] of scaled latents."""
+        """Returns the RGB views in [0, 1] of scaled latents."""
         views: Tensor = (self.vae.decode(latents / self.scale).sample / 2 + 0.5).clamp(0, 1)
         return views
 
@@ -54,7 +54,7 @@ class Latents:
         attended: Tensor,
         beside: Tensor | None = None,
     ) -> Tensor:
-        """Adds noise to latents, take out what the model finds, and decode. [batch, 3, height, width]."""
+        """Adds noise to latents, removes the predicted noise and decodes the result, `[batch, 3, height, width]`."""
         abar = self.abar[level].to(clean)
         noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
         inputs = noisy if beside is None else torch.cat([noisy, beside], dim=1)
@@ -66,13 +66,13 @@ class Latents:
 
 
 def poses_of(cameras: Cameras) -> Tensor:
-    """Elevation, azimuth, distance, field of view. [batch, 4]."""
+    """Returns elevation and azimuth (degrees), distance and field of view (degrees), `[batch, 4]`."""
     parts = (cameras.elevation, cameras.azimuth, cameras.distance, cameras.fov)
     return torch.stack(parts, dim=-1)
 
 
 def print_latent_tables(config: EvaluationConfig) -> None:
-    """Reconstruction, then denoising with the right words, no caption and the wrong view's words."""
+    """Prints the PSNR of reconstruction, then of denoising with the right caption, none, and another view's words."""
     pipeline = StableDiffusionPipeline.from_pretrained(
         config.folder, dtype=torch.float32, low_cpu_mem_usage=False
     ).to(config.device)
@@ -86,7 +86,7 @@ def print_latent_tables(config: EvaluationConfig) -> None:
 def latent_denoising(
     pipeline: Any, config: EvaluationConfig, subjects: Sequence[Subject]
 ) -> tuple[float, list[tuple[str, list[float]]]]:
-    """PSNR of reconstructed views, and a row of PSNRs of denoised views for each noise level."""
+    """Returns the PSNR of reconstructed views, and a row of PSNRs of denoised views for each noise level."""
     torch.manual_seed(config.seed)
     cameras = random_cameras(config.views, WIDE_CAMERAS)
     latents, size = Latents(pipeline), pipeline.vae.config.sample_size
@@ -118,7 +118,7 @@ def latent_denoising(
 
 
 def print_zero123_tables(config: EvaluationConfig) -> None:
-    """Denoising, then samples of new views."""
+    """Prints the PSNR of denoised views, then of sampled new views."""
     pipeline = Zero123Pipeline.from_pretrained(
         config.folder, dtype=torch.float32, low_cpu_mem_usage=False
     ).to(config.device)
@@ -133,7 +133,7 @@ def print_zero123_tables(config: EvaluationConfig) -> None:
 def _pairs(
     config: EvaluationConfig, subjects: Sequence[Subject], size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """References, targets and relative poses of random pairs of views of each subject."""
+    """Returns references, targets and relative poses of random pairs of views of each subject."""
     torch.manual_seed(config.seed)
     seen, wanted = (random_cameras(config.views, CAMERAS) for _ in range(2))
     wanted = wanted[torch.randperm(config.views)]  # both are stratified by azimuth
@@ -148,7 +148,7 @@ def _pairs(
 def zero123_denoising(
     pipeline: Any, config: EvaluationConfig, subjects: Sequence[Subject]
 ) -> list[tuple[str, list[float]]]:
-    """A row of PSNRs of denoised views for each noise level."""
+    """Returns a row of PSNRs of denoised views for each noise level."""
     latents = Latents(pipeline)
     images, views, poses = _pairs(config, subjects, pipeline.vae.config.sample_size)
     embedding = embed_image(pipeline.image_encoder, pipeline.feature_extractor, images)
@@ -171,7 +171,7 @@ def zero123_denoising(
 def zero123_sampling(
     pipeline: Any, config: EvaluationConfig, subjects: Sequence[Subject]
 ) -> list[tuple[str, list[float]]]:
-    """The mean over the views of the PSNR of samples, for each guidance scale."""
+    """Returns the PSNR of sampled views, averaged over the views, for each guidance scale."""
     images, views, poses = _pairs(config, subjects, pipeline.vae.config.sample_size)
     rows = []
     for scale in config.scales:

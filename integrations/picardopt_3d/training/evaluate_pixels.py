@@ -1,4 +1,4 @@
-"""The tables of the text-to-view model's card."""
+"""The tables of the text-to-view model: PSNR of denoised views."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from picardopt_3d.world import Subject, all_subjects
 
 @dataclass(frozen=True)
 class Denoising:
-    """Returns the PSNR of denoised views at one noise level, dB.
+    """PSNRs of denoised views at one noise level, dB.
 
     Attributes:
-        right: With the caption and the view's own camera.
-        no_caption: Without the caption.
-        wrong_camera: With another view's camera.
+        right: PSNR with the caption and the view's own camera.
+        no_caption: PSNR without the caption.
+        wrong_camera: PSNR with another view's camera.
     """
 
     right: float
@@ -41,9 +41,9 @@ def denoising(
 
     Args:
         score: The model.
-        level: The timestep.
-        config: Which views.
-        subjects: Of what; by default every n-th of all subjects.
+        level: The noise level, as a timestep.
+        config: The views.
+        subjects: The subjects of the views; by default every n-th of all subjects.
     """
     torch.manual_seed(config.seed)
     cameras = random_cameras(config.views, WIDE_CAMERAS)
@@ -65,7 +65,7 @@ def denoising(
 
 
 def print_pixel_tables(config: EvaluationConfig) -> None:
-    """Prints denoising by noise level, over subjects that the model was trained on and others."""
+    """Prints the PSNR of denoised views by noise level, for subjects that the model was trained on and for others."""
     score = PixelDiffusion.from_pretrained(config.folder)
     for name, subjects in groups(config).items():
         rows = []

@@ -1,9 +1,9 @@
-"""Train the latent model that ships with the package, an ordinary Stable Diffusion pipeline in small.
+"""Trains the latent model that ships with the package, a small Stable Diffusion pipeline.
 
     python -m picardopt_3d.training.latent_text_to_view --out training/latent --vae training/autoencoder/pipeline
 
-Its captions end in words for the view (", front view", ...), as view-dependent prompts do for a real one. Writes
-`pipeline/`, a `StableDiffusionPipeline` folder, with what else `picardopt_3d.training.text_to_view` says.
+Its captions end in words for the view (", front view", ...), like the view-dependent prompts of large models. Writes
+`pipeline/`, a `StableDiffusionPipeline` folder, and the other files that `picardopt_3d.training.text_to_view` lists.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from picardopt_3d.world import COLOURS, SHAPES, Subject
 
 @dataclass(frozen=True, kw_only=True)
 class LatentTextToViewConfig(LoopConfig):
-    """How the latent model is trained.
+    """Options of the latent model's training.
 
     Attributes:
         vae: Folder of the trained autoencoder.
-        drop_caption: Chance that an image comes without its caption (for classifier-free guidance).
-        drop_words: Chance that its caption comes without the words for the view.
+        drop_caption: Probability that an image has no caption (for classifier-free guidance).
+        drop_words: Probability that its caption has no words for the view.
         unet: Sizes of the score model.
         text: Sizes of the text encoder.
     """
@@ -53,7 +53,7 @@ class LatentTextToViewConfig(LoopConfig):
 
 
 class LatentTextToViewTrainer(Trainer):
-    """Trains the UNet and the text encoder together, over a finished autoencoder."""
+    """Trains the UNet and the text encoder together, on a trained autoencoder."""
 
     config: LatentTextToViewConfig
 
@@ -119,7 +119,7 @@ class LatentTextToViewTrainer(Trainer):
         )
 
     def sample_sheet(self, path: Path) -> None:
-        """Draws each shape in one colour, in general and from the four views that there are words for."""
+        """Writes a picture of each shape in one colour, without words for the view and with those of each direction."""
         pipeline = self._pipeline(vae=self.vae, unet=self.unet, text_encoder=self.text_encoder)
         pipeline.set_progress_bar_config(disable=True)
         rows = []

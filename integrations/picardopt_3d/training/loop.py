@@ -1,4 +1,4 @@
-"""The training loop that all shipped models share: averaged weights, checkpoints, resuming, budgets, progress."""
+"""The training loop of all shipped models: averaged weights, checkpoints, resuming, budgets and progress."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _HOW = {
     "sample_steps",
     "device",
 }
-"""Options that may differ between a run and its checkpoint: they do not change what is learnt."""
+"""Options that may differ between a run and its checkpoint, because they do not change what is learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,24 +40,24 @@ class LoopConfig:
     """Options of every training.
 
     Attributes:
-        out: Folder for everything that is written.
-        start: Folder of a trained model (a `pipeline` folder) whose weights are trained on; by default they are random.
-        views_file: Where rendered views are kept; by default in `out`. Runs with the same views can share it.
-        images: Training images in all; the learning rate decays over them.
-        minutes: If positive, an upper limit of the training time: the learning rate then decays over whichever of
-            the two budgets is further spent, and the run is no longer the same on every machine.
-        stop_after: If positive, leave (with a checkpoint) after this many optimizer steps of this process.
-        batch: Images a step.
+        out: Folder of all files that are written.
+        start: Folder of a trained model (a `pipeline` folder) to start from; None: random initial weights.
+        views_file: File of the rendered views, which runs with the same views can share; None: a file in `out`.
+        images: Total number of training images, over which the learning rate decays.
+        minutes: If positive, an upper limit of the training time in minutes. The learning rate then decays with
+            whichever of the two budgets is closer to its end, and the run depends on the machine.
+        stop_after: If positive, stop (with a checkpoint) after this many optimizer steps of this process.
+        batch: Images per step.
         lr: Peak learning rate.
-        warmup: Steps to reach it.
-        weight_decay: AdamW's.
-        ema: Largest decay of the weight average.
-        views: Rendered views a shape.
-        seed: Of the weights, the views and the draws.
+        warmup: Steps until the peak learning rate.
+        weight_decay: Weight decay of AdamW.
+        ema: Largest decay of the average of the weights.
+        views: Rendered views per shape.
+        seed: Seed of the weights, the views and the batches.
         checkpoint_minutes: Minutes between checkpoints.
         sample_steps: Denoising steps of the sample sheet.
-        device: Where it trains.
-        autocast: Compute in bfloat16 where torch deems it safe; pays on accelerators.
+        device: Device of the training.
+        autocast: Whether to compute in bfloat16 where torch considers it safe, which is faster on accelerators.
     """
 
     out: Path
@@ -85,13 +85,13 @@ def load_views(
     cameras: CameraConfig = WIDE_CAMERAS,
     subjects: Sequence[Subject] | None = None,
 ) -> Views:
-    """Returns the views that a training draws from, rendered now or before.
+    """Returns the training views, loaded from a file or rendered.
 
     Args:
-        config: How many, and where they are kept.
+        config: Options of the training.
         size: Pixels along a side.
-        cameras: Where from.
-        subjects: What is drawn; by default all but the held-out subjects.
+        cameras: Distribution of the cameras.
+        subjects: The subjects to draw from; by default all but the held-out ones.
     """
     config.out.mkdir(parents=True, exist_ok=True)
     path = config.views_file or config.out / "views.pt"
@@ -99,13 +99,13 @@ def load_views(
 
 
 class Trainer(ABC):
-    """A training run: everything that a checkpoint holds, and one step of it.
+    """A training run, with all that a checkpoint holds.
 
-    A subclass makes its parts from `config`, then calls this.
+    A subclass builds its parts from `config`, then calls this constructor.
 
     Args:
-        config: How to train.
-        modules: What is trained, by name.
+        config: Options of the training.
+        modules: The modules to train, by name.
     """
 
     def __init__(self, config: LoopConfig, modules: Mapping[str, nn.Module]) -> None:
@@ -132,15 +132,15 @@ class Trainer(ABC):
 
     @abstractmethod
     def loss(self) -> Tensor:
-        """Returns the loss of a fresh batch, drawn with `self.generator` alone."""
+        """Returns the loss of a new batch; random numbers come from `self.generator` alone."""
 
     @abstractmethod
     def save_model(self, folder: Path) -> None:
-        """Writes the model, as it is now, in half precision."""
+        """Writes the model with its current weights, in half precision."""
 
     @abstractmethod
     def sample_sheet(self, path: Path) -> None:
-        """Draws a picture of what the model can do now."""
+        """Writes a picture of samples with the current weights."""
 
     @property
     def losses(self) -> list[float]:
@@ -151,17 +151,17 @@ class Trainer(ABC):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps made."""
+        """Number of optimizer steps so far."""
         return len(self._losses) + len(self._fresh)
 
     @property
     def images(self) -> int:
-        """Images seen."""
+        """Number of training images so far."""
         return self.steps * self.config.batch
 
     @property
     def progress(self) -> float:
-        """How much of the budget is spent, 0 to 1."""
+        """Share of the budget that is spent, 0 to 1."""
         spent = self.images / self.config.images
         if self.config.minutes > 0:
             spent = max(spent, self.seconds / (60 * self.config.minutes))
@@ -184,7 +184,7 @@ class Trainer(ABC):
         self._fresh.append(loss.detach().float())
 
     def save(self) -> None:
-        """Writes the checkpoint, whole or not at all."""
+        """Writes the checkpoint, atomically."""
         state = {
             "config": _fingerprint(self.config),
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
@@ -198,10 +198,10 @@ class Trainer(ABC):
             torch.save(state, temporary)
 
     def resume(self) -> bool:
-        """Takes up the checkpoint, if there is one.
+        """Loads the checkpoint and returns True, or returns False if there is none.
 
         Raises:
-            ValueError: The checkpoint is of a run with other settings.
+            ValueError: The checkpoint belongs to a run with other settings.
         """
         path = self.config.out / "checkpoint.pt"
         if not path.exists():
@@ -223,7 +223,7 @@ class Trainer(ABC):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Puts the averaged weights in place for a block, in evaluation mode."""
+        """Uses the averaged weights, in evaluation mode, within a block."""
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
         for module in self.modules.values():
@@ -254,23 +254,23 @@ class Trainer(ABC):
 
 
 def _take_weights(module: Any, folder: Path, name: str) -> None:
-    """Loads a part's weights from a model folder that holds it, or is it."""
+    """Loads a part's weights from a model's folder, or from the part's own folder."""
     part = folder / name if (folder / name).is_dir() else folder
     saved = type(module).from_pretrained(part, dtype=torch.float32)
     module.load_state_dict(saved.state_dict())
 
 
 def _fingerprint(config: LoopConfig) -> str:
-    """What must agree between a run and its checkpoint, as text."""
-    learnt = {k: v for k, v in asdict(config).items() if k not in _HOW}
-    return json.dumps(learnt, sort_keys=True, default=str)
+    """Returns the options that must agree between a run and its checkpoint, as JSON."""
+    learned = {k: v for k, v in asdict(config).items() if k not in _HOW}
+    return json.dumps(learned, sort_keys=True, default=str)
 
 
 def run(trainer: Trainer) -> None:
-    """Trains, or takes up an unfinished run, to the end of its budget, and exports.
+    """Trains to the end of the budget, resuming an unfinished run, and exports the model.
 
     Raises:
-        FloatingPointError: The loss is no longer finite.
+        FloatingPointError: The loss is not finite.
     """
     config = trainer.config
     if trainer.resume():

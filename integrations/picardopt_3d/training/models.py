@@ -1,4 +1,4 @@
-"""The parts of the shipped models, from scratch: stock diffusers and transformers classes in small sizes."""
+"""The untrained parts of the shipped models: stock classes of diffusers and transformers in small sizes."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ class UNetSizes:
     """Sizes of a score model.
 
     Attributes:
-        channels: At each resolution, each half of the one before.
-        attention: Where there is attention, self and cross, besides the middle.
-        layers: Residual layers a resolution.
+        channels: Channels at each resolution; each resolution is half the one before.
+        attention: Whether each resolution has self- and cross-attention; the middle always has.
+        layers: Residual layers per resolution.
         heads: Attention heads.
         embedding: Width of the time (and camera) embedding.
     """
@@ -87,7 +87,7 @@ class UNetSizes:
 def build_tokenizer(captions: Iterable[str], tokens: int) -> CLIPTokenizer:
     """Returns a CLIP tokenizer whose byte-pair merges make each word of the captions one token.
 
-    Other words still encode: they are spelled in smaller pieces, down to bytes.
+    Other words are split into smaller pieces, down to bytes.
     """
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=_END))
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -100,26 +100,26 @@ def build_tokenizer(captions: Iterable[str], tokens: int) -> CLIPTokenizer:
     learned = learner.get_vocab()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*alphabet, *(letter + "</w>" for letter in alphabet)]
-    # Alphabetically: the learner breaks ties by chance, and a resumed run must number words as before.
+    # In alphabetical order: the learner breaks ties at random, and a resumed run must keep the words' numbers.
     words += sorted(set(learned) - set(words))
     vocabulary = {word: index for index, word in enumerate([*words, _START, _END])}
-    merges: Any = _merges_of(learner)  # pairs, which transformers takes and does not declare
+    merges: Any = _merges_of(learner)  # pairs, which transformers accepts but does not declare
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=tokens)
 
 
 def _merges_of(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """The merges that were learnt, best first; only the serialized form has them."""
+    """Returns the learned merges, best first; only the serialized form has them."""
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
 def build_tokenizer_and_text_encoder(sizes: TextSizes) -> tuple[CLIPTokenizer, CLIPTextModel]:
-    """Returns the untrained text encoder of the built-in world's captions, and its tokenizer."""
+    """Returns a tokenizer for the built-in world's captions, and an untrained text encoder."""
     tokenizer = build_tokenizer(known_texts(), sizes.tokens)
     return tokenizer, CLIPTextModel(text_config(sizes, tokenizer))
 
 
 def known_texts() -> list[str]:
-    """Returns all words of the captions."""
+    """Returns all captions, and the words for the view."""
     captions = [text for subject in all_subjects() for text in subject.captions]
     return [*captions, *(words.strip(", ") for words in ViewWords().texts(""))]
 
@@ -161,13 +161,13 @@ def build_unet(
     cross_attention: int,
     camera: bool = False,
 ) -> UNet2DConditionModel:
-    """Returns an untrained score model, drawn from torch's global generator.
+    """Returns an untrained score model, initialized by torch's global generator.
 
     Args:
         sizes: Its sizes.
-        size: Pixels (of a latent) along a side.
-        in_channels: What goes in.
-        out_channels: What comes out.
+        size: Pixels (or latents) along a side.
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
         cross_attention: Width of the embeddings that it attends to.
         camera: Whether it takes `Cameras.condition` as a class embedding.
     """
@@ -191,7 +191,7 @@ def build_unet(
 
 
 def build_autoencoder(size: int, channels: tuple[int, ...], latent: int = 4) -> AutoencoderKL:
-    """Returns an untrained autoencoder; each resolution but the first halves the picture."""
+    """Returns an untrained autoencoder, in which each resolution after the first is half the one before."""
     return AutoencoderKL(
         sample_size=size,
         in_channels=3,
@@ -206,7 +206,7 @@ def build_autoencoder(size: int, channels: tuple[int, ...], latent: int = 4) -> 
 
 
 def latent_scheduler() -> DDIMScheduler:
-    """Returns Stable Diffusion's noise levels; the velocity is predicted, as by SD 2.1."""
+    """Returns Stable Diffusion's noise schedule, for a model that predicts the velocity like SD 2.1."""
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -220,7 +220,7 @@ def latent_scheduler() -> DDIMScheduler:
 
 
 def half(module: nn.Module) -> Any:
-    """Returns a copy in half precision on the CPU, for saving; the module itself stays as it is."""
+    """Returns a copy in half precision on the CPU, for saving; the module itself is unchanged."""
     copied = copy.deepcopy(module)
     for parameter in copied.parameters():  # saving needs the ordinary layout
         parameter.data = parameter.data.to("cpu", torch.float16).contiguous()

@@ -1,4 +1,4 @@
-"""Pictures of a training: the loss curve and sheets of samples."""
+"""Pictures of a training: the loss curve and the sheet of samples."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def save_sheet(rows: Sequence[Tensor], path: Path) -> None:
     """Writes rows of views as one picture.
 
     Args:
-        rows: Each a batch of RGB views in [0, 1]. [columns, 3, height, width]
-        path: A PNG.
+        rows: For each row a batch of RGB views in [0, 1], `[columns, 3, height, width]`.
+        path: The PNG to write.
     """
     sheet = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
     pixels = (sheet * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     image = Image.fromarray(pixels)
     grow = 2 if image.width < 300 else 1
     size = (grow * image.width, grow * image.height)
-    # A palette: the sheets are part of the package.
+    # With a palette, to keep files small: the sheets are part of the package.
     image.resize(size, Image.Resampling.NEAREST).quantize(128).save(path, optimize=True)
 
 
 def save_loss_curve(losses: Sequence[float], batch: int, path: Path) -> None:
-    """Plots the loss, averaged over up to 200 stretches of steps, against images seen."""
+    """Plots the loss, averaged over about 200 intervals of steps, against the number of images."""
     window = max(1, len(losses) // 200)
     starts = range(0, len(losses), window)
     means = [sum(part) / len(part) for part in (losses[i : i + window] for i in starts)]

@@ -1,4 +1,4 @@
-"""What the evaluations of all shipped models share: what is evaluated, on which views, and how it is printed."""
+"""The options, views and printing that the evaluations of all shipped models share."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from picardopt_3d.world import COLOURS, Subject, colourize, held_out_subjects, r
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated.
+    """Options of an evaluation.
 
     Attributes:
-        folder: The model's folder.
+        folder: Folder of the model.
         levels: Noise levels, as timesteps.
-        every: Every n-th subject of the built-in world.
-        views: Random cameras, the same for all subjects.
-        sample_steps: Denoising steps where samples are drawn.
-        scales: Strengths of classifier-free guidance that samples are drawn with.
-        seed: Of the cameras and the noise.
-        device: Where the model runs.
+        every: Evaluate every n-th subject of the built-in world.
+        views: Number of random cameras, the same for all subjects.
+        sample_steps: Denoising steps of samples.
+        scales: Strengths of classifier-free guidance of samples.
+        seed: Seed of the cameras and the noise.
+        device: Device of the model.
     """
 
     folder: Path = SHIPPED
@@ -41,7 +41,7 @@ class EvaluationConfig:
 
 
 def true_views(subjects: Sequence[Subject], cameras: Cameras, size: int) -> Tensor:
-    """Renders true views, RGB in [0, 1]; each shape is rendered once. [subjects, cameras, 3, size, size]."""
+    """Renders true views, RGB in [0, 1], `[subjects, cameras, 3, size, size]`; each shape is rendered once."""
     shaded = {
         shape: render_shading(shape, cameras, size, size)
         for shape in dict.fromkeys(subject.shape for subject in subjects)
@@ -55,7 +55,7 @@ def true_views(subjects: Sequence[Subject], cameras: Cameras, size: int) -> Tens
 
 
 def groups(config: EvaluationConfig) -> dict[str, Sequence[Subject]]:
-    """Returns what the text models are evaluated on: subjects that they were trained on, and the others."""
+    """Returns the subjects for text models, by name: those that they were trained on, and the held-out ones."""
     return {"trained": trained_subjects()[:: config.every], "held out": held_out_subjects()}
 
 

@@ -1,10 +1,10 @@
-"""Train the pixel model that ships with the package: a caption and a camera in, a view out.
+"""Trains the pixel model that ships with the package: a caption and a camera in, a view out.
 
     python -m picardopt_3d.training.text_to_view --out training/text-to-view --images 300000
 
-Writes, under `--out`: the rendered views, a checkpoint every few minutes (the same command resumes from it, with the
-same result as a run that was never cut off), a sheet of samples, the loss curve, and `pipeline/`, a diffusers
-pipeline folder with the averaged weights in half precision.
+Writes to `--out`: the rendered views, a checkpoint every few minutes (the same command resumes from it, with the same
+result as an uninterrupted run), a sheet of samples, the loss curve, and `pipeline/`, a diffusers pipeline folder with
+the averaged weights in half precision.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from picardopt_3d.world import COLOURS, SHAPES, Subject
 
 @dataclass(frozen=True, kw_only=True)
 class TextToViewConfig(LoopConfig):
-    """How the pixel model is trained.
+    """Options of the pixel model's training.
 
     Attributes:
-        drop_caption: Chance that an image comes without its caption (for classifier-free guidance).
-        drop_camera: Chance that it comes without its camera.
+        drop_caption: Probability that an image has no caption (for classifier-free guidance).
+        drop_camera: Probability that an image has no camera.
         size: Pixels along a side.
         unet: Sizes of the score model.
         text: Sizes of the text encoder.
@@ -52,7 +52,7 @@ class TextToViewConfig(LoopConfig):
 
 
 def build_pipeline(config: TextToViewConfig) -> TextToViewPipeline:
-    """Returns the untrained pipeline, drawn from torch's global generator."""
+    """Returns the untrained pipeline, initialized by torch's global generator."""
     tokenizer, text_encoder = build_tokenizer_and_text_encoder(config.text)
     unet = build_unet(config.unet, config.size, 3, 3, config.text.channels, camera=True)
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
@@ -60,7 +60,7 @@ def build_pipeline(config: TextToViewConfig) -> TextToViewPipeline:
 
 
 def save_half_precision(pipeline: TextToViewPipeline, folder: Path) -> None:
-    """Saves a pipeline folder with fp16 safetensors weights; the pipeline itself is left as it was."""
+    """Writes a pipeline folder with fp16 safetensors weights; the pipeline itself is unchanged."""
     TextToViewPipeline(
         half(pipeline.unet), half(pipeline.text_encoder), pipeline.tokenizer, pipeline.scheduler
     ).save_pretrained(folder, safe_serialization=True)
@@ -104,7 +104,7 @@ class TextToViewTrainer(Trainer):
         save_half_precision(self.pipeline, folder)
 
     def sample_sheet(self, path: Path) -> None:
-        """Draws each shape in one colour from six cameras."""
+        """Writes a picture of each shape in one colour from six cameras."""
         cameras = sheet_cameras()
         self.pipeline.set_progress_bar_config(disable=True)
         rows = [

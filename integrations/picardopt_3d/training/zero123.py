@@ -1,10 +1,10 @@
-"""Train the small twin of Zero-1-to-3 that ships with the package: an image and a relative pose in, a view out.
+"""Trains the small Zero-1-to-3 model that ships with the package: an image and a relative pose in, a view out.
 
     python -m picardopt_3d.training.zero123 --out training/zero123 --vae training/autoencoder/pipeline
 
-Writes `pipeline/`, a folder with the parts of the published diffusers-format checkpoints, with what else
-`picardopt_3d.training.text_to_view` says. All subjects are trained: an image says what there is to be seen, so that
-nothing has to be composed.
+Writes `pipeline/`, a folder with the parts of the published checkpoints in diffusers format, and the other files that
+`picardopt_3d.training.text_to_view` lists. It is trained on all subjects: the image shows the object, so that there are
+no combinations of words to hold out.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from picardopt_3d.training.sheets import save_sheet, sheet_cameras
 from picardopt_3d.world import COLOURS, SHAPES, Subject, all_subjects, render
 
 CAMERAS = CameraConfig(elevation=(-10.0, 80.0), distance=(1.5, 1.8), fov=(42.5, 42.5))
-"""Its cameras: one field of view, which a relative pose does not contain."""
+"""Distribution of its cameras, with one field of view, because a relative pose does not contain it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Zero123Config(LoopConfig):
-    """How the model is trained.
+    """Options of the Zero-1-to-3 model's training.
 
     Attributes:
         vae: Folder of the trained autoencoder.
-        drop: Chance that image and pose are both left out (for classifier-free guidance).
+        drop: Probability that image and pose are both left out (for classifier-free guidance).
         unet: Sizes of the score model.
         vision: Sizes of the image encoder.
     """
@@ -62,7 +62,7 @@ class Zero123Config(LoopConfig):
 
 
 class Zero123Trainer(Trainer):
-    """Trains UNet, image encoder and projection together, over a finished autoencoder."""
+    """Trains UNet, image encoder and projection together, on a trained autoencoder."""
 
     config: Zero123Config
 
@@ -92,7 +92,7 @@ class Zero123Trainer(Trainer):
         self.scheduler = latent_scheduler()
 
     def loss(self) -> Tensor:
-        """Returns the squared error of the predicted velocity of the target's latents, for any pair of views."""
+        """Returns the squared error of the predicted velocity of the target's latents, for random pairs of views."""
         config, seen = self.config, self.views.draw(self.config.batch, self.generator)
         target = self.views.again(seen, self.generator)
         device = config.device
@@ -128,7 +128,7 @@ class Zero123Trainer(Trainer):
         ).save_pretrained(folder)
 
     def sample_sheet(self, path: Path) -> None:
-        """Draws each shape in one colour: the reference, then samples from the six cameras of the other sheets."""
+        """Writes a picture of each shape in one colour: the reference, then samples from six cameras."""
         pipeline = Zero123Pipeline(
             self.vae,
             self.image_encoder,
