@@ -173,7 +173,8 @@ class Auditor:
 
     def _evaluate(self, closure: StepClosure, step: int, out: Row) -> Drift:
         head = self._window.head
-        drift = self._evaluator.evaluate(closure, step, head, out, test_clearing=True)
+        alone = self._engine.data_size == 1  # a row tests at the head only
+        drift = self._evaluator.evaluate(closure, step, head, out, test_clearing=alone)
         drift = self._engine.average(self._layout, drift)
         self._audit.clearing.learn(closure, self._stats.sweeps, [drift.uncleared])
         return drift

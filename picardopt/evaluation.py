@@ -12,7 +12,7 @@ from picardopt.audit import Audit
 from picardopt.audit.options import options_of, refuse_changed_options
 from picardopt.carry import Carry
 from picardopt.closure import StepClosure
-from picardopt.drift import Drift, evaluate_drift
+from picardopt.drift import Drift, Outcome, evaluate_drift
 from picardopt.engines import Engine, SweepHeader
 from picardopt.layout import ParameterLayout, Row, parameters_of
 from picardopt.options import Options
@@ -77,10 +77,10 @@ class Evaluator:
         """
         watched = self._speculates and self._audit.watches(self._stats.sweeps)
         clearing, sweep = self._audit.clearing, self._stats.sweeps
-        test_clearing = clearing.due(closure, sweep)
+        due, alone = clearing.due(closure, sweep), self._engine.data_size == 1
 
         def evaluate(slot: int, out: Row) -> Drift:
-            guess = window.rows[slot]
+            guess, test_clearing = window.rows[slot], due and (alone or slot == 0)
             return self.evaluate(closure, step + slot, guess, out, watched, test_clearing)
 
         with self.swapped_parameters(window.head):
@@ -120,15 +120,18 @@ class Evaluator:
             out: Receives the gradients, and the carry as the closure left it.
             watched: Whether to watch module buffers too.
             test_clearing: Whether to find the gradients that the closure does not clear (`Drift.uncleared`). A closure
-                that leaves a test gradient in place, or sets it to zero in place, is evaluated twice.
+                that leaves a test gradient in place, or sets it to zero in place, is evaluated twice; on a data axis
+                every closure, so that the ranks of a row stay in lockstep.
         """
         drift = self._evaluate(closure, step, guess, out, watched, test_clearing)
-        if not drift.tainted:
+        lockstep = test_clearing and self._engine.data_size > 1
+        if not (drift.tainted or lockstep) or drift.outcome is Outcome.INTERRUPTED:
             return drift
         again = self._evaluate(closure, step, guess, out, watched, False)
         # A closure that raised only in the test may add to any of the earlier gradients.
         all_indices = range(len(self._layout.parameters)) if again.error is None else ()
-        suspects = all_indices if drift.uncleared is None else drift.uncleared
+        unknown = drift.tainted and drift.uncleared is None
+        suspects = all_indices if unknown else drift.uncleared or ()
         # A gradient that is NaN without the test proves nothing.
         again.uncleared = tuple(
             index
