@@ -127,6 +127,9 @@ class Evaluator:
         lockstep = test_clearing and self._engine.data_size > 1
         if not (drift.tainted or lockstep) or drift.outcome is Outcome.INTERRUPTED:
             return drift
+        # The error's frames hold the activations: free them before the second evaluation.
+        if drift.error is not None:
+            drift.error.__traceback__ = None
         again = self._evaluate(closure, step, guess, out, watched, False)
         # A closure that raised only in the test may add to any of the earlier gradients.
         all_indices = range(len(self._layout.parameters)) if again.error is None else ()
