@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from picardopt.audit import Audit
 from picardopt.audit.recheck import bits_float, differs, float_bits, impure, is_noise
-from picardopt.audit.surroundings import Drop, Keep, Recheck, Surroundings
+from picardopt.audit.surroundings import OFTEN, Drop, Keep, Recheck, Surroundings
 from picardopt.audit.wrappers import advice
 from picardopt.closure import StepClosure
 from picardopt.drift import Accepted, Drift, Outcome
@@ -21,7 +21,7 @@ from picardopt.warn import warn_user
 from picardopt.window import Window
 
 _KEEP, _RECHECK, _DROP = range(3)  # a rank's opinion on a queued drift
-_OFTEN, _RETRY = 8, 16  # drops in a row; sweeps
+_RETRY = 16  # sweeps
 _OPINIONS = {Keep: _KEEP, Recheck: _RECHECK, Drop: _DROP}
 
 
@@ -105,7 +105,7 @@ class Auditor:
     @property
     def futile(self) -> bool:
         """Whether a window would probably be dropped after its head, as the last ones were; retried now and then."""
-        often = self._audit.drops_in_a_row >= _OFTEN
+        often = self._audit.drops_in_a_row >= OFTEN
         return often and self._stats.sweeps % _RETRY != 0
 
     def _warn(self, opinions: Sequence[int]) -> None:

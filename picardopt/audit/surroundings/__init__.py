@@ -30,7 +30,7 @@ The optimizer's own business (its parameters, the carry, optimizers, LR schedule
 yours runs for it: no property, ``__getattr__`` or ``__eq__``. It keeps alive no object that can have weak references.
 """
 
-from picardopt.audit.surroundings.policy import Drop, Keep, OuterChanges, Recheck, Verdict
+from picardopt.audit.surroundings.policy import OFTEN, Drop, Keep, OuterChanges, Recheck, Verdict
 from picardopt.audit.surroundings.watch import Surroundings
 
-__all__ = ["Drop", "Keep", "OuterChanges", "Recheck", "Surroundings", "Verdict"]
+__all__ = ["OFTEN", "Drop", "Keep", "OuterChanges", "Recheck", "Surroundings", "Verdict"]

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _SHOWN = 3
-_OFTEN = 8
+OFTEN = 8
+"""Drops in a row after which the user hears that nothing runs ahead, and only the head is evaluated."""
 _REMEDY = (
     "Compute inside the closure, from the step, what differs at every step: `def closure(step): batch = "
     "StepIndexedLoader(loader).batch(step)`"
@@ -92,7 +93,7 @@ class OuterChanges:
         self.dropped += 1
         self.names.update(names)
         self._in_a_row += 1
-        if self._in_a_row == _OFTEN:
+        if self._in_a_row == OFTEN:
             self._say("often", self._nothing_ahead(names, exact))
         else:
             self._say("first", self._first(names, exact))
@@ -114,7 +115,7 @@ class OuterChanges:
     def _nothing_ahead(names: Sequence[str], exact: bool) -> str:
         also = "; keep counters and logs out of it, or give a tolerance above 0" if exact else ""
         return (
-            f"{_listed(names)} changed before each of the last {_OFTEN} steps, so that nothing runs ahead: the results "
+            f"{_listed(names)} changed before each of the last {OFTEN} steps, so that nothing runs ahead: the results "
             f"are right, but slower than without picardopt. {_REMEDY}{also}"
         )
 
