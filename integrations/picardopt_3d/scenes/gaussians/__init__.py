@@ -1,0 +1,1 @@
+"""3D Gaussians: a scene whose number of parameters changes."""

@@ -1,0 +1,69 @@
+"""The configuration of 3D Gaussians."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from picardopt_3d.scenes.views import WHITE
+
+Rasterizer = Literal["auto", "torch", "gsplat"]
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """When and how Gaussians are added and removed (3D Gaussian Splatting, section 5.2).
+
+    Attributes:
+        start: First step after which Gaussians can be added and removed.
+        stop: Step from which on their number stays.
+        every: Steps between two such changes.
+        gradient: Gaussians are duplicated or split where the mean length of the gradient of their centre on the screen
+            (whose edges are at -1 and 1) is at least this.
+        split_scale: Largest standard deviation, world units, up to which they are duplicated; larger ones are split.
+        least_opacity: Gaussians below this opacity are removed.
+        largest_scale: Gaussians with a larger standard deviation, world units, are removed; None: none are.
+        largest_radius: Gaussians that were seen with a larger radius since the last change, as a share of the picture's
+            edge, are removed; None: none are. In the published code this never happens, because the radii are reset
+            just before they are looked at.
+        reset_every: Steps between two resets of the opacities; 0: no resets.
+        reset_opacity: Opacity that a reset leaves at most.
+        most: No Gaussians are added beyond this number; those with the largest gradients come first.
+    """
+
+    start: int = 100
+    stop: int = 15_000
+    every: int = 100
+    gradient: float = 0.0002
+    split_scale: float = 0.01
+    least_opacity: float = 0.005
+    largest_scale: float | None = None
+    largest_radius: float | None = None
+    reset_every: int = 0
+    reset_opacity: float = 0.01
+    most: int = 1_000_000
+
+
+@dataclass(frozen=True)
+class GaussiansConfig:
+    """The configuration of 3D Gaussians.
+
+    Attributes:
+        count: Gaussians at the start.
+        radius: Radius of the ball that they start in, world units.
+        opacity: Their opacity at the start.
+        degree: Degree of the spherical harmonics of their colours, 0 (the same from all sides) to 3.
+        background: Colour behind them, RGB in [0, 1].
+        strategy: When and how Gaussians are added and removed; None: their number stays.
+        across: Whether windows run across such a change, as in the paper (see `picardopt.Restructure`).
+        rasterizer: "gsplat" (CUDA), "torch" (any device), or "auto": gsplat on CUDA if it is installed.
+    """
+
+    count: int = 5000
+    radius: float = 0.5
+    opacity: float = 0.1
+    degree: int = 0
+    background: tuple[float, float, float] = WHITE
+    strategy: StrategyConfig | None = field(default_factory=StrategyConfig)
+    across: bool = False
+    rasterizer: Rasterizer = "auto"

@@ -1,0 +1,31 @@
+"""The tensors of 3D Gaussians, as they are trained."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+SH_C0 = 0.28209479177387814
+"""The constant spherical harmonic: a colour is 0.5 + SH_C0 * coefficient (3D Gaussian Splatting)."""
+
+
+class Splats(NamedTuple):
+    """3D Gaussians (arXiv 2308.04079), in the parameters that are trained.
+
+    Attributes:
+        means: Centres, world units. [count, 3]
+        log_scales: Logarithms of the standard deviations along the Gaussian's own axes. [count, 3]
+        rotations: Quaternions w, x, y, z of any length but 0, which turn its own axes into the world's. [count, 4]
+        opacity_logits: Opacities before the sigmoid. [count]
+        colours: Coefficients of the constant spherical harmonic. [count, 3]
+        harmonics: Coefficients of the higher harmonics, in the order of 3D Gaussian Splatting; no row for degree 0.
+            [count, (degree + 1) ** 2 - 1, 3]
+    """
+
+    means: Tensor
+    log_scales: Tensor
+    rotations: Tensor
+    opacity_logits: Tensor
+    colours: Tensor
+    harmonics: Tensor
