@@ -63,7 +63,7 @@ def build(config: StageConfig, seed: int = 0) -> Stage:
         return config.build(Context(ScoreDistillation(score, config.sds), prompt, CPU, image))
 
 
-def tiny(name: str, folders: dict[str, Path]) -> StageConfig:
+def tiny(command: str, name: str, folders: dict[str, Path]) -> StageConfig:
     """A recipe of few numbers, all of whose losses count, and whose batch and size change at step 3."""
     changing: dict[str, Any] = {
         "steps": 6,
@@ -72,7 +72,7 @@ def tiny(name: str, folders: dict[str, Path]) -> StageConfig:
     }
     exact = GuidanceConfig("exact")
     lit = ShadingConfig(ambient_steps=2, diffuse_probability=0.8)
-    if name == "dreamfusion":
+    if (command, name) == ("text-to-3d", "dreamfusion"):
         return DreamFusionConfig(
             **changing,
             scene=NerfConfig(**SIZES, occupancy=OCCUPANCY),
@@ -81,7 +81,7 @@ def tiny(name: str, folders: dict[str, Path]) -> StageConfig:
             random_background=0.5,
             weights=DreamFusionWeights(orientation=((0, 1.0), (8, 9.0))),
         )
-    if name == "textmesh":
+    if (command, name) == ("text-to-3d", "textmesh"):
         return TextMeshConfig(
             **changing,
             scene=SdfConfig(**SIZES, surface_radius=0.4, occupancy=OCCUPANCY),
@@ -89,6 +89,7 @@ def tiny(name: str, folders: dict[str, Path]) -> StageConfig:
             shading=lit,
             weights=TextMeshWeights(eikonal=2.0),
         )
+    assert (command, name) == ("image-to-3d", "zero123")
     return Zero123Config(
         **changing,
         reference_pixels=((0, 8), (3, 10)),
@@ -246,7 +247,7 @@ def test_a_recipe_from_a_picture_needs_one(folders: dict[str, Path]) -> None:
 
 
 def test_every_parameter_has_the_rate_of_its_group(folders: dict[str, Path]) -> None:
-    config = METHODS["textmesh"].presets["paper"]
+    config = METHODS["text-to-3d"]["textmesh"].presets["paper"]
     stage = build(replace(config, scene=small(config.scene), guidance=GuidanceConfig("exact")))
     (base,) = stage.optimizers()
     rates = {group["name"]: group["lr"] for group in base.param_groups}
@@ -260,9 +261,9 @@ def test_every_parameter_has_the_rate_of_its_group(folders: dict[str, Path]) -> 
 # -- looking ahead -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize(("command", "name"), [(c, name) for c in METHODS for name in METHODS[c]])
 def test_at_tolerance_0_a_run_is_bitwise_the_sequential_one(
-    name: str, folders: dict[str, Path]
+    command: str, name: str, folders: dict[str, Path]
 ) -> None:
     """Over milestones of batch and size, through lit and unlit steps, with the occupancy grid as carry."""
     config = tiny(name, folders)
@@ -334,18 +335,19 @@ def shrunk(config: StageConfig, folders: dict[str, Path]) -> StageConfig:
 
 
 PAPER = [
-    pytest.param(method, name, marks=[] if method == "zero123" else [pytest.mark.slow])
-    for method, entry in METHODS.items()
+    pytest.param(command, method, name, marks=[] if method == "zero123" else [pytest.mark.slow])
+    for command, methods in METHODS.items()
+    for method, entry in methods.items()
     for name in entry.presets
     if name.startswith("paper")
 ]
 
 
-@pytest.mark.parametrize(("method", "name"), PAPER)
+@pytest.mark.parametrize(("command", "method", "name"), PAPER)
 def test_published_settings_run_two_sweeps_on_the_real_pipelines(
-    method: str, name: str, folders: dict[str, Path]
+    command: str, method: str, name: str, folders: dict[str, Path]
 ) -> None:
-    config = shrunk(METHODS[method].presets[name], folders)
+    config = shrunk(METHODS[command][method].presets[name], folders)
     stage = build(config)
     before = [parameter.detach().clone() for parameter in stage.scene.parameters()]
     picard = config.picard
@@ -373,19 +375,19 @@ def test_published_settings_run_two_sweeps_on_the_real_pipelines(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "step"),
+    ("command", "method", "step"),
     [
-        ("dreamfusion", 2001),
-        ("dreamfusion", 9999),
-        ("textmesh", 6000),
-        ("zero123", 600),
-        ("zero123", 1199),
+        ("text-to-3d", "dreamfusion", 2001),
+        ("text-to-3d", "dreamfusion", 9999),
+        ("text-to-3d", "textmesh", 6000),
+        ("image-to-3d", "zero123", 600),
+        ("image-to-3d", "zero123", 1199),
     ],
 )
 def test_published_settings_make_a_step_at_any_time_of_the_run(
-    method: str, step: int, folders: dict[str, Path]
+    command: str, method: str, step: int, folders: dict[str, Path]
 ) -> None:
-    config = shrunk(METHODS[method].presets["paper"], folders)
+    config = shrunk(METHODS[command][method].presets["paper"], folders)
     stage = build(config)
     torch.manual_seed(0)
     stage.loss(step).total.backward()
