@@ -130,7 +130,7 @@ def test_losses_are_those_of_their_formulas() -> None:
 def test_dreamfusions_loss_is_the_weighted_sum_of_its_terms(
     step: int, folders: dict[str, Path]
 ) -> None:
-    config = replace(tiny("dreamfusion", folders), random_background=0.0)
+    config = replace(tiny("text-to-3d", "dreamfusion", folders), random_background=0.0)
     config = replace(config, shading=ShadingConfig(diffuse_probability=0.0))  # type: ignore[call-arg]
     stage = build(config)
     torch.manual_seed(step)
@@ -149,7 +149,7 @@ def test_dreamfusions_loss_is_the_weighted_sum_of_its_terms(
 
 
 def test_textmeshs_loss_is_score_distillation_and_unit_gradients(folders: dict[str, Path]) -> None:
-    stage = build(tiny("textmesh", folders))
+    stage = build(tiny("text-to-3d", "textmesh", folders))
     torch.manual_seed(0)
     found = stage.loss(0)
 
@@ -166,7 +166,7 @@ def test_textmeshs_loss_is_score_distillation_and_unit_gradients(folders: dict[s
 def test_zero123s_loss_is_the_weighted_sum_of_both_renders(
     step: int, folders: dict[str, Path]
 ) -> None:
-    config = tiny("zero123", folders)
+    config = tiny("image-to-3d", "zero123", folders)
     stage = build(config)
     torch.manual_seed(step)
     found = stage.loss(step)
@@ -207,12 +207,12 @@ def test_losses_without_a_weight_are_not_computed(folders: dict[str, Path]) -> N
     weights = Zero123Weights(
         normal_smoothness=0, normal_smoothness_3d=0, orientation=0, sparsity=0, opaque=0
     )
-    stage = build(replace(tiny("zero123", folders), weights=weights))  # type: ignore[call-arg]
+    stage = build(replace(tiny("image-to-3d", "zero123", folders), weights=weights))  # type: ignore[call-arg]
     assert stage.loss(1).terms.keys() == {"sds", "rgb", "mask"}
 
 
 def test_light_and_backgrounds_are_seen_in_the_loss(folders: dict[str, Path]) -> None:
-    config = tiny("dreamfusion", folders)
+    config = tiny("text-to-3d", "dreamfusion", folders)
     shading = ShadingConfig(ambient_steps=4, diffuse_probability=1.0, textureless_probability=1.0)
     found = []
     for changed in ({}, {"shading": shading}, {"random_background": 1.0}):
@@ -228,14 +228,14 @@ def test_light_and_backgrounds_are_seen_in_the_loss(folders: dict[str, Path]) ->
 
 def test_empty_space_is_known_before_the_first_step(folders: dict[str, Path]) -> None:
     """The whole first window is rendered before step 0 has measured anything."""
-    for method in ("textmesh", "zero123"):
-        grid = build(tiny(method, folders)).scene.occupancy
+    for command, method in (("text-to-3d", "textmesh"), ("image-to-3d", "zero123")):
+        grid = build(tiny(command, method, folders)).scene.occupancy
         assert grid is not None
         assert (grid.values >= 0).all()
 
 
 def test_a_recipe_from_a_picture_needs_one(folders: dict[str, Path]) -> None:
-    config = tiny("zero123", folders)
+    config = tiny("image-to-3d", "zero123", folders)
     score = load_score(config.guidance, CHAIR.caption, 8, CPU)
     with pytest.raises(ValueError, match=r"context\.image is None: give the picture"):
         config.build(
@@ -266,7 +266,7 @@ def test_at_tolerance_0_a_run_is_bitwise_the_sequential_one(
     command: str, name: str, folders: dict[str, Path]
 ) -> None:
     """Over milestones of batch and size, through lit and unlit steps, with the occupancy grid as carry."""
-    config = tiny(name, folders)
+    config = tiny(command, name, folders)
     plain, ahead = build(config), build(config)
     (base,), carry, closure = plain.optimizers(), plain.carry(), closure_of(plain)
     assert carry is not None
