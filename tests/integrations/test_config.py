@@ -137,9 +137,20 @@ def test_schedules_can_be_given_as_options(tmp_path: Path) -> None:
     assert load_config(tmp_path / "config.yaml") == config
 
 
+def test_geometric_rates_are_a_list_of_names(tmp_path: Path) -> None:
+    config = parsed("a red cube", "--recipe.geometric", "encoding", "networks", out=tmp_path / "a")
+    assert config.recipe.geometric == ("encoding", "networks")
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    (tmp_path / "mine.yaml").write_text("recipe: {geometric: [background]}")
+    mine = parsed("a cube", "--config", str(tmp_path / "mine.yaml"), out=tmp_path / "b")
+    assert mine.recipe.geometric == ("background",)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("recipe: {geometric: [table]}", "geometric='table': give names of rates: encoding, net"),
         ("recipe: {bacth: 2}", "bacth"),
         ("recipe: {batch: many}", "batch"),
         ("recipe: {weights: {sds: -1}}", "weights.sds=-1"),
