@@ -23,22 +23,24 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Method:
-    """A recipe as the commands offer it.
+    """A recipe as a command offers it.
 
     Attributes:
-        command: The command that runs it, "text-to-3d" or "image-to-3d".
         config: The class of its configuration.
         presets: Its presets by name.
     """
 
-    command: str
     config: type[StageConfig]
     presets: Mapping[str, StageConfig]
 
 
-METHODS: dict[str, Method] = {
-    "dreamfusion": Method("text-to-3d", dreamfusion.DreamFusionConfig, dreamfusion.PRESETS),
-    "textmesh": Method("text-to-3d", textmesh.TextMeshConfig, textmesh.PRESETS),
-    "zero123": Method("image-to-3d", zero123.Zero123Config, zero123.PRESETS),
+METHODS: dict[str, dict[str, Method]] = {
+    "text-to-3d": {
+        "dreamfusion": Method(dreamfusion.DreamFusionConfig, dreamfusion.PRESETS),
+        "textmesh": Method(textmesh.TextMeshConfig, textmesh.PRESETS),
+    },
+    "image-to-3d": {
+        "zero123": Method(zero123.Zero123Config, zero123.PRESETS),
+    },
 }
-"""The recipes by name; the first recipe of a command is its default."""
+"""The recipes of each command by name; the first one is its default. Two commands may share a name."""
