@@ -19,6 +19,7 @@ SMALL = replace(
     zero123.SMALL,
     scene=dreamgaussian.SMALL_IMAGE.scene,
     rates=dreamgaussian.SMALL_IMAGE.rates,
+    geometric=("means",),
     eps=1e-15,
     weights=_WEIGHTS,
 )
@@ -31,7 +32,7 @@ PAPER: Zero123Config = replace(
     reference_pixels=((0, 128), (150, 256), (300, 512)),
     scene=dreamgaussian.PAPER_IMAGE.scene,
     rates=dreamgaussian.PAPER_IMAGE.rates,
-    # geometric=("means",),
+    geometric=("means",),
     betas=dreamgaussian.PAPER_IMAGE.betas,
     eps=1e-15,
     timesteps=TimestepSchedule(low=(0.4, 0.2), high=(0.85, 0.5)),

@@ -18,13 +18,17 @@ from picardopt_3d.scenes.gaussians.normals import normals_of_depth
 from picardopt_3d.scenes.gaussians.rasterize import rasterize
 from picardopt_3d.scenes.gaussians.splats import Splats
 from picardopt_3d.scenes.gaussians.start import in_ball, on_surface
-from picardopt_3d.scenes.gaussians.strategy import Statistics, apply, due
+from picardopt_3d.scenes.gaussians.strategy import Statistics, apply, densifies, due
 from picardopt_3d.scenes.scene import Scene, Surface
 from picardopt_3d.scenes.views import Light, Render
 
 
+_FAINT = -3.0
+"""Opacity logit below which a Gaussian does not count for the size of the surface."""
+
+
 class RunningStatistics(nn.Module):
-    """What the strategy reads, as buffers that steps rewrite; see `Statistics`.
+    """`Statistics` as buffers, which steps rewrite.
 
     Args:
         count: Number of Gaussians.
@@ -36,24 +40,17 @@ class RunningStatistics(nn.Module):
 
     def __init__(self, count: int) -> None:
         super().__init__()
-        for name in Statistics._fields:
-            self.register_buffer(name, torch.zeros(count))
+        for name, value in Statistics.zeros(count)._asdict().items():
+            self.register_buffer(name, value)
 
     def present(self) -> Statistics:
         """Returns the buffers."""
         return Statistics(self.gradients, self.views, self.radii)
 
-    @torch.no_grad()
-    def add(self, gradients: Tensor, views: Tensor, radii: Tensor) -> None:
-        """Adds the measurements of some views: sums of gradients and views, and the largest radii."""
-        self.gradients.add_(gradients)
-        self.views.add_(views)
-        torch.maximum(self.radii, radii, out=self.radii)
-
     def reset(self, count: int) -> None:
         """Puts zeros for another number of Gaussians in place of the buffers."""
-        for name in Statistics._fields:
-            setattr(self, name, self.gradients.new_zeros(count))
+        for name, value in Statistics.zeros(count, self.gradients.device)._asdict().items():
+            setattr(self, name, value)
 
 
 class Gaussians(Scene):
@@ -154,16 +151,19 @@ class Gaussians(Scene):
         """Returns the statistics of a step's views by the fields of `Statistics`; `backward` fills in the gradients."""
         if self.config.strategy is None:
             return {}
-        found = RunningStatistics(self.count).to(self.device)
+        found = Statistics.zeros(self.count, self.device)
         for render in renders:
             _measure(render, found)
-        return found.present()._asdict()
+        return found._asdict()
 
     def carry(self) -> Carry | None:
         """Returns the statistics, to which each step's measurements are added."""
         if self.config.strategy is None:
             return None
-        return Carry(self.statistics, lambda returned: self.statistics.add(**returned.aux))
+        return Carry(
+            self.statistics,
+            lambda returned: self.statistics.present().add_(Statistics(**returned.aux)),
+        )
 
     def restructure(self, optimizers: Sequence[Optimizer]) -> Restructure | None:
         """Returns when and how Gaussians are added and removed."""
@@ -179,7 +179,10 @@ class Gaussians(Scene):
 
     def surface(self) -> Surface:
         """Returns the surface on which the density has a fixed value."""
-        return surface_of(self.splats())
+        scales = self.log_scales.detach().exp().amax(1)
+        reach = (self.means.detach().norm(dim=1) + 3 * scales)[self.opacity_logits > _FAINT]
+        radius = float(reach.max()) if len(reach) else self.config.radius
+        return surface_of(self.splats(), min(radius, 2 * self.config.radius))
 
     @classmethod
     def from_scene(cls, config: GaussiansConfig, other: Scene) -> Self:
@@ -225,11 +228,12 @@ class _Change:
         parents = apply(parameters, self.optimizers, self.statistics.present(), strategy, step)
         for name, parameter in parameters.items():
             setattr(self.scene, name, parameter)
-        self.statistics.reset(len(parents))
+        if densifies(strategy, step):
+            self.statistics.reset(len(parents))
         return parents
 
 
-def _measure(render: Render, found: RunningStatistics) -> None:
+def _measure(render: Render, found: Statistics) -> None:
     """Adds what a batch of views shows, now and, its gradients, in `backward`.
 
     As in gsplat, a gradient is multiplied by the number of views: the loss is a mean over them.
@@ -242,6 +246,7 @@ def _measure(render: Render, found: RunningStatistics) -> None:
 
     if drawn.means2d.requires_grad:
         drawn.means2d.register_hook(fill)
-    radii = drawn.radii.detach()
-    seen = (radii > 0).sum(0)
-    found.add(torch.zeros_like(found.gradients), seen, radii.amax(0) / max(height, width))
+    with torch.no_grad():
+        radii = drawn.radii.amax(0).to(found.radii) / max(height, width)
+        nothing = torch.zeros_like(found.gradients)
+        found.add_(Statistics(nothing, (drawn.radii > 0).sum(0), radii))
