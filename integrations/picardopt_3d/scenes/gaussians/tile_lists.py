@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-TILE = 8
-"""Pixels along a tile's edge."""
-
-PIXELS = TILE * TILE
-"""Pixels of a tile."""
+_SMALL_PICTURE = 48
+"""Pictures up to this many pixels along an edge have tiles of 4 pixels, larger ones of 8."""
 
 
 class Grid:
@@ -20,44 +17,50 @@ class Grid:
 
     Attributes:
         views: Pictures.
+        edge: Pixels along a tile's edge.
+        pixels: Pixels of a tile.
         rows: Rows of tiles.
         columns: Columns of tiles.
     """
 
     def __init__(self, views: int, height: int, width: int) -> None:
         self.views, self.height, self.width = views, height, width
-        self.rows, self.columns = -(-height // TILE), -(-width // TILE)
+        self.edge = 4 if max(height, width) <= _SMALL_PICTURE else 8
+        self.pixels = self.edge * self.edge
+        self.rows, self.columns = -(-height // self.edge), -(-width // self.edge)
 
     @property
     def count(self) -> int:
         """Tiles of all pictures."""
         return self.views * self.rows * self.columns
 
-    def untile(self, tiles: Tensor) -> Tensor:
+    def join(self, tiles: Tensor) -> Tensor:
         """Returns the pictures that tiles make up.
 
         Args:
-            tiles: Pixels of the tiles, row after row. [count, PIXELS, channels]
+            tiles: Pixels of the tiles, row after row. [count, pixels, channels]
 
         Returns:
             Pictures. [views, channels, height, width]
         """
-        shape = (self.views, self.rows, self.columns, TILE, TILE, tiles.shape[-1])
+        shape = (self.views, self.rows, self.columns, self.edge, self.edge, tiles.shape[-1])
         whole = tiles.view(shape).permute(0, 5, 1, 3, 2, 4)
-        whole = whole.reshape(self.views, tiles.shape[-1], self.rows * TILE, self.columns * TILE)
+        whole = whole.reshape(
+            self.views, tiles.shape[-1], self.rows * self.edge, self.columns * self.edge
+        )
         return whole[..., : self.height, : self.width].contiguous()
 
-    def tile(self, pictures: Tensor) -> Tensor:
-        """Returns the tiles of pictures, 0 outside of them: the reverse of `untile`."""
-        beyond = (0, self.columns * TILE - self.width, 0, self.rows * TILE - self.height)
+    def cut(self, pictures: Tensor) -> Tensor:
+        """Returns the tiles of pictures, 0 outside of them: the reverse of `join`."""
+        beyond = (0, self.columns * self.edge - self.width, 0, self.rows * self.edge - self.height)
         whole = functional.pad(pictures, beyond)
-        shape = (self.views, pictures.shape[1], self.rows, TILE, self.columns, TILE)
+        shape = (self.views, pictures.shape[1], self.rows, self.edge, self.columns, self.edge)
         whole = whole.view(shape).permute(0, 2, 4, 3, 5, 1)
-        return whole.reshape(self.count, PIXELS, pictures.shape[1])
+        return whole.reshape(self.count, self.pixels, pictures.shape[1])
 
     def monomials(self, like: Tensor) -> Tensor:
-        """Returns 1, x, y, xx, xy and yy of a tile's pixels, from the centre of the tile: `[PIXELS, 6]`."""
-        places = torch.arange(TILE, dtype=like.dtype, device=like.device) - (TILE - 1) / 2
+        """Returns 1, x, y, xx, xy and yy of a tile's pixels, from the centre of the tile: `[pixels, 6]`."""
+        places = torch.arange(self.edge, dtype=like.dtype, device=like.device) - (self.edge - 1) / 2
         y, x = (grid.reshape(-1) for grid in torch.meshgrid(places, places, indexing="ij"))
         return torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], dim=-1)
 
@@ -65,7 +68,7 @@ class Grid:
         """Returns the centres of the tiles, pixels (column, row): `[count, 2]`."""
         place = torch.arange(self.rows * self.columns, device=like.device)
         pairs = torch.stack([place % self.columns, place // self.columns], dim=-1)
-        return (TILE * pairs.to(like.dtype) + TILE / 2).repeat(self.views, 1)
+        return (self.edge * pairs.to(like.dtype) + self.edge / 2).repeat(self.views, 1)
 
 
 class TileLists(NamedTuple):
@@ -103,8 +106,8 @@ def list_tiles(grid: Grid, means2d: Tensor, depths: Tensor, extents: Tensor) -> 
     first_pixel = (centre - extent - 0.5).ceil().clamp_min(0)
     last_pixel = torch.minimum((centre + extent - 0.5).floor(), last)
     seen = ((extent > 0) & (first_pixel <= last_pixel)).all(-1)
-    first = (first_pixel[seen] / TILE).floor().long()
-    spans = (last_pixel[seen] / TILE).floor().long() - first + 1  # [seen, 2]
+    first = (first_pixel[seen] / grid.edge).floor().long()
+    spans = (last_pixel[seen] / grid.edge).floor().long() - first + 1  # [seen, 2]
     order = order[seen]
     sizes = spans[:, 0] * spans[:, 1]
     which = torch.repeat_interleave(torch.arange(len(order), device=device), sizes)

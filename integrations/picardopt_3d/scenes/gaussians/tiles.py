@@ -10,14 +10,15 @@ changes the order of sums: a view's picture is then the same to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from picardopt_3d.scenes.gaussians.projection import BLUR, LEAST_ALPHA, Projected
-from picardopt_3d.scenes.gaussians.tile_lists import PIXELS, Grid, TileLists, list_tiles
+from picardopt_3d.scenes.gaussians.tile_lists import Grid, TileLists, list_tiles
 
 MOST_ALPHA = 0.999
 """What a Gaussian covers of a pixel at most."""
@@ -30,7 +31,7 @@ _ELEMENTS = 1 << 16
 _LONGEST = 512
 """Gaussians of one tile that are composited at once."""
 
-_NOTHING = -1e4
+_NOTHING = -20.0
 """The logarithm of an alpha that is 0."""
 
 
@@ -81,19 +82,19 @@ class _Composite(torch.autograd.Function):
         grid = Grid(len(means2d), height, width)
         lists = list_tiles(grid, means2d, depths, extents)
         table = _Table(grid, lists, means2d, covariances, opacities, features)
-        pictures = features.new_zeros(grid.count, PIXELS, features.shape[-1])
+        pictures = features.new_zeros(grid.count, grid.pixels, features.shape[-1])
         for tiles, blocks in table.chunks():
             pictures[tiles] = _forward(table, blocks)
         ctx.save_for_backward(means2d, covariances, opacities, features, pictures, *lists)
         ctx.grid = grid
-        return grid.untile(pictures)
+        return grid.join(pictures)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         means2d, covariances, opacities, features, pictures, *lists = ctx.saved_tensors
         grid: Grid = ctx.grid
         table = _Table(grid, TileLists(*lists), means2d, covariances, opacities, features)
-        gradients = grid.tile(gradient)
+        gradients = grid.cut(gradient)
         moments = features.new_zeros(len(table.rows) + 1, 6 + features.shape[-1])
         for tiles, blocks in table.chunks():
             _backward(table, blocks, gradients[tiles], pictures[tiles], moments)
@@ -101,11 +102,28 @@ class _Composite(torch.autograd.Function):
         return *found, None, None, None, None
 
 
+class _Scratch:
+    """Memory that is used again for each chunk: fresh memory costs as much as what is computed in it."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.flat: dict[int, Tensor] = {}
+
+    def __call__(self, number: int, shape: Sequence[int]) -> Tensor:
+        """Returns a piece of memory with any content, by its number."""
+        size = math.prod(shape)
+        if number not in self.flat or len(self.flat[number]) < size:
+            self.flat[number] = self.like.new_empty(size)
+        return self.flat[number][:size].view(shape)
+
+
 class _Table:
     """The Gaussians of all lists, as the coefficients of the logarithm of their alpha in their tile.
 
     Attributes:
         rows: Gaussians as rows of [views * count], tile after tile. [pairs]
+        monomials: 1, x, y, xx, xy and yy of a tile's pixels. [pixels, 6]
+        scratch: Memory for a chunk.
         local: Their centres from the centre of the tile, pixels. [pairs, 2]
         values: Coefficients of 1, x, y, xx, xy and yy from the centre of the tile, then the features; the last row is
             that of a Gaussian that covers nothing. [pairs + 1, 6 + channels]
@@ -121,7 +139,8 @@ class _Table:
         features: Tensor,
     ) -> None:
         self.rows, self.tiles, self.counts = lists
-        self.monomials = grid.monomials(features)  # [PIXELS, 6]
+        self.scratch = _Scratch(features)
+        self.monomials = grid.monomials(features)  # [pixels, 6]
         channels = features.shape[-1]
         each = torch.cat(
             [
@@ -153,10 +172,10 @@ class _Table:
         counts, order = self.counts.sort(descending=True, stable=True)
         starts = (self.counts.cumsum(0) - self.counts)[order]
         lengths = counts.tolist()
-        at = 0
+        at, pixels = 0, len(self.monomials)
         while at < len(lengths) and lengths[at]:
             longest = lengths[at]
-            until = at + max(1, _ELEMENTS // (PIXELS * min(longest, _LONGEST)))
+            until = at + max(1, _ELEMENTS // (pixels * min(longest, _LONGEST)))
             places = torch.arange(longest, device=counts.device)
             index = starts[at:until, None] + places
             index.masked_fill_(places >= counts[at:until, None], len(self.rows))
@@ -170,9 +189,12 @@ class _Table:
             block: Rows of `values`. [tiles, length, 6 + channels]
 
         Returns:
-            Alphas. [tiles, PIXELS, length]
+            Alphas. [tiles, pixels, length]
         """
-        alphas = torch.matmul(self.monomials, block[..., :6].mT).exp_()
+        shape = (len(block), len(self.monomials), block.shape[1])
+        monomials = self.monomials.expand(len(block), -1, -1)
+        alphas = torch.bmm(monomials, block[..., :6].mT, out=self.scratch(0, shape))
+        alphas = alphas.clamp_min_(_NOTHING).exp_()  # exp is slow where it underflows
         return torch.threshold_(alphas, LEAST_ALPHA, 0.0).clamp_max_(MOST_ALPHA)
 
     def block(self, index: Tensor) -> Tensor:
@@ -180,33 +202,37 @@ class _Table:
         return self.values.index_select(0, index.reshape(-1)).view(*index.shape, -1)
 
 
-def _weights(alphas: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the weights of Gaussians, and what they leave uncovered.
+def _weights(alphas: Tensor, left: Tensor, scratch: _Scratch) -> tuple[Tensor, Tensor, bool]:
+    """Returns the weights of Gaussians, what they leave uncovered, and whether some were left out as hidden.
 
     Args:
-        alphas: Their alphas, from front to back. [tiles, PIXELS, length]
-        left: What those before them leave uncovered. [tiles, PIXELS, 1]
+        alphas: Their alphas, from front to back. [tiles, pixels, length]
+        left: What those before them leave uncovered. [tiles, pixels, 1]
+        scratch: Memory for the result and on the way, numbers 1 and 2.
     """
-    passed = alphas.new_empty(*alphas.shape[:2], alphas.shape[2] + 1)
+    tiles, pixels, length = alphas.shape
+    passed = scratch(1, (tiles, pixels, length + 1))
     passed[..., :1] = left
     torch.sub(1, alphas, out=passed[..., 1:])
     torch.cumprod(passed, dim=-1, out=passed)
-    weights = alphas * passed[..., :-1]
-    left = passed[..., -1:]
-    if bool(left.min() <= LEAST_TRANSMITTANCE):
+    weights = torch.mul(alphas, passed[..., :-1], out=scratch(2, alphas.shape))
+    left = passed[..., -1:].clone()
+    hidden = bool(left.min() <= LEAST_TRANSMITTANCE)
+    if hidden:
         weights *= passed[..., 1:] > LEAST_TRANSMITTANCE
-    return weights, left
+    return weights, left, hidden
 
 
 def _forward(table: _Table, blocks: list[Tensor]) -> Tensor:
-    """Returns the pictures of tiles: `[tiles, PIXELS, channels]`."""
-    left = table.values.new_ones(len(blocks[0]), PIXELS, 1)
-    picture = table.values.new_zeros(len(blocks[0]), PIXELS, table.values.shape[1] - 6)
+    """Returns the pictures of tiles: `[tiles, pixels, channels]`."""
+    shape = (len(blocks[0]), len(table.monomials))
+    left = table.values.new_ones(*shape, 1)
+    picture = table.values.new_zeros(*shape, table.values.shape[1] - 6)
     for index in blocks:
         block = table.block(index)
-        weights, left = _weights(table.alphas(block), left)
+        weights, left, hidden = _weights(table.alphas(block), left, table.scratch)
         picture.baddbmm_(weights, block[..., 6:])
-        if bool(left.max() <= LEAST_TRANSMITTANCE):
+        if hidden and bool(left.max() <= LEAST_TRANSMITTANCE):
             break
     return picture
 
@@ -219,32 +245,35 @@ def _backward(
     Args:
         table: What is composited.
         blocks: As `_Table.chunks` yields them.
-        gradient: Gradient of the tiles' pictures. [tiles, PIXELS, channels]
-        picture: The tiles' pictures. [tiles, PIXELS, channels]
+        gradient: Gradient of the tiles' pictures. [tiles, pixels, channels]
+        picture: The tiles' pictures. [tiles, pixels, channels]
         moments: Receives a row for each row of the table. [pairs + 1, 6 + channels]
     """
-    left = table.values.new_ones(len(blocks[0]), PIXELS, 1)
+    left = table.values.new_ones(*gradient.shape[:2], 1)
     behind = (gradient * picture).sum(
         -1, keepdim=True
     )  # what this and all behind it add to the loss
     for index in blocks:
         block = table.block(index)
         alphas = table.alphas(block)
-        weights, left = _weights(alphas, left)
-        pull = torch.matmul(gradient, block[..., 6:].mT).mul_(weights)  # w dL/dw
-        hidden = behind - pull.cumsum(-1)
-        behind = hidden[..., -1:].clone()
-        # dL/dlog(alpha) = w dL/dw - alpha / (1 - alpha) * (the same of all behind it)
-        ratio = alphas / (1 - alphas)
-        stopped = bool(left.min() <= LEAST_TRANSMITTANCE)
-        pull.addcmul_(ratio, hidden, value=-1)
-        if stopped:
+        weights, left, hidden = _weights(alphas, left, table.scratch)
+        pull = torch.bmm(gradient, block[..., 6:].mT, out=table.scratch(3, alphas.shape))
+        pull *= weights
+        after = torch.cumsum(pull, dim=-1, out=table.scratch(1, alphas.shape))
+        torch.sub(behind, after, out=after)
+        behind = after[..., -1:].clone()
+        # dL/dlog(alpha) = w dL/dw - alpha / (1 - alpha) * (the sum of w dL/dw over all behind it)
+        ratio = torch.sub(1, alphas, out=table.scratch(4, alphas.shape))
+        torch.div(alphas, ratio, out=ratio)
+        pull.addcmul_(ratio, after, value=-1)
+        if hidden:
             pull *= weights > 0
         if bool(alphas.amax() >= MOST_ALPHA):
             pull *= alphas < MOST_ALPHA
-        found = torch.cat([pull.mT @ table.monomials, weights.mT @ gradient], dim=-1)
+        monomials = table.monomials.expand(len(block), -1, -1)
+        found = torch.cat([pull.mT @ monomials, weights.mT @ gradient], dim=-1)
         moments.index_copy_(0, index.reshape(-1), found.view(-1, found.shape[-1]))
-        if bool(left.max() <= LEAST_TRANSMITTANCE):
+        if hidden and bool(left.max() <= LEAST_TRANSMITTANCE):
             break
 
 
