@@ -11,6 +11,9 @@ from torch.nn import functional
 _SMALL_PICTURE = 48
 """Pictures up to this many pixels along an edge have tiles of 4 pixels, larger ones of 8."""
 
+_PAIRS = 1 << 18
+"""(Gaussian, tile) pairs that are listed at once, if one row of tiles does not have more."""
+
 
 class Grid:
     """The tiles of a batch of pictures, numbered by picture, row and column.
@@ -71,6 +74,24 @@ class Grid:
         return (self.edge * pairs.to(like.dtype) + self.edge / 2).repeat(self.views, 1)
 
 
+class Boxes(NamedTuple):
+    """The boxes of tiles that Gaussians can reach; those that reach no pixel have none.
+
+    Attributes:
+        rows: Gaussians as rows of [views * count], picture after picture, from front to back. [boxes]
+        first: First row of tiles, counted over all pictures. [boxes]
+        last: Last row of tiles. [boxes]
+        left: First column of tiles. [boxes]
+        wide: Columns of tiles. [boxes]
+    """
+
+    rows: Tensor
+    first: Tensor
+    last: Tensor
+    left: Tensor
+    wide: Tensor
+
+
 class TileLists(NamedTuple):
     """For each tile the Gaussians that can reach it, from front to back.
 
@@ -85,40 +106,63 @@ class TileLists(NamedTuple):
     counts: Tensor
 
 
-def list_tiles(grid: Grid, means2d: Tensor, depths: Tensor, extents: Tensor) -> TileLists:
-    """Lists for each tile the Gaussians whose box holds the centre of one of its pixels.
-
-    Gaussians at the same depth are in the order of their rows.
+def find_boxes(grid: Grid, means2d: Tensor, depths: Tensor, extents: Tensor) -> Boxes:
+    """Returns the boxes of Gaussians, sorted by depth; those at the same depth are in the order of their rows.
 
     Args:
         grid: The tiles.
         means2d: Centres, pixels. [views, count, 2]
         depths: Distances along the camera's axis. [views, count]
-        extents: Half the edges of their boxes, pixels; 0: not seen. [views, count, 2]
+        extents: Half the edges of the boxes in which they are drawn, pixels; 0: not seen. [views, count, 2]
     """
     views, count = depths.shape
-    device = depths.device
-    order = depths.argsort(dim=1, stable=True)
-    order = (order + count * torch.arange(views, device=device)[:, None]).view(-1)
-    centre = means2d.reshape(-1, 2).index_select(0, order)
-    extent = extents.reshape(-1, 2).index_select(0, order)
-    last = centre.new_tensor([grid.width - 1, grid.height - 1])
-    first_pixel = (centre - extent - 0.5).ceil().clamp_min(0)
-    last_pixel = torch.minimum((centre + extent - 0.5).floor(), last)
-    seen = ((extent > 0) & (first_pixel <= last_pixel)).all(-1)
-    first = (first_pixel[seen] / grid.edge).floor().long()
-    spans = (last_pixel[seen] / grid.edge).floor().long() - first + 1  # [seen, 2]
-    order = order[seen]
-    sizes = spans[:, 0] * spans[:, 1]
-    which = torch.repeat_interleave(torch.arange(len(order), device=device), sizes)
-    place = torch.arange(len(which), device=device) - (sizes.cumsum(0) - sizes)[which]
-    wide = spans[:, 0][which]
-    row = torch.div(place, wide, rounding_mode="floor")
-    column = first[:, 0][which] + place - row * wide
-    row += first[:, 1][which]
-    rows = order[which]
-    tiles = (
-        torch.div(rows, count, rounding_mode="floor") * grid.rows + row
-    ) * grid.columns + column
-    tiles, sorting = tiles.sort(stable=True)
-    return TileLists(rows[sorting], tiles, torch.bincount(tiles, minlength=grid.count))
+    view = torch.arange(views, device=depths.device)[:, None]
+    rows = (depths.argsort(dim=1, stable=True) + count * view).view(-1)
+    centre = means2d.reshape(-1, 2).index_select(0, rows)
+    extent = extents.reshape(-1, 2).index_select(0, rows)
+    edge = centre.new_tensor([grid.width - 1, grid.height - 1])
+    first = (centre - extent - 0.5).ceil().clamp_min(0)  # the first pixel with its centre inside
+    last = torch.minimum((centre + extent - 0.5).floor(), edge)
+    seen = ((extent > 0) & (first <= last)).all(-1)
+    rows = rows[seen]
+    left, top = (first[seen] / grid.edge).long().unbind(-1)
+    right, bottom = (last[seen] / grid.edge).long().unbind(-1)
+    above = torch.div(rows, max(1, count), rounding_mode="floor") * grid.rows
+    return Boxes(rows, above + top, above + bottom, left, right - left + 1)
+
+
+def split_bands(grid: Grid, boxes: Boxes) -> list[tuple[int, int]]:
+    """Returns ranges of rows of tiles with a bounded number of (Gaussian, tile) pairs each, at least one row each."""
+    strips = grid.views * grid.rows
+    changes = boxes.wide.new_zeros(strips + 1)
+    changes.index_add_(0, boxes.first, boxes.wide)
+    changes.index_add_(0, boxes.last + 1, -boxes.wide)
+    pairs = changes.cumsum(0).tolist()
+    bands, start, held = [], 0, 0
+    for strip in range(strips):
+        if held and held + pairs[strip] > _PAIRS:
+            bands.append((start, strip))
+            start, held = strip, 0
+        held += pairs[strip]
+    return [*bands, (start, strips)]
+
+
+def list_tiles(grid: Grid, boxes: Boxes, band: tuple[int, int]) -> TileLists:
+    """Lists for each tile of a band the Gaussians whose boxes hold it.
+
+    Args:
+        grid: The tiles.
+        boxes: The boxes of the Gaussians.
+        band: First and last row of tiles (excluded), counted over all pictures.
+    """
+    first, last = boxes.first.clamp_min(band[0]), boxes.last.clamp_max(band[1] - 1)
+    sizes = (last - first + 1).clamp_min(0) * boxes.wide
+    device = sizes.device
+    which = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
+    each = torch.stack([first, boxes.left, boxes.wide, boxes.rows, sizes.cumsum(0) - sizes], dim=-1)
+    top, left, wide, rows, start = each.index_select(0, which).unbind(-1)
+    place = torch.arange(len(which), device=device) - start
+    down = torch.div(place, wide, rounding_mode="floor")
+    tiles = (top + down) * grid.columns + left + place - down * wide
+    tiles, order = tiles.sort(stable=True)
+    return TileLists(rows[order], tiles, torch.bincount(tiles, minlength=grid.count))
