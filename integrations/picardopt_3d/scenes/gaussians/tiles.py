@@ -110,7 +110,7 @@ class _Composite(torch.autograd.Function):
             for tiles, blocks in table.chunks():
                 _backward(table, blocks, gradients[tiles], pictures[tiles], moments, scratch)
             total.index_add_(0, table.rows, table.about_centres(moments[:-1]))
-        found = gaussian_gradients(total.view(*opacities.shape, -1), covariances, opacities)
+        found = gaussian_gradients(total.view(*opacities.shape, total.shape[1]), covariances, opacities)
         return *found, None, None, None, None
 
 
