@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from picardopt_3d.scenes.gaussians.projection import LEAST_ALPHA
+
 _SMALL_PICTURE = 48
 """Pictures up to this many pixels along an edge have tiles of 4 pixels, larger ones of 8."""
 
 _PAIRS = 1 << 18
 """(Gaussian, tile) pairs that are listed at once, if one row of tiles does not have more."""
+
+_LOG_LEAST = math.log(LEAST_ALPHA) - 0.01
+"""The logarithm of the least alpha, with room for rounding."""
 
 
 class Grid:
@@ -147,12 +153,13 @@ def split_bands(grid: Grid, boxes: Boxes) -> list[tuple[int, int]]:
     return [*bands, (start, strips)]
 
 
-def list_tiles(grid: Grid, boxes: Boxes, band: tuple[int, int]) -> TileLists:
-    """Lists for each tile of a band the Gaussians whose boxes hold it.
+def list_tiles(grid: Grid, gaussians: Tensor, boxes: Boxes, band: tuple[int, int]) -> TileLists:
+    """Lists for each tile of a band the Gaussians that can reach it.
 
     Args:
         grid: The tiles.
-        boxes: The boxes of the Gaussians.
+        gaussians: The Gaussians, from `gaussian_rows`. [views * count, 6 + channels]
+        boxes: Their boxes.
         band: First and last row of tiles (excluded), counted over all pictures.
     """
     first, last = boxes.first.clamp_min(band[0]), boxes.last.clamp_max(band[1] - 1)
@@ -164,5 +171,31 @@ def list_tiles(grid: Grid, boxes: Boxes, band: tuple[int, int]) -> TileLists:
     place = torch.arange(len(which), device=device) - start
     down = torch.div(place, wide, rounding_mode="floor")
     tiles = (top + down) * grid.columns + left + place - down * wide
+    kept = _reaching(grid, gaussians, rows, tiles)
+    rows, tiles = rows[kept], tiles[kept]
     tiles, order = tiles.sort(stable=True)
     return TileLists(rows[order], tiles, torch.bincount(tiles, minlength=grid.count))
+
+
+def _reaching(grid: Grid, gaussians: Tensor, rows: Tensor, tiles: Tensor) -> Tensor:
+    """Returns which Gaussians can cover `LEAST_ALPHA` of a pixel of a tile: their boxes hold more tiles than that.
+
+    Args:
+        grid: The tiles.
+        gaussians: The Gaussians, from `gaussian_rows`. [views * count, 6 + channels]
+        rows: Gaussians. [pairs]
+        tiles: A tile for each. [pairs]
+    """
+    each = gaussians[:, :6].index_select(0, rows)
+    off = grid.centres(gaussians).index_select(0, tiles) - each[:, :2]
+    half = 0.5 * (grid.edge - 1)
+    low_x, low_y = (off - half).unbind(-1)
+    high_x, high_y = (off + half).unbind(-1)
+    xx, xy, yy, log_opacity = each[:, 2:].unbind(-1)
+    # From outside, the largest alpha is on one of the two edges that face the centre.
+    x, y = low_x.clamp_min(0) + high_x.clamp_max(0), low_y.clamp_min(0) + high_y.clamp_max(0)
+    along_y = torch.minimum(torch.maximum(-xy / yy * x, low_y), high_y)
+    along_x = torch.minimum(torch.maximum(-xy / xx * y, low_x), high_x)
+    one = x * (xx * x + 2 * xy * along_y) + yy * along_y * along_y
+    other = y * (yy * y + 2 * xy * along_x) + xx * along_x * along_x
+    return 0.5 * torch.minimum(one, other) <= log_opacity - _LOG_LEAST

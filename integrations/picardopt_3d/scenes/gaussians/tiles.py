@@ -87,7 +87,7 @@ class _Composite(torch.autograd.Function):
         pictures = features.new_zeros(grid.count, grid.pixels, features.shape[-1])
         scratch = Scratch(features)
         for band in bands:
-            table = Table(grid, gaussians, list_tiles(grid, boxes, band))
+            table = Table(grid, gaussians, list_tiles(grid, gaussians, boxes, band))
             for tiles, blocks in table.chunks():
                 pictures[tiles] = _forward(table, blocks, scratch)
         ctx.save_for_backward(means2d, covariances, opacities, features, pictures, *boxes)
@@ -105,12 +105,16 @@ class _Composite(torch.autograd.Function):
         total = torch.zeros_like(gaussians)
         scratch = Scratch(features)
         for band in ctx.bands:
-            table = ctx.table or Table(grid, gaussians, list_tiles(grid, Boxes(*boxes), band))
+            table = ctx.table or Table(
+                grid, gaussians, list_tiles(grid, gaussians, Boxes(*boxes), band)
+            )
             moments = torch.zeros_like(table.values)
             for tiles, blocks in table.chunks():
                 _backward(table, blocks, gradients[tiles], pictures[tiles], moments, scratch)
             total.index_add_(0, table.rows, table.about_centres(moments[:-1]))
-        found = gaussian_gradients(total.view(*opacities.shape, total.shape[1]), covariances, opacities)
+        found = gaussian_gradients(
+            total.view(*opacities.shape, total.shape[1]), covariances, opacities
+        )
         return *found, None, None, None, None
 
 
