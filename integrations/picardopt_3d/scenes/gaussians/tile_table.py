@@ -99,11 +99,12 @@ class Table:
         """
         counts, order = self._counts.sort(descending=True, stable=True)
         starts = (self._counts.cumsum(0) - self._counts)[order]
-        lengths = counts.tolist()
+        lengths = [length for length in counts.tolist() if length]
         at, pixels = 0, len(self.monomials)
-        while at < len(lengths) and lengths[at]:
+        while at < len(lengths):
             longest = lengths[at]
             until = at + max(1, _ELEMENTS // (pixels * min(longest, _LONGEST)))
+            until = min(until, len(lengths))  # the others may be another band's
             places = torch.arange(longest, device=counts.device)
             index = starts[at:until, None] + places
             index.masked_fill_(places >= counts[at:until, None], len(self.rows))
