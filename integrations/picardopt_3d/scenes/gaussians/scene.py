@@ -22,7 +22,6 @@ from picardopt_3d.scenes.gaussians.strategy import Statistics, apply, densifies,
 from picardopt_3d.scenes.scene import Scene, Surface
 from picardopt_3d.scenes.views import Light, Render
 
-
 _FAINT = -3.0
 """Opacity logit below which a Gaussian does not count for the size of the surface."""
 
@@ -221,7 +220,7 @@ class _Change:
     optimizers: tuple[Optimizer, ...]
 
     def __call__(self, step: int) -> Tensor:
-        """Changes scene, statistics and optimizers; returns the old row of each new one. [count]"""
+        """Changes scene, statistics and optimizers; returns the old row of each new one, `[count]`."""
         strategy = self.scene.config.strategy
         assert strategy is not None
         parameters = self.scene._trained()
