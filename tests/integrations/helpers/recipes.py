@@ -100,7 +100,7 @@ def tiny(command: str, name: str, folders: dict[str, Path]) -> StageConfig:
     zero123 = GuidanceConfig("zero123", str(folders["zero123"]))
     lit = ShadingConfig(ambient_steps=2, diffuse_probability=0.8)
     gaussians: dict[str, Any] = {"scene": FEW, "rates": RATES, "geometric": ("means",)}
-    from_picture = {"reference_pixels": ((0, 8), (3, 10)), "guidance": zero123}
+    from_picture: dict[str, Any] = {"reference_pixels": ((0, 8), (3, 10)), "guidance": zero123}
     if name == "dreamgaussian":
         image = command == "image-to-3d"
         return DreamGaussianConfig(
