@@ -106,8 +106,8 @@ class Cameras:
             )
         return Cameras(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
-    def to(self, device: torch.device | str) -> Cameras:
-        """Returns the same cameras on another device."""
+    def to(self, device: torch.device | str | torch.dtype) -> Cameras:
+        """Returns the same cameras on another device, or in another type of number."""
         return Cameras(
             **{field.name: getattr(self, field.name).to(device) for field in fields(self)}
         )

@@ -1,4 +1,4 @@
-"""3D Gaussians for tests, and an oracle of their pictures: a loop over pixels and Gaussians."""
+"""3D Gaussians for tests, and an oracle of their pictures: a loop over pixels and Gaussians, by the formulas."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def loop_over_pixels(
         for row in range(len(splats.means)):
             centre, inverse, depth = one_gaussian(splats, row, camera, fov, height, width)
             if depth > 0.01:
-                found.append((float(depth), row, centre, inverse))
+                found.append((depth.item(), row, centre, inverse))
         found.sort(key=lambda one: one[:2])
         opacities = 1 / (1 + torch.exp(-splats.opacity_logits))
         distances = (splats.means - camera[:3, 3]).norm(dim=-1)

@@ -50,7 +50,7 @@ def rasterize(
 
     Args:
         splats: The Gaussians.
-        cameras: The cameras.
+        cameras: The cameras, on the device of the Gaussians.
         height: Rows of pixels.
         width: Columns of pixels; pixels are square.
         degree: Degree of the spherical harmonics that are used, 0 to 3.
@@ -60,6 +60,7 @@ def rasterize(
         ValueError: A number is not finite, the degree or the size cannot be, or the rasterizer cannot be used here.
     """
     _check(splats, cameras, degree, height, width)
+    cameras = cameras.to(splats.means.dtype)
     opacities = torch.sigmoid(splats.opacity_logits)
     offsets = splats.means[None] - cameras.position[:, None]
     colours = view_colours(splats.colours, splats.harmonics, offsets, degree)
