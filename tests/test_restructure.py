@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picardopt import ParallelPicardOptimizer, Restructure
+from picardopt import Carry, ParallelPicardOptimizer, Restructure
 from picardopt.layout import ParameterLayout
 from picardopt.restructure import Remap
 from tests.helpers.pool import Pools
@@ -291,3 +291,45 @@ def test_a_scheduler_goes_on_across() -> None:
             scheduler.step()
         rates.append(bases[0].param_groups[0]["lr"])
     assert rates[0] == rates[1] == pytest.approx(1e-2 * 0.9**STEPS)
+
+
+def test_what_steps_returned_for_the_update_goes_across_with_its_rows() -> None:
+    """Steps 5 and 6 were evaluated before the points split: their statistics are the parents'."""
+    splats, optimizers, restructure = build(across=True)
+    evaluated: dict[int, dict[str, torch.Tensor]] = {}
+    parents: list[torch.Tensor] = []
+
+    def closure(step: int) -> dict[str, torch.Tensor]:
+        splats.zero_grad()
+        loss = (splats(2 * torch.rand(16) - 1) - 1).square().mean()
+        loss.backward()
+        assert splats.means.grad is not None
+        slopes = splats.means.grad.abs().float()
+        returned = {"loss": loss, "slopes": slopes, "other": torch.arange(3)}
+        evaluated.setdefault(step, returned)
+        return returned
+
+    def update(returned: dict[str, torch.Tensor]) -> None:
+        splats.slopes += returned["slopes"]
+        splats.seen += 1
+
+    def function(step: int) -> torch.Tensor:
+        parents.append(restructure.function(step))
+        return parents[-1]
+
+    optimizer = ParallelPicardOptimizer(
+        list(optimizers.values()),
+        window=7,
+        tolerance=float("inf"),
+        seed=3,
+        carry=Carry(splats, update),
+        restructure=replace(restructure, function=function),
+    )
+    returned = [optimizer.step(closure) for _ in range(7)]
+    assert optimizer.stats.strides == [7]
+    for step in (EVERY, EVERY + 1):
+        assert_same_bits(returned[step]["slopes"], evaluated[step]["slopes"][parents[0]])
+        assert_same_bits(returned[step]["loss"], evaluated[step]["loss"].detach())
+        assert_same_bits(returned[step]["other"], torch.arange(3))
+    assert_same_bits(splats.slopes, returned[EVERY]["slopes"] + returned[EVERY + 1]["slopes"])
+    assert torch.equal(splats.seen, torch.full_like(splats.seen, 2))
