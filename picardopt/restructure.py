@@ -51,7 +51,7 @@ class Restructure:
                 raise TypeError(f"{name}={getattr(self, name)!r}: give a function of the step")
 
     def holders(self) -> list[object]:
-        """Returns the objects whose attributes the function may replace: its own object and captured modules."""
+        """Returns the objects in which the function may replace tensors: its own and the captured ones."""
         return list(_holders(self.function, 3))
 
     def window(self, step: int, limit: int) -> int:
@@ -63,16 +63,17 @@ class Restructure:
 
 
 def _holders(value: object, depth: int) -> Iterator[object]:
-    if isinstance(value, nn.Module):
+    if isinstance(value, nn.Module | dict | list):
         yield value
     elif inspect.ismethod(value):
         yield value.__self__
     elif depth and is_dataclass(value) and not isinstance(value, type):
+        yield value
         for item in fields(value):
             yield from _holders(getattr(value, item.name), depth - 1)
-    elif depth and callable(value):
-        if not isinstance(value, type | types.FunctionType | functools.partial):
-            yield value  # an object with __call__
+    elif depth and not isinstance(value, type):
+        if not isinstance(value, types.FunctionType | functools.partial):
+            yield value  # an object, perhaps one with __call__
         for captured in captured_by(value):
             yield from _holders(captured, depth - 1)
 
