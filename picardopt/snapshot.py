@@ -192,7 +192,8 @@ class Snapshot:
                 for (k, v), (key, value) in zip(now, items, strict=True)
             ):
                 obj.clear()
-                obj.update(items)
+                for key, value in items:  # a Counter's update would count the pairs
+                    obj[key] = value
 
         self._undo.append(undo)
 

@@ -1,6 +1,7 @@
 """Steps that change the number of parameters: bitwise at tolerance 0, and the paper's window across them."""
 
 import copy
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
@@ -340,15 +341,16 @@ def test_a_failed_step_puts_back_the_parameters_that_a_dict_or_a_list_holds(held
     """As gsplat keeps them: parameters in a dict, statistics in another, here with a list of them too."""
     parameters = {"points": torch.nn.Parameter(torch.zeros(4))}
     statistics = {"seen": torch.zeros(4)}
-    history = [parameters["points"]]
+    history, calls = [parameters["points"]], Counter({"never": 0})
     base = torch.optim.Adam([parameters["points"]], lr=0.1)
 
     class Held:
         def __init__(self) -> None:
             self.parameters, self.statistics, self.history = parameters, statistics, history
+            self.calls = calls
 
         def __call__(self, step: int) -> torch.Tensor:
-            return split(self.parameters, self.statistics, self.history)
+            return split(self.parameters, self.statistics, self.history, self.calls)
 
     @dataclass
     class Lists:
@@ -356,11 +358,12 @@ def test_a_failed_step_puts_back_the_parameters_that_a_dict_or_a_list_holds(held
         statistics: dict[str, torch.Tensor]
         history: list[torch.nn.Parameter]
 
-    def split(parameters: Any, statistics: Any, history: Any) -> torch.Tensor:
+    def split(parameters: Any, statistics: Any, history: Any, calls: Any) -> torch.Tensor:
         parents = torch.arange(4).repeat(2)
         old = parameters["points"]
         new = parameters["points"] = torch.nn.Parameter(old.detach()[parents])
         statistics["seen"], statistics["new"] = torch.zeros(8), torch.zeros(8)
+        calls["split"] += 1
         base.state[new] = {
             k: v[parents] if v.shape == old.shape else v for k, v in base.state.pop(old).items()
         }
@@ -372,9 +375,11 @@ def test_a_failed_step_puts_back_the_parameters_that_a_dict_or_a_list_holds(held
 
     lists = Lists(parameters, statistics, history)
     function = {
-        "captured": lambda step: split(parameters, statistics, history),
+        "captured": lambda step: split(parameters, statistics, history, calls),
         "an attribute": Held(),
-        "of a dataclass": lambda step: split(lists.parameters, lists.statistics, lists.history),
+        "of a dataclass": lambda step: split(
+            lists.parameters, lists.statistics, lists.history, calls
+        ),
     }[held]
     optimizer = ParallelPicardOptimizer(
         [base], window=4, tolerance=0, restructure=Restructure(function, lambda step: step == 2)
@@ -397,6 +402,7 @@ def test_a_failed_step_puts_back_the_parameters_that_a_dict_or_a_list_holds(held
     assert list(statistics) == ["seen"]
     assert (parameters["points"], statistics["seen"]) == before
     assert len(history) == 1
+    assert calls == {"never": 0}
     assert history[0] is base.param_groups[0]["params"][0] is parameters["points"]
     assert_same_bits(parameters["points"].detach(), bits)
     failing.clear()
