@@ -12,6 +12,7 @@ import pytest
 import torch
 import trimesh
 from picardopt_3d.export.command import main
+from picardopt_3d.export.glb import to_linear
 from picardopt_3d.export.mesh import (
     Mesh,
     NoSurfaceError,
@@ -19,7 +20,7 @@ from picardopt_3d.export.mesh import (
     largest_components,
     points_of,
 )
-from picardopt_3d.export.mesh_files import save_mesh, to_linear, vertex_normals
+from picardopt_3d.export.mesh_files import save_mesh, vertex_normals
 from picardopt_3d.scenes import NerfConfig, NerfField, SdfConfig, SdfField, save_scene
 from picardopt_3d.world import SHAPES
 from plyfile import PlyData

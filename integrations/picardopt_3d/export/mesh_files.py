@@ -6,15 +6,14 @@ PLY, which require nothing, keep the world's axes unless `up` says otherwise.
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from picardopt_3d.export.glb import INDICES, Part, pack_glb, to_linear
 from picardopt_3d.export.mesh import Mesh
 from picardopt_3d.io import replacing
 
@@ -22,8 +21,6 @@ Format = Literal["glb", "obj", "ply"]
 Up = Literal["z", "y"]
 
 _UP: dict[str, Up] = {"glb": "y", "obj": "z", "ply": "z"}
-_FLOAT, _UNSIGNED = 5126, 5125  # glTF's codes of component types
-_VERTICES, _INDICES = 34962, 34963  # glTF's codes of the purposes of buffer views
 
 
 def save_mesh(mesh: Mesh, path: Path, format: Format | None = None, up: Up | None = None) -> None:
@@ -68,12 +65,6 @@ def vertex_normals(mesh: Mesh) -> npt.NDArray[np.float32]:
     return unit.astype(np.float32)
 
 
-def to_linear(colours: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Converts screen colours (sRGB, IEC 61966-2-1) to linear ones, as glTF requires for vertex colours."""
-    low, high = colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4
-    return np.where(colours <= 0.04045, low, high).astype(np.float32)
-
-
 def _glb(
     vertices: npt.NDArray[np.float32],
     normals: npt.NDArray[np.float32],
@@ -86,51 +77,20 @@ def _glb(
     It is not written by a library, because that would store sRGB colours as linear bytes and leave out the material:
     viewers would then show a washed-out metal.
     """
-    parts: list[tuple[npt.NDArray[Any], str, int, int]] = [
-        (vertices.astype("<f4"), "VEC3", _FLOAT, _VERTICES),
-        (normals.astype("<f4"), "VEC3", _FLOAT, _VERTICES),
-        (to_linear(colours).astype("<f4"), "VEC3", _FLOAT, _VERTICES),
-        (faces.astype("<u4").reshape(-1), "SCALAR", _UNSIGNED, _INDICES),
+    parts = [
+        Part(vertices.astype("<f4"), bounds=True),
+        Part(normals.astype("<f4")),
+        Part(to_linear(colours).astype("<f4")),
+        Part(faces.astype("<u4").reshape(-1), INDICES),
     ]
-    accessors, views, offset = [], [], 0
-    for index, (array, kind, component, target) in enumerate(parts):
-        views.append(
-            {"buffer": 0, "byteOffset": offset, "byteLength": array.nbytes, "target": target}
-        )
-        accessor = {"bufferView": index, "componentType": component, "type": kind}
-        accessors.append(accessor | {"count": len(array)})
-        offset += array.nbytes
-    accessors[0] |= {"min": vertices.min(0).tolist(), "max": vertices.max(0).tolist()}
     primitive = {
         "attributes": {"POSITION": 0, "NORMAL": 1, "COLOR_0": 2},
         "indices": 3,
         "material": 0,
     }
     matt = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
-    tree = {
-        "asset": {"version": "2.0", "generator": "picardopt-3d"},
-        "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0, "name": "object"}],
-        "meshes": [{"primitives": [primitive]}],
-        "materials": [{"pbrMetallicRoughness": matt, "name": "vertex colours"}],
-        "accessors": accessors,
-        "bufferViews": views,
-        "buffers": [{"byteLength": offset}],
-    }
-    text = json.dumps(tree, separators=(",", ":"), allow_nan=False).encode()
-    text += b" " * (-len(text) % 4)
-    binary = b"".join(array.tobytes() for array, *_ in parts)  # each a multiple of four bytes
-    total = 12 + 8 + len(text) + 8 + len(binary)
-    return b"".join(
-        [
-            struct.pack("<4sII", b"glTF", 2, total),
-            struct.pack("<I4s", len(text), b"JSON"),
-            text,
-            struct.pack("<I4s", len(binary), b"BIN\0"),
-            binary,
-        ]
-    )
+    materials = [{"pbrMetallicRoughness": matt, "name": "vertex colours"}]
+    return pack_glb(parts, {"meshes": [{"primitives": [primitive]}], "materials": materials})
 
 
 def _obj(

@@ -69,7 +69,7 @@ class Density:
 
     @torch.no_grad()
     def _at(self, points: Tensor) -> Tensor:
-        """Returns the density, and the colours weighted by it, at points. [count, 4]"""
+        """Returns the density, and the colours weighted by it, at points, `[count, 4]`."""
         everything = torch.arange(len(self.means), device=self.means.device)
         return self._sums(points.float(), everything)
 
@@ -112,7 +112,7 @@ def surface_of(splats: Splats, radius: float, threshold: float = THRESHOLD) -> S
     Args:
         splats: The Gaussians.
         radius: Radius of the sphere to look in, world units; what lies outside is cut off.
-        threshold: Density at the surface. For a single opaque Gaussian 0.61 is the ellipsoid of its standard deviations.
+        threshold: Density at the surface.
 
     Raises:
         ValueError: Values of the Gaussians are not finite.
@@ -124,7 +124,7 @@ def surface_of(splats: Splats, radius: float, threshold: float = THRESHOLD) -> S
 
 
 def _matrices(rotations: Tensor) -> Tensor:
-    """Returns the rotation matrices of quaternions w, x, y, z of any length; a zero one turns nothing. [count, 3, 3]"""
+    """Returns the matrices of quaternions w, x, y, z of any length, `[count, 3, 3]`; zero turns nothing."""
     w, x, y, z = F.normalize(rotations, dim=1).unbind(1)
     rows = [
         (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
