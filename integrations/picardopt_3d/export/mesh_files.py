@@ -18,7 +18,7 @@ from picardopt_3d.export.mesh import Mesh
 from picardopt_3d.io import replacing
 
 Format = Literal["glb", "obj", "ply"]
-Up = Literal["z", "y"]
+Up = Literal["z", "y", "minus-y"]
 
 _UP: dict[str, Up] = {"glb": "y", "obj": "z", "ply": "z"}
 
@@ -30,8 +30,8 @@ def save_mesh(mesh: Mesh, path: Path, format: Format | None = None, up: Up | Non
         mesh: The mesh.
         path: The file to write.
         format: The file's format; by default the one that the path's suffix names.
-        up: The axis that points up in the file: "z" as in the world, or "y" with the front along +z. By default what
-            the format's readers expect: "y" for GLB (the only one that glTF allows), "z" for OBJ and PLY.
+        up: The axis that points up in the file: "z" as in the world, or "y" or "minus-y" with the front along +z. By
+            default what the format's readers expect: "y" for GLB (the only one that glTF allows), "z" for OBJ and PLY.
 
     Raises:
         ValueError: The format is unknown, or it does not allow `up`.
@@ -39,14 +39,15 @@ def save_mesh(mesh: Mesh, path: Path, format: Format | None = None, up: Up | Non
     kind = path.suffix.lstrip(".").lower() if format is None else format
     if kind not in get_args(Format):
         raise ValueError(f"format={kind!r}: give one of {', '.join(get_args(Format))}")
-    if kind == "glb" and up == "z":
+    if kind == "glb" and up not in (None, "y"):
         raise ValueError(
-            "up='z' with format='glb': glTF has y up; leave it out, or write obj or ply"
+            f"up={up!r} with format='glb': glTF has y up; leave it out, or write obj or ply"
         )
     up = up or _UP[kind]
     vertices, normals = mesh.vertices, vertex_normals(mesh)
-    if up == "y":  # (front, left, up) = (x, y, z) in the world, (z, x, y) in glTF
-        vertices, normals = vertices[:, [1, 2, 0]], normals[:, [1, 2, 0]]
+    if up != "z":  # (front, left, up) = (x, y, z) in the world, (z, x, y) in glTF
+        signs = np.array((1, 1, 1) if up == "y" else (-1, -1, 1), np.float32)
+        vertices, normals = vertices[:, [1, 2, 0]] * signs, normals[:, [1, 2, 0]] * signs
     write: Callable[..., bytes] = {"glb": _glb, "obj": _obj, "ply": _ply}[kind]
     content = write(vertices, normals, mesh.faces, mesh.colours, up)
     with replacing(path) as temporary:

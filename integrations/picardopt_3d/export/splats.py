@@ -1,8 +1,8 @@
 """Writes 3D Gaussians to files that other viewers open: PLY as 3D Gaussian Splatting has it, .splat, and glTF.
 
 The world has z up and its front along +x. PLY and .splat have no convention: they keep the world's axes unless `up`
-says otherwise. Most viewers take them to have y down and the front along -z, as captured scenes do: "minus-y". glTF
-has y up and the front along +z.
+says otherwise. Most viewers expect y down, as captured scenes have it, and turn it up: "minus-y". glTF has y up. In
+both the front is along +z.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Up = Literal["z", "y", "minus-y"]
 
 _TURNS = {  # the world's axes turned into the file's, as quaternions w, x, y, z
     "z": (1.0, 0.0, 0.0, 0.0),
-    "y": (0.5, -0.5, -0.5, -0.5),  # x, y, z -> z, x, y
-    "minus-y": (0.5, 0.5, 0.5, -0.5),  # x, y, z -> -z, x, -y
+    "y": (0.5, -0.5, -0.5, -0.5),  # x, y, z -> y, z, x
+    "minus-y": (0.5, 0.5, -0.5, 0.5),  # x, y, z -> -y, -z, x
 }
 _HARMONICS = (
     15  # coefficients a channel that a PLY file holds besides the constant one, those of degree 3
@@ -77,8 +77,8 @@ def save_splats(splats: Splats, path: Path, format: Format, up: Up | None = None
             missing harmonics are zeros). "splat": 32 bytes a Gaussian, colours without the higher harmonics, the
             opaque and large ones first. "splats-glb": binary glTF with `KHR_gaussian_splatting`, where viewers
             without it show points.
-        up: The axis that points up in the file: "z" as in the world, "y" with the front along +z, or "minus-y" with
-            the front along -z. By default "y" for glTF, which allows no other, and "z" for the rest.
+        up: The axis that points up in the file: "z" as in the world, or "y" or "minus-y" with the front along +z. By
+            default "y" for glTF, which allows no other, and "z" for the rest.
 
     Raises:
         ValueError: Values of the Gaussians are not finite, the format is unknown, or it does not allow `up`.

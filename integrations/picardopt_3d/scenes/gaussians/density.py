@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from picardopt_3d.scenes.gaussians.projection import rotation_matrices
 from picardopt_3d.scenes.gaussians.splats import SH_C0, Splats, check_finite
 from picardopt_3d.scenes.scene import Surface
 
@@ -42,7 +43,9 @@ class Density:
         kept = opacities > _NEGLIGIBLE
         opacities = opacities[kept]
         self.means = splats.means[kept].float()
-        turned = _matrices(splats.rotations[kept].float())  # [count, 3, 3], columns are the axes
+        turned = rotation_matrices(
+            splats.rotations[kept].float()
+        )  # [count, 3, 3], columns are the axes
         scales = splats.log_scales[kept].float().clamp(*_LOG_SCALES).exp()
         self.whitening = turned.mT / scales[:, :, None]  # [count, 3, 3]
         colours = (0.5 + SH_C0 * splats.colours[kept].float()).clamp(0, 1)
@@ -121,14 +124,3 @@ def surface_of(splats: Splats, radius: float, threshold: float = THRESHOLD) -> S
     return Surface(
         radius, lambda points: density(points) - threshold, density.colour, splats.means.device
     )
-
-
-def _matrices(rotations: Tensor) -> Tensor:
-    """Returns the matrices of quaternions w, x, y, z of any length, `[count, 3, 3]`; zero turns nothing."""
-    w, x, y, z = F.normalize(rotations, dim=1).unbind(1)
-    rows = [
-        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    ]
-    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
