@@ -46,12 +46,12 @@ PICTURES: dict[str, tuple[float, float]] = {
 }
 """What the pictures of picture methods show, with elevation and azimuth in degrees."""
 RECIPES = {
-    "dreamfusion": ("dreamfusion", "small"),
-    "dreamfusion-nerf": ("dreamfusion", "small-nerf"),
-    "textmesh": ("textmesh", "small"),
-    "zero123": ("zero123", "small"),
+    "dreamfusion": ("text-to-3d", "dreamfusion", "small"),
+    "dreamfusion-nerf": ("text-to-3d", "dreamfusion", "small-nerf"),
+    "textmesh": ("text-to-3d", "textmesh", "small"),
+    "zero123": ("image-to-3d", "zero123", "small"),
 }
-"""Methods and presets, by the name of their rows."""
+"""Commands, methods and presets, by the name of their rows."""
 MODES: dict[str, dict[str, Any]] = {
     "sequential": {"sequential": True},
     "another seed": {"sequential": True, "seed": 1},
@@ -85,14 +85,14 @@ class Run:
 
 def captions(recipe: str) -> tuple[str, ...]:
     """The texts, or the pictures' captions, that a recipe is run on."""
-    method, _ = RECIPES[recipe]
-    return TEXTS if METHODS[method].command == "text-to-3d" else tuple(PICTURES)
+    command, _, _ = RECIPES[recipe]
+    return TEXTS if command == "text-to-3d" else tuple(PICTURES)
 
 
 def configuration(run: Run, scenes: Path) -> RunConfig[Any]:
     """The run's options; by the paper's rule those of the method's paper preset, on the small one."""
-    name, preset = RECIPES[run.recipe]
-    method = METHODS[name]
+    command, name, preset = RECIPES[run.recipe]
+    method = METHODS[command][name]
     recipe = method.presets[preset]
     if run.mode == "the paper's rule":
         recipe = replace(recipe, picard=method.presets["paper"].picard)
@@ -106,7 +106,7 @@ def configuration(run: Run, scenes: Path) -> RunConfig[Any]:
         "checkpoint_every": 0,
         "device": "cpu",
     }
-    if method.command == "text-to-3d":
+    if command == "text-to-3d":
         return TextTo3DConfig(prompt=run.caption, **options)
     elevation, azimuth = PICTURES[run.caption]
     picture = RunFolder(run.folder(scenes)).input

@@ -163,8 +163,7 @@ def _begin_with(command: str, arguments: list[str]) -> tuple[RunConfig[Any], lis
     content = {} if known.config is None else read_yaml(known.config)
     if content.pop("command", command) != command:
         raise ValueError(f"{known.config} is a configuration of another command")
-    first = next(name for name, entry in METHODS.items() if entry.command == command)
-    name = known.method or content.get("method") or first
+    name = known.method or content.get("method") or next(iter(METHODS[command]))
     method = find_method(name, command)
     preset = known.preset or content.get("preset") or "small"
     numbers = content.get("recipe") or {}

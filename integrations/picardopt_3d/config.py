@@ -5,16 +5,36 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from picardopt_3d.methods import RecipeConfig
+from picardopt_3d.methods import METHODS, RecipeConfig
 from picardopt_3d.picard import Predictor
 from picardopt_3d.task import ImageTask, Task, TextTask
 from picardopt_3d.tolerances import ToleranceOption, parse_tolerance
 
 R = TypeVar("R", bound=RecipeConfig)
+
+
+def _method_help() -> str:
+    """The help of `--method`, with the methods of each command."""
+    listed = "; ".join(f"{command}: {', '.join(methods)}" for command, methods in METHODS.items())
+    return f"Name of the recipe, whose numbers are `recipe` ({listed})."
+
+
+def _preset_help() -> str:
+    """The help of `--preset`, with the presets that only some methods have."""
+    others = {
+        method: ", ".join(name for name in entry.presets if name not in ("small", "paper"))
+        for methods in METHODS.values()
+        for method, entry in methods.items()
+    }
+    also = "".join(f"; of {method} also {names}" for method, names in others.items() if names)
+    return (
+        "Which of the recipe's presets the numbers began as: small (minutes on two CPU cores with what ships), paper "
+        f"(the published settings, with models of the hub){also}."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +45,9 @@ class RunConfig(ABC, Generic[R]):
 
     Attributes:
         out: Folder for the run's files; made if absent, must be empty unless `overwrite`.
-        method: Name of the recipe, whose numbers are `recipe`: of a text dreamfusion or textmesh, of a picture zero123.
+        method: Name of the recipe, whose numbers are `recipe`; `METHODS` has those of each command.
         preset: Which of the recipe's presets the numbers began as: small (minutes on two CPU cores with what ships),
-            paper (the published settings, with models of the hub); of dreamfusion also small-nerf and paper-sd.
+            paper (the published settings, with models of the hub), or another one that `METHODS` has.
         recipe: The numbers: batch, pixels, scene, losses, guidance, ...
         seed: Of the whole run: the same seed gives the same object.
         workers: Processes (one device each); None: one per accelerator, else two if the machine has two cores.
@@ -46,8 +66,8 @@ class RunConfig(ABC, Generic[R]):
     """
 
     out: Path
-    method: str
-    preset: str
+    method: Annotated[str, arg(help=_method_help())]
+    preset: Annotated[str, arg(help=_preset_help())]
     recipe: R
     seed: int = 0
     workers: int | None = None

@@ -82,7 +82,7 @@ def find_method(name: Any, command: str) -> Method:
     Raises:
         ValueError: There is none of that name for it.
     """
-    known = {key: entry for key, entry in METHODS.items() if entry.command == command}
+    known = METHODS[command]
     if name not in known:
         raise ValueError(f"method={name!r}: give one of {', '.join(known)} ({command})")
     return known[name]

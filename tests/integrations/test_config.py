@@ -15,15 +15,17 @@ from picardopt_3d.config import (
     TextTo3DConfig,
 )
 from picardopt_3d.config_files import load_config, plain, save_config
-from picardopt_3d.methods import METHODS
+from picardopt_3d.methods import METHODS, Method
 
 
 def parsed(*arguments: str, command: str = "text-to-3d", out: Path) -> RunConfig:
     return parse(command, [*arguments, "--out", str(out)], "")
 
 
-def run_of(method: str, preset: str, out: Path, **options: object) -> RunConfig:
-    entry = METHODS[method]
+def run_of(
+    method: str, preset: str, out: Path, command: str = "text-to-3d", **options: object
+) -> RunConfig:
+    entry = METHODS[command][method]
     common = {
         "out": out,
         "method": method,
@@ -31,23 +33,31 @@ def run_of(method: str, preset: str, out: Path, **options: object) -> RunConfig:
         "recipe": entry.presets[preset],
         **options,
     }
-    if entry.command == "text-to-3d":
+    if command == "text-to-3d":
         return TextTo3DConfig(prompt="a red cube", **common)
     return ImageTo3DConfig(image=Path("chair.png"), azimuth=30.0, **common)
 
 
 @pytest.mark.parametrize(
-    ("method", "preset"), [(name, preset) for name, m in METHODS.items() for preset in m.presets]
+    ("command", "method", "preset"),
+    [
+        (command, name, preset)
+        for command, methods in METHODS.items()
+        for name, method in methods.items()
+        for preset in method.presets
+    ],
 )
-def test_every_preset_is_kept_and_read_again(tmp_path: Path, method: str, preset: str) -> None:
+def test_every_preset_is_kept_and_read_again(
+    tmp_path: Path, command: str, method: str, preset: str
+) -> None:
     for tolerance in (None, 0.0, 1e-6, math.inf, "adaptive"):
-        config = run_of(method, preset, tmp_path / "run", tolerance=tolerance)
+        config = run_of(method, preset, tmp_path / "run", command, tolerance=tolerance)
         save_config(config, tmp_path / "config.yaml")
         assert load_config(tmp_path / "config.yaml") == config
 
 
 def test_options_go_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
-    small = METHODS["dreamfusion"].presets["small"]
+    small = METHODS["text-to-3d"]["dreamfusion"].presets["small"]
     file = tmp_path / "mine.yaml"
     file.write_text(
         "seed: 5\nwindow: 3\nrecipe:\n  batch: 2\n  steps: 40\n  rates: {encoding: 0.5}\n"
@@ -66,11 +76,45 @@ def test_options_go_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -
     )
 
 
+@pytest.mark.parametrize("command", list(METHODS))
+def test_the_help_names_every_method_and_preset(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    with pytest.raises(SystemExit):
+        parsed("--help", command=command, out=tmp_path / "run")
+    said = capsys.readouterr().out.replace("│", " ").split()
+    words = {word.strip("(),;:.") for word in said}
+    assert words >= METHODS[command].keys()
+    assert words >= {name for entry in METHODS[command].values() for name in entry.presets}
+
+
+def test_a_method_of_two_commands_is_that_of_the_command_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nerf = METHODS["text-to-3d"]["dreamfusion"].presets["small-nerf"]
+    textmesh = METHODS["text-to-3d"]["textmesh"]
+    monkeypatch.setitem(METHODS["text-to-3d"], "both", Method(type(nerf), {"small": nerf}))
+    monkeypatch.setitem(METHODS["image-to-3d"], "both", textmesh)
+    for command, recipe in (("text-to-3d", nerf), ("image-to-3d", textmesh.presets["small"])):
+        (tmp_path / command).mkdir()
+        run = run_of("both", "small", tmp_path / command / "run", command)
+        assert run.recipe == recipe
+        save_config(run, tmp_path / f"{command}.yaml")
+        assert load_config(tmp_path / f"{command}.yaml") == run
+        asked = "a red cube" if command == "text-to-3d" else str(tmp_path / "chair.png")
+        (tmp_path / "chair.png").touch()
+        found = parsed(asked, "--method", "both", command=command, out=tmp_path / "new")
+        assert found.recipe == recipe
+
+
 def test_an_empty_recipe_in_a_file_changes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("seed: 5\nrecipe:\n")
     config = parsed("a red cube", "--config", str(file), out=tmp_path / "run")
-    assert (config.seed, config.recipe) == (5, METHODS["dreamfusion"].presets["small"])
+    assert (config.seed, config.recipe) == (
+        5,
+        METHODS["text-to-3d"]["dreamfusion"].presets["small"],
+    )
 
 
 def test_a_kept_file_is_a_configuration_for_another_run(tmp_path: Path) -> None:
@@ -93,9 +137,20 @@ def test_schedules_can_be_given_as_options(tmp_path: Path) -> None:
     assert load_config(tmp_path / "config.yaml") == config
 
 
+def test_geometric_rates_are_a_list_of_names(tmp_path: Path) -> None:
+    config = parsed("a red cube", "--recipe.geometric", "encoding", "networks", out=tmp_path / "a")
+    assert config.recipe.geometric == ("encoding", "networks")
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    (tmp_path / "mine.yaml").write_text("recipe: {geometric: [background]}")
+    mine = parsed("a cube", "--config", str(tmp_path / "mine.yaml"), out=tmp_path / "b")
+    assert mine.recipe.geometric == ("background",)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("recipe: {geometric: [table]}", "geometric='table': give names of rates: encoding, net"),
         ("recipe: {bacth: 2}", "bacth"),
         ("recipe: {batch: many}", "batch"),
         ("recipe: {weights: {sds: -1}}", "weights.sds=-1"),
@@ -129,7 +184,7 @@ def test_a_picture_that_is_not_there_is_named(
 
 
 def test_a_subject_outside_the_built_in_world_is_refused(tmp_path: Path) -> None:
-    config = run_of("zero123", "small", tmp_path)
+    config = run_of("zero123", "small", tmp_path, "image-to-3d")
     replace(config, subject="a red chair").check()
     with pytest.raises(ValueError, match=r"subject='a corgi'.*leave it out"):
         replace(config, subject="a corgi").check()

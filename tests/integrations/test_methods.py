@@ -63,7 +63,7 @@ def build(config: StageConfig, seed: int = 0) -> Stage:
         return config.build(Context(ScoreDistillation(score, config.sds), prompt, CPU, image))
 
 
-def tiny(name: str, folders: dict[str, Path]) -> StageConfig:
+def tiny(command: str, name: str, folders: dict[str, Path]) -> StageConfig:
     """A recipe of few numbers, all of whose losses count, and whose batch and size change at step 3."""
     changing: dict[str, Any] = {
         "steps": 6,
@@ -72,7 +72,7 @@ def tiny(name: str, folders: dict[str, Path]) -> StageConfig:
     }
     exact = GuidanceConfig("exact")
     lit = ShadingConfig(ambient_steps=2, diffuse_probability=0.8)
-    if name == "dreamfusion":
+    if (command, name) == ("text-to-3d", "dreamfusion"):
         return DreamFusionConfig(
             **changing,
             scene=NerfConfig(**SIZES, occupancy=OCCUPANCY),
@@ -81,7 +81,7 @@ def tiny(name: str, folders: dict[str, Path]) -> StageConfig:
             random_background=0.5,
             weights=DreamFusionWeights(orientation=((0, 1.0), (8, 9.0))),
         )
-    if name == "textmesh":
+    if (command, name) == ("text-to-3d", "textmesh"):
         return TextMeshConfig(
             **changing,
             scene=SdfConfig(**SIZES, surface_radius=0.4, occupancy=OCCUPANCY),
@@ -89,6 +89,7 @@ def tiny(name: str, folders: dict[str, Path]) -> StageConfig:
             shading=lit,
             weights=TextMeshWeights(eikonal=2.0),
         )
+    assert (command, name) == ("image-to-3d", "zero123")
     return Zero123Config(
         **changing,
         reference_pixels=((0, 8), (3, 10)),
@@ -129,7 +130,7 @@ def test_losses_are_those_of_their_formulas() -> None:
 def test_dreamfusions_loss_is_the_weighted_sum_of_its_terms(
     step: int, folders: dict[str, Path]
 ) -> None:
-    config = replace(tiny("dreamfusion", folders), random_background=0.0)
+    config = replace(tiny("text-to-3d", "dreamfusion", folders), random_background=0.0)
     config = replace(config, shading=ShadingConfig(diffuse_probability=0.0))  # type: ignore[call-arg]
     stage = build(config)
     torch.manual_seed(step)
@@ -148,7 +149,7 @@ def test_dreamfusions_loss_is_the_weighted_sum_of_its_terms(
 
 
 def test_textmeshs_loss_is_score_distillation_and_unit_gradients(folders: dict[str, Path]) -> None:
-    stage = build(tiny("textmesh", folders))
+    stage = build(tiny("text-to-3d", "textmesh", folders))
     torch.manual_seed(0)
     found = stage.loss(0)
 
@@ -165,7 +166,7 @@ def test_textmeshs_loss_is_score_distillation_and_unit_gradients(folders: dict[s
 def test_zero123s_loss_is_the_weighted_sum_of_both_renders(
     step: int, folders: dict[str, Path]
 ) -> None:
-    config = tiny("zero123", folders)
+    config = tiny("image-to-3d", "zero123", folders)
     stage = build(config)
     torch.manual_seed(step)
     found = stage.loss(step)
@@ -206,12 +207,12 @@ def test_losses_without_a_weight_are_not_computed(folders: dict[str, Path]) -> N
     weights = Zero123Weights(
         normal_smoothness=0, normal_smoothness_3d=0, orientation=0, sparsity=0, opaque=0
     )
-    stage = build(replace(tiny("zero123", folders), weights=weights))  # type: ignore[call-arg]
+    stage = build(replace(tiny("image-to-3d", "zero123", folders), weights=weights))  # type: ignore[call-arg]
     assert stage.loss(1).terms.keys() == {"sds", "rgb", "mask"}
 
 
 def test_light_and_backgrounds_are_seen_in_the_loss(folders: dict[str, Path]) -> None:
-    config = tiny("dreamfusion", folders)
+    config = tiny("text-to-3d", "dreamfusion", folders)
     shading = ShadingConfig(ambient_steps=4, diffuse_probability=1.0, textureless_probability=1.0)
     found = []
     for changed in ({}, {"shading": shading}, {"random_background": 1.0}):
@@ -227,14 +228,14 @@ def test_light_and_backgrounds_are_seen_in_the_loss(folders: dict[str, Path]) ->
 
 def test_empty_space_is_known_before_the_first_step(folders: dict[str, Path]) -> None:
     """The whole first window is rendered before step 0 has measured anything."""
-    for method in ("textmesh", "zero123"):
-        grid = build(tiny(method, folders)).scene.occupancy
+    for command, method in (("text-to-3d", "textmesh"), ("image-to-3d", "zero123")):
+        grid = build(tiny(command, method, folders)).scene.occupancy
         assert grid is not None
         assert (grid.values >= 0).all()
 
 
 def test_a_recipe_from_a_picture_needs_one(folders: dict[str, Path]) -> None:
-    config = tiny("zero123", folders)
+    config = tiny("image-to-3d", "zero123", folders)
     score = load_score(config.guidance, CHAIR.caption, 8, CPU)
     with pytest.raises(ValueError, match=r"context\.image is None: give the picture"):
         config.build(
@@ -246,7 +247,7 @@ def test_a_recipe_from_a_picture_needs_one(folders: dict[str, Path]) -> None:
 
 
 def test_every_parameter_has_the_rate_of_its_group(folders: dict[str, Path]) -> None:
-    config = METHODS["textmesh"].presets["paper"]
+    config = METHODS["text-to-3d"]["textmesh"].presets["paper"]
     stage = build(replace(config, scene=small(config.scene), guidance=GuidanceConfig("exact")))
     (base,) = stage.optimizers()
     rates = {group["name"]: group["lr"] for group in base.param_groups}
@@ -260,12 +261,12 @@ def test_every_parameter_has_the_rate_of_its_group(folders: dict[str, Path]) -> 
 # -- looking ahead -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize(("command", "name"), [(c, name) for c in METHODS for name in METHODS[c]])
 def test_at_tolerance_0_a_run_is_bitwise_the_sequential_one(
-    name: str, folders: dict[str, Path]
+    command: str, name: str, folders: dict[str, Path]
 ) -> None:
     """Over milestones of batch and size, through lit and unlit steps, with the occupancy grid as carry."""
-    config = tiny(name, folders)
+    config = tiny(command, name, folders)
     plain, ahead = build(config), build(config)
     (base,), carry, closure = plain.optimizers(), plain.carry(), closure_of(plain)
     assert carry is not None
@@ -334,18 +335,19 @@ def shrunk(config: StageConfig, folders: dict[str, Path]) -> StageConfig:
 
 
 PAPER = [
-    pytest.param(method, name, marks=[] if method == "zero123" else [pytest.mark.slow])
-    for method, entry in METHODS.items()
+    pytest.param(command, method, name, marks=[] if method == "zero123" else [pytest.mark.slow])
+    for command, methods in METHODS.items()
+    for method, entry in methods.items()
     for name in entry.presets
     if name.startswith("paper")
 ]
 
 
-@pytest.mark.parametrize(("method", "name"), PAPER)
+@pytest.mark.parametrize(("command", "method", "name"), PAPER)
 def test_published_settings_run_two_sweeps_on_the_real_pipelines(
-    method: str, name: str, folders: dict[str, Path]
+    command: str, method: str, name: str, folders: dict[str, Path]
 ) -> None:
-    config = shrunk(METHODS[method].presets[name], folders)
+    config = shrunk(METHODS[command][method].presets[name], folders)
     stage = build(config)
     before = [parameter.detach().clone() for parameter in stage.scene.parameters()]
     picard = config.picard
@@ -373,19 +375,19 @@ def test_published_settings_run_two_sweeps_on_the_real_pipelines(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "step"),
+    ("command", "method", "step"),
     [
-        ("dreamfusion", 2001),
-        ("dreamfusion", 9999),
-        ("textmesh", 6000),
-        ("zero123", 600),
-        ("zero123", 1199),
+        ("text-to-3d", "dreamfusion", 2001),
+        ("text-to-3d", "dreamfusion", 9999),
+        ("text-to-3d", "textmesh", 6000),
+        ("image-to-3d", "zero123", 600),
+        ("image-to-3d", "zero123", 1199),
     ],
 )
 def test_published_settings_make_a_step_at_any_time_of_the_run(
-    method: str, step: int, folders: dict[str, Path]
+    command: str, method: str, step: int, folders: dict[str, Path]
 ) -> None:
-    config = shrunk(METHODS[method].presets["paper"], folders)
+    config = shrunk(METHODS[command][method].presets["paper"], folders)
     stage = build(config)
     torch.manual_seed(0)
     stage.loss(step).total.backward()

@@ -17,12 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from picardopt_3d.config import COMMANDS
 from picardopt_3d.methods import METHODS, StageConfig, dreamfusion
 
 Row = dict[str, str]
+Key = tuple[str, str, str]
+"""A command, a method of it and a preset of that."""
 TABLE = Path(__file__).with_name("settings.csv")
 
 NOT_IN_THE_TABLE = {
+    "geometric",  # only where rates change so
     "guidance.loss",  # score distillation everywhere
     "guidance.negative",  # none anywhere
     "guidance.options",
@@ -60,11 +64,16 @@ def rows() -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def paper_presets() -> dict[tuple[str, str], StageConfig]:
-    """Every preset with published settings, by method and name."""
+def key_of(row: Row) -> Key:
+    return row["command"], row["method"], row["preset"]
+
+
+def paper_presets() -> dict[Key, StageConfig]:
+    """Every preset with published settings."""
     return {
-        (method, preset): config
-        for method, entry in METHODS.items()
+        (command, method, preset): config
+        for command, methods in METHODS.items()
+        for method, entry in methods.items()
         for preset, config in entry.presets.items()
         if preset.startswith("paper")
     }
@@ -90,9 +99,9 @@ def _entry(config: Any, name: str) -> Any:
 def mismatches(table: Sequence[Row]) -> list[str]:
     """Rows that a preset does not have, settings of presets without a row, and presets without rows."""
     presets, wrong = paper_presets(), []
-    seen: dict[tuple[str, str], set[str]] = {key: set() for key in presets}
+    seen: dict[Key, set[str]] = {key: set() for key in presets}
     for row in table:
-        key, name = (row["method"], row["preset"]), row["setting"]
+        key, name = key_of(row), row["setting"]
         if key not in presets:
             wrong.append(f"{key}: no such preset")
             continue
@@ -115,7 +124,7 @@ def mismatches(table: Sequence[Row]) -> list[str]:
 
 def test_every_published_setting_is_that_of_the_table() -> None:
     assert mismatches(rows()) == []
-    presets = {(row["method"], row["preset"]) for row in rows()}
+    presets = {key_of(row) for row in rows()}
     assert presets == paper_presets().keys()
     assert len(presets) >= 4
 
@@ -129,13 +138,11 @@ def test_every_published_setting_is_that_of_the_table() -> None:
         ("eps", "1e-8"),
     ],
 )
-@pytest.mark.parametrize("preset", sorted(paper_presets()))
-def test_a_wrong_value_in_the_table_is_found(
-    preset: tuple[str, str], setting: str, value: str
-) -> None:
+@pytest.mark.parametrize("key", sorted(paper_presets()), ids="-".join)
+def test_a_wrong_value_in_the_table_is_found(key: Key, setting: str, value: str) -> None:
     table = rows()
     for row in table:
-        if (row["method"], row["preset"], row["setting"]) == (*preset, setting):
+        if (*key_of(row), row["setting"]) == (*key, setting):
             if ast.literal_eval(row["value"]) == ast.literal_eval(value):
                 value = "7e-7"
             row["value"] = value
@@ -160,7 +167,7 @@ def test_every_row_names_a_source_that_a_reader_can_open() -> None:
 
 def test_rows_that_are_missing_or_of_nothing_are_found() -> None:
     table = rows()
-    key, name = (table[0]["method"], table[0]["preset"]), table[0]["setting"]
+    key, name = key_of(table[0]), table[0]["setting"]
     assert mismatches(table[1:]) == [f"{key}: {name} has no row"]
     without = [row for row in table if row["setting"] != "scene.samples"]
     assert len(mismatches(without)) == len(paper_presets())
@@ -181,9 +188,12 @@ def test_an_occupied_cell_is_one_that_the_released_code_samples() -> None:
 
 
 def test_the_register_holds_presets_of_its_own_classes() -> None:
-    assert list(METHODS) == ["dreamfusion", "textmesh", "zero123"]
-    for entry in METHODS.values():
+    assert {command: list(methods) for command, methods in METHODS.items()} == {
+        "text-to-3d": ["dreamfusion", "textmesh"],
+        "image-to-3d": ["zero123"],
+    }
+    assert METHODS.keys() == COMMANDS.keys()
+    for entry in (entry for methods in METHODS.values() for entry in methods.values()):
         assert {"small", "paper"} <= entry.presets.keys()
         assert all(type(config) is entry.config for config in entry.presets.values())
-    assert [entry.command for entry in METHODS.values()] == ["text-to-3d"] * 2 + ["image-to-3d"]
-    assert METHODS["dreamfusion"].presets["paper"] is dreamfusion.PAPER
+    assert METHODS["text-to-3d"]["dreamfusion"].presets["paper"] is dreamfusion.PAPER

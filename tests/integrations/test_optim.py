@@ -70,6 +70,10 @@ def test_numbers_that_an_optimizer_has_are_handed_over() -> None:
         ({"optimizer": "Optimizer"}, "optimizer='Optimizer': give the name"),
         ({"optimizer": "lr_scheduler"}, "optimizer='lr_scheduler': give the name"),
         ({"momentum": 0.9}, "momentum=0.9: Adam has no such option"),
+        (
+            {"geometric": ("encodings",)},
+            "geometric='encodings': give names of rates: encoding, net",
+        ),
         ({"rates": {"encoding": 0.0}}, "rates.encoding=0.0: give a positive number"),
         ({"rates": {"encoding": ((0, 0.1), (5, 0.0))}}, r"rates.encoding=.*give a positive number"),
     ],
@@ -88,6 +92,24 @@ def test_rates_and_groups_are_held_against_each_other_by_name() -> None:
 
 def test_rates_that_stay_need_no_scheduler() -> None:
     assert build_scheduler(config(), build_optimizer(config(), groups())) is None
+
+
+def test_a_geometric_rate_moves_by_equal_factors_beside_a_linear_one() -> None:
+    points = ((0, 0.16), (4, 0.01))
+    moving = config(rates=field_rates(points, points), geometric=("encoding",))
+    base = build_optimizer(moving, groups())
+    scheduler = build_scheduler(moving, base)
+    assert scheduler is not None
+    seen = []
+    for _ in range(STEPS):
+        seen.append([group["lr"] for group in base.param_groups])
+        base.step()
+        scheduler.step()
+    encoding, networks = zip(*seen, strict=True)
+    assert encoding == pytest.approx([0.16, 0.08, 0.04, 0.02, 0.01, 0.01])
+    assert networks == pytest.approx([0.16, 0.1225, 0.085, 0.0475, 0.01, 0.01])
+    constant = config(geometric=("encoding",))
+    assert build_scheduler(constant, build_optimizer(constant, groups())) is None
 
 
 def run(window: int | None) -> tuple[list[list[float]], list[torch.Tensor], list[int]]:

@@ -134,7 +134,7 @@ def test_a_run_is_the_plain_loop_bitwise(tmp_path: Path, kind: str, mode: dict[s
     if kind == "moving rates":
         recipe = replace(TINY, rates=field_rates(encoding=((0, 0.01), (10, 0.2))))
     if kind == "textmesh":
-        small = METHODS["textmesh"].presets["small"]
+        small = METHODS["text-to-3d"]["textmesh"].presets["small"]
         grid = replace(small.scene.occupancy, resolution=8, every=3)
         small = replace(small, scene=replace(small.scene, occupancy=grid))
         recipe = replace(small, steps=8, batch=1, pixels=8, guidance=GuidanceConfig("exact"))

@@ -91,7 +91,7 @@ def test_a_resumed_run_at_tolerance_zero_is_bitwise_the_run_without_a_stop(
 def test_an_occupancy_grid_and_networks_go_on_bitwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    recipe = METHODS["textmesh"].presets["small"]
+    recipe = METHODS["text-to-3d"]["textmesh"].presets["small"]
     grid = replace(recipe.scene.occupancy, resolution=8, every=3)
     recipe = replace(
         recipe,
@@ -227,7 +227,8 @@ def test_a_run_from_a_picture_goes_on_anywhere_without_the_original(
     )
     kept: list[Any] = []
     monkeypatch.chdir(first)
-    few = {"method": "zero123", "preset": "small", "recipe": METHODS["zero123"].presets["small"]}
+    small = METHODS["image-to-3d"]["zero123"].presets["small"]
+    few = {"method": "zero123", "preset": "small", "recipe": small}
     run(ImageTo3DConfig(image=Path(picture.name), out=Path("run"), workers=1, **few))
     save_config(kept[0], first / "run" / "config.yaml")
     assert kept[0].image == picture.absolute()

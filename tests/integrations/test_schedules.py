@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from picardopt_3d.methods import dreamfusion, textmesh, zero123
 from picardopt_3d.methods.dreamfusion import DreamFusionWeights
 from picardopt_3d.methods.lighting import ShadingConfig, random_background, random_light
@@ -18,6 +20,38 @@ def test_a_weight_moves_linearly_between_its_points_and_stays_outside_of_them() 
     seen = [value_at(points, step) for step in (0, 100, 125, 199, 200, 300, 400, 9999)]
     assert seen == pytest.approx([2.0, 2.0, 3.0, 5.96, 0.0, 0.5, 1.0, 1.0])
     assert value_at(3, 7) == 3.0
+
+
+positive = st.floats(1e-9, 1e3)
+
+
+@given(begin=st.integers(0, 10**6), length=st.integers(1, 10**5), first=positive, last=positive)
+def test_equal_factors_are_a_straight_line_of_logarithms(
+    begin: int, length: int, first: float, last: float
+) -> None:
+    """3D Gaussian Splatting's `get_expon_lr_func`: exp(log(first) (1 - t) + log(last) t)."""
+    points = ((begin, first), (begin + length, last))
+    steps = sorted({begin, begin + 1, begin + length // 2, begin + length - 1, begin + length})
+    seen = [value_at(points, step, geometric=True) for step in steps]
+    assert (seen[0], seen[-1]) == (first, last)
+    assert [value_at(points, step, geometric=True) for step in (begin - 1, steps[-1] + 9)] == [
+        first,
+        last,
+    ]
+    if first > 1.001 * last:
+        assert seen == sorted(seen, reverse=True)
+    if last > 1.001 * first:
+        assert seen == sorted(seen)
+    shares = [(step - begin) / length for step in steps]
+    published = [math.exp(math.log(first) * (1 - t) + math.log(last) * t) for t in shares]
+    assert seen == pytest.approx(published, rel=1e-12)
+
+
+def test_equal_factors_between_three_points_and_at_a_jump() -> None:
+    points = ((0, 1.0), (4, 16.0), (4, 2.0), (6, 8.0))
+    seen = [value_at(points, step, geometric=True) for step in range(8)]
+    assert seen == pytest.approx([1.0, 2.0, 4.0, 8.0, 2.0, 4.0, 8.0, 8.0])
+    assert value_at(3.0, 7, geometric=True) == 3.0
 
 
 def test_a_milestone_is_in_force_from_its_step_on() -> None:

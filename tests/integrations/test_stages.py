@@ -140,10 +140,15 @@ def test_the_first_stage_has_the_runs_seed_and_others_have_their_own() -> None:
 
 
 def test_a_recipe_of_one_stage_is_that_stage() -> None:
-    for entry in METHODS.values():
-        for config in entry.presets.values():
-            ((_, only),) = config.stages()
-            assert only is config
+    configs = [
+        config
+        for methods in METHODS.values()
+        for entry in methods.values()
+        for config in entry.presets.values()
+    ]
+    for config in configs:
+        ((_, only),) = config.stages()
+        assert only is config
 
 
 def test_the_stages_of_a_recipe_are_its_fields_in_order() -> None:

@@ -48,7 +48,7 @@ def test_text_file_command_line_and_python_say_the_same(tmp_path: Path, text: st
     given = ["a red cube", "--config", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "run")]
     assert parse("text-to-3d", given, "").tolerance == expected
     common = {"prompt": "a red cube", "out": tmp_path, "method": "dreamfusion", "preset": "small"}
-    small: Any = METHODS["dreamfusion"].presets["small"]
+    small: Any = METHODS["text-to-3d"]["dreamfusion"].presets["small"]
     assert TextTo3DConfig(recipe=small, tolerance=text, **common).tolerance == expected
 
 

@@ -349,7 +349,7 @@ def test_the_papers_lora_is_what_the_audit_looks_for(folders: dict[str, Path]) -
 
 def small_nerf(**changed: Any) -> Any:
     """The shipped preset with VSD, three steps long and small."""
-    preset = METHODS["dreamfusion"].presets["small-nerf"]
+    preset = METHODS["text-to-3d"]["dreamfusion"].presets["small-nerf"]
     guidance = replace(preset.guidance, loss="vsd")
     return replace(
         preset, **({"guidance": guidance, "steps": 4, "batch": 1, "pixels": 16} | changed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -29,6 +29,23 @@ def field_rates(
     return {"encoding": encoding, "networks": networks, "background": background}
 
 
+def gaussian_rates(
+    means: Points = 1e-3,
+    log_scales: Points = 0.005,
+    rotations: Points = 0.005,
+    opacity_logits: Points = 0.05,
+    colours: Points = 0.01,
+) -> dict[str, Points]:
+    """Returns learning rates for the groups of 3D Gaussians without view dependence; see `Splats`."""
+    return {
+        "means": means,
+        "log_scales": log_scales,
+        "rotations": rotations,
+        "opacity_logits": opacity_logits,
+        "colours": colours,
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """The part of a stage's configuration that describes the scene's optimizer.
@@ -37,6 +54,7 @@ class OptimizerConfig:
         optimizer: Name of a class of `torch.optim`.
         rates: Learning rate of each of the scene's parameter groups: a number, or (step, rate) pairs between which the
             rate changes linearly.
+        geometric: Names of groups whose rate changes by equal factors instead, as that of the means of 3D Gaussians.
         betas: `betas` of optimizers that have them, such as Adam.
         eps: `eps` of optimizers that have it.
         momentum: `momentum` of optimizers that have it, such as SGD; None: the optimizer's default.
@@ -45,6 +63,7 @@ class OptimizerConfig:
 
     optimizer: str = "Adam"
     rates: Mapping[str, Points] = field(default_factory=field_rates)
+    geometric: tuple[str, ...] = ()
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = 1e-15
     momentum: float | None = None
@@ -54,13 +73,19 @@ class OptimizerConfig:
         """Checks names and values.
 
         Raises:
-            ValueError: A rate is not positive, the optimizer is unknown, or it lacks one of the options.
+            ValueError: A rate is not positive, a geometric one is none of the rates, the optimizer is unknown, or it
+                lacks one of the options.
         """
         for name, points in self.rates.items():
             check_points(f"rates.{name}", points)
             pairs = ((0, points),) if isinstance(points, float | int) else points
             if not all(rate > 0 for _, rate in pairs):
                 raise ValueError(f"rates.{name}={points}: give a positive number")
+        for name in self.geometric:
+            if name not in self.rates:
+                raise ValueError(
+                    f"geometric={name!r}: give names of rates: {', '.join(self.rates)}"
+                )
         known = _numbers_of(self.optimizer)
         for name in ("momentum", "weight_decay"):
             if getattr(self, name) is not None and name not in known:
@@ -113,12 +138,15 @@ def build_scheduler(config: OptimizerConfig, optimizer: Optimizer) -> LRSchedule
         config: The rates.
         optimizer: From `build_optimizer`.
     """
-    moving = [config.rates[group["name"]] for group in optimizer.param_groups]
-    if all(isinstance(points, float | int) for points in moving):
+    names = [group["name"] for group in optimizer.param_groups]
+    if all(isinstance(config.rates[name], float | int) for name in names):
         return None
     for group in optimizer.param_groups:
         group["lr"] = 1.0  # the scheduler multiplies it by the rate of each step
-    return LambdaLR(optimizer, [partial(value_at, points) for points in moving])
+    rates: list[Callable[[int], float]] = [
+        partial(value_at, config.rates[name], geometric=name in config.geometric) for name in names
+    ]
+    return LambdaLR(optimizer, rates)
 
 
 def _class_of(name: str) -> Any:

@@ -12,14 +12,23 @@ Milestones = int | tuple[tuple[int, int], ...]
 """A whole number, or (first step, value) pairs, each valid until the next one; the first step is 0."""
 
 
-def value_at(points: Points, step: int) -> float:
-    """Returns the value of a schedule at a step; of two pairs with the same step (a jump), the later one counts."""
+def value_at(points: Points, step: int, geometric: bool = False) -> float:
+    """Returns the value of a schedule at a step; of two pairs with the same step (a jump), the later one counts.
+
+    Args:
+        points: The schedule.
+        step: The step.
+        geometric: Whether the value changes by equal factors between two pairs, which then must be positive, instead
+            of equal differences.
+    """
     if isinstance(points, float | int):
         return float(points)
     after = bisect_right([point[0] for point in points], step)
     if after == 0 or after == len(points):
         return float(points[max(0, after - 1)][1])
     (begin, first), (end, last) = points[after - 1], points[after]
+    if geometric:
+        return float(first * (last / first) ** ((step - begin) / (end - begin)))
     return first + (last - first) * (step - begin) / (end - begin)
 
 
