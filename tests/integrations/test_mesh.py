@@ -313,6 +313,7 @@ def test_the_command_takes_a_scene_file_and_a_place(run: Path, tmp_path: Path) -
             "its suffix names no format; end it in .glb, .obj, .ply, .splat",
         ),
         (["RUN", "--up", "z"], "glTF has y up"),
+        (["RUN", "--up", "minus-y", "--format", "splats-glb"], "glTF has y up"),
         (
             ["RUN", "--format", "splat"],
             "is a RadianceField, which holds no Gaussians; give glb, obj",

@@ -108,13 +108,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _export(config: ExportConfig) -> str:
     """Writes the file, and returns the line to print about it."""
     # Imported here because torch takes seconds to import, which a mistyped option should not wait for.
-    from picardopt_3d.export.splats import splats_of
     from picardopt_3d.run.finished import open_scene, scene_file
+    from picardopt_3d.scenes.gaussians import Gaussians
 
     path = scene_file(config.run)
     folder = config.run if config.run.is_dir() else path.parent
     scene = open_scene(path, config.device)
-    splats = splats_of(scene)
+    splats = scene.splats() if isinstance(scene, Gaussians) else None
     as_splats = splats is not None and config.kind in SPLATS
     name = ("splats." if as_splats else "mesh.") + config.kind.removeprefix("splats-")
     out = config.out or folder / name

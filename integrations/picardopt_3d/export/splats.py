@@ -17,7 +17,6 @@ from scipy.spatial.transform import Rotation
 
 from picardopt_3d.export.glb import Part, pack_glb, to_linear
 from picardopt_3d.io import replacing
-from picardopt_3d.scenes import Scene
 from picardopt_3d.scenes.gaussians.harmonics import harmonic_basis
 from picardopt_3d.scenes.gaussians.splats import SH_C0, Splats, check_finite
 
@@ -59,12 +58,6 @@ class _Table(NamedTuple):
     def shown(self) -> npt.NDArray[np.float64]:
         """Colours without the higher harmonics, RGB in [0, 1] (sRGB)."""
         return np.clip(0.5 + SH_C0 * self.colours, 0.0, 1.0)
-
-
-def splats_of(scene: Scene) -> Splats | None:
-    """Returns a scene's Gaussians, or None if it is made of something else."""
-    splats = getattr(scene, "splats", None)
-    return None if splats is None else splats()
 
 
 def save_splats(splats: Splats, path: Path, format: Format, up: Up | None = None) -> None:

@@ -26,7 +26,7 @@ from picardopt_3d.methods.stage import Stage
 from picardopt_3d.picard import PicardConfig
 from picardopt_3d.problem import Losses
 from picardopt_3d.prompts import ViewWords
-from picardopt_3d.scenes import WHITE, GaussiansConfig, Scene, StrategyConfig
+from picardopt_3d.scenes import GaussiansConfig, Scene, StrategyConfig
 from picardopt_3d.tolerances import AdaptiveTol
 
 

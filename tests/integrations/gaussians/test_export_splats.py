@@ -21,13 +21,17 @@ from picardopt_3d.scenes.gaussians.splats import SH_C0, Splats
 from plyfile import PlyData
 from scipy.spatial.transform import Rotation
 
-from tests.integrations.helpers.splat_scenes import some_splats
+from tests.integrations.helpers.splats import random_splats
 
 INRIA = (
     "x y z nx ny nz f_dc_0 f_dc_1 f_dc_2 "
     + " ".join(f"f_rest_{i}" for i in range(45))
     + " opacity scale_0 scale_1 scale_2 rot_0 rot_1 rot_2 rot_3"
 ).split()
+
+
+def some_splats(count: int, *, degree: int = 0) -> Splats:
+    return random_splats(count, degree=degree, dtype=torch.float32)
 
 
 def unit(rotations: torch.Tensor) -> np.ndarray:

@@ -22,7 +22,6 @@ from picardopt_3d.scenes.gaussians.strategy import Statistics, apply, densifies,
 from picardopt_3d.scenes.scene import Scene, Surface
 from picardopt_3d.scenes.views import Light, Render
 
-
 _FAINT = -3.0
 """Opacity logit below which a Gaussian does not count for the size of the surface."""
 
