@@ -28,9 +28,7 @@ _TURNS = {  # the world's axes turned into the file's, as quaternions w, x, y, z
     "y": (0.5, -0.5, -0.5, -0.5),  # x, y, z -> y, z, x
     "minus-y": (0.5, 0.5, -0.5, 0.5),  # x, y, z -> -y, -z, x
 }
-_HARMONICS = (
-    15  # coefficients a channel that a PLY file holds besides the constant one, those of degree 3
-)
+_HARMONICS = 15  # coefficients a channel above the constant one in a PLY file: those of degree 3
 _LARGEST_LOG_SCALE = 88.0  # the exponential of more overflows in single precision
 
 
@@ -162,7 +160,7 @@ def _splat(table: _Table) -> bytes:
 
 
 def _glb(table: _Table) -> bytes:
-    """Returns a binary glTF file with `KHR_gaussian_splatting`, as ratified by Khronos in 2026."""
+    """Returns a binary glTF file with `KHR_gaussian_splatting`, an extension ratified by Khronos."""
     own = "KHR_gaussian_splatting:"
     linear = np.hstack([to_linear(table.shown), table.opacities[:, None]])
     columns: dict[str, npt.NDArray[Any]] = {

@@ -18,9 +18,7 @@ from picardopt_3d.scenes.scene import Surface
 THRESHOLD = 0.5
 """Density at the surface; see `surface_of`."""
 
-_NEGLIGIBLE = (
-    1e-4  # a Gaussian that adds less than this to the density at a point may be left out there
-)
+_NEGLIGIBLE = 1e-4  # what adds less to the density at a point may be left out there
 _POINTS = 256  # points of a leaf: fewer cull better, more take fewer calls
 _PAIRS = 1 << 19  # of a point and a Gaussian that are evaluated at once, to limit memory
 _LOG_SCALES = (-14.0, 14.0)  # beyond these, numbers overflow that do not change the density
@@ -43,9 +41,7 @@ class Density:
         kept = opacities > _NEGLIGIBLE
         opacities = opacities[kept]
         self.means = splats.means[kept].float()
-        turned = rotation_matrices(
-            splats.rotations[kept].float()
-        )  # [count, 3, 3], columns are the axes
+        turned = rotation_matrices(splats.rotations[kept].float())  # axes in columns
         scales = splats.log_scales[kept].float().clamp(*_LOG_SCALES).exp()
         self.whitening = turned.mT / scales[:, :, None]  # [count, 3, 3]
         colours = (0.5 + SH_C0 * splats.colours[kept].float()).clamp(0, 1)
