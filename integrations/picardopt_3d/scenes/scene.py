@@ -99,6 +99,10 @@ class Scene(nn.Module, ABC):
         """
         return None
 
+    def counts(self) -> dict[str, int]:
+        """Returns how many parts of each kind the scene has now, by a plural in lower case ("gaussians")."""
+        return {}
+
     def surface(self) -> Surface:
         """Returns the surface that a mesh is extracted from.
 
