@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from picardopt_3d.methods import dreamfusion, textmesh, zero123
+from picardopt_3d.methods import (
+    dreamfusion,
+    dreamgaussian,
+    textmesh,
+    zero123,
+    zero123_gaussians,
+)
 from picardopt_3d.methods.recipe import Context, NamedStage, RecipeConfig, StageConfig, stage_seed
 from picardopt_3d.methods.stage import Stage
 
@@ -38,9 +44,12 @@ METHODS: dict[str, dict[str, Method]] = {
     "text-to-3d": {
         "dreamfusion": Method(dreamfusion.DreamFusionConfig, dreamfusion.PRESETS),
         "textmesh": Method(textmesh.TextMeshConfig, textmesh.PRESETS),
+        "dreamgaussian": Method(dreamgaussian.DreamGaussianConfig, dreamgaussian.TEXT_PRESETS),
     },
     "image-to-3d": {
         "zero123": Method(zero123.Zero123Config, zero123.PRESETS),
+        "zero123-gaussians": Method(zero123.Zero123Config, zero123_gaussians.PRESETS),
+        "dreamgaussian": Method(dreamgaussian.DreamGaussianConfig, dreamgaussian.IMAGE_PRESETS),
     },
 }
 """The recipes of each command by name; the first one is its default. Two commands may share a name."""

@@ -106,7 +106,7 @@ class DreamFusion(Stage):
             terms["orientation"] = render.orientation_penalty
         if render.eikonal is not None:
             terms["eikonal"] = render.eikonal
-        return self.total(terms, weights, step)
+        return self.total(terms, weights, step, render)
 
 
 SMALL_VSD = VsdConfig(guidance_scale=1.5, rank=8, learning_rate=2e-3)

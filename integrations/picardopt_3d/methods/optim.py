@@ -29,6 +29,23 @@ def field_rates(
     return {"encoding": encoding, "networks": networks, "background": background}
 
 
+def gaussian_rates(
+    means: Points = 1e-3,
+    log_scales: Points = 0.005,
+    rotations: Points = 0.005,
+    opacity_logits: Points = 0.05,
+    colours: Points = 0.01,
+) -> dict[str, Points]:
+    """Returns learning rates for the groups of 3D Gaussians without view dependence; see `Splats`."""
+    return {
+        "means": means,
+        "log_scales": log_scales,
+        "rotations": rotations,
+        "opacity_logits": opacity_logits,
+        "colours": colours,
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """The part of a stage's configuration that describes the scene's optimizer.

@@ -15,7 +15,7 @@ from picardopt import Carry, Restructure
 from picardopt_3d.methods.optim import build_optimizer, build_scheduler
 from picardopt_3d.methods.recipe import Context, StageConfig
 from picardopt_3d.problem import Losses
-from picardopt_3d.scenes import Scene, build_scene
+from picardopt_3d.scenes import Render, Scene, build_scene
 
 
 class Stage(ABC):
@@ -48,17 +48,24 @@ class Stage(ABC):
     def loss(self, step: int) -> Losses:
         """Evaluates one step's loss; subclasses compute the terms and pass them to `total`."""
 
-    def total(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], step: int) -> Losses:
+    def total(
+        self,
+        terms: Mapping[str, Tensor],
+        weights: Mapping[str, float],
+        step: int,
+        *renders: Render,
+    ) -> Losses:
         """Returns the weighted sum of a step's terms, with the measurements for the scene's carry.
 
         Args:
             terms: Scalars by name; those without a weight are left out of the sum.
             weights: From `Weights.at`.
             step: The step.
+            renders: Its views.
         """
         counted = [weight * terms[name] for name, weight in weights.items() if name in terms]
         total = torch.stack(counted).sum()
-        return Losses(total, dict(terms), self.scene.measure(step))
+        return Losses(total, dict(terms), self.scene.measure(step, *renders))
 
     def optimizers(self) -> list[Optimizer]:
         """Returns the scene's optimizers, then the guidance's."""

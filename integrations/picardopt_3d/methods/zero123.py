@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,11 +18,11 @@ from picardopt_3d.cameras import CameraConfig, Cameras, random_cameras
 from picardopt_3d.guidance import SdsConfig, TimestepSchedule
 from picardopt_3d.guidance.choose import GuidanceConfig
 from picardopt_3d.guidance.loading import ModelOptions
-from picardopt_3d.images import ReferenceImage
 from picardopt_3d.methods import losses
 from picardopt_3d.methods.dreamfusion import OCCUPIED
 from picardopt_3d.methods.optim import field_rates
 from picardopt_3d.methods.recipe import Context, StageConfig
+from picardopt_3d.methods.reference import Reference
 from picardopt_3d.methods.schedules import Milestones, Points, Weights, check_milestones, current
 from picardopt_3d.methods.stage import Stage
 from picardopt_3d.picard import PicardConfig
@@ -102,8 +101,8 @@ class Zero123Stage(Stage):
         if context.image is None:
             raise ValueError("context.image is None: give the picture, `load_reference(path, ...)`")
         super().__init__(config, context, previous)
-        self.config, self.camera = config, context.image.camera.to(context.device)
-        self.pictures = _sizes(context.image, config.reference_pixels, context.device)
+        self.config = config
+        self.reference = Reference(context.image, config.reference_pixels, context.device)
 
     def loss(self, step: int) -> Losses:
         """Evaluates the losses of one step, a function of the parameters, the step and its randomness."""
@@ -117,14 +116,12 @@ class Zero123Stage(Stage):
         if "sparsity" in weights:
             terms["sparsity"] = losses.sparsity(around.opacity)
 
-        pixels = current(config.reference_pixels, step)
-        rgb, alpha = self.pictures[pixels]
-        front = self._render(self.camera, pixels, weights, step)
-        terms["rgb"] = (front.rgb - rgb).square().mean()
-        terms["mask"] = (front.opacity - alpha).square().mean()
+        reference = self.reference
+        front = self._render(reference.camera, reference.size(step), weights, step)
+        terms |= reference.losses(front, step)
         for name, value in _regularity(around, weights).items():
             terms[name] = value + _regularity(front, weights)[name]
-        return self.total(terms, weights, step)
+        return self.total(terms, weights, step, around, front)
 
     def _render(self, cameras: Cameras, size: int, weights: dict[str, float], step: int) -> Render:
         """Renders the albedo over white, with normals if a loss needs them."""
@@ -154,18 +151,6 @@ def _regularity(render: Render, weights: dict[str, float]) -> dict[str, Tensor]:
     if "opaque" in weights:
         terms["opaque"] = losses.opaqueness(render.opacity)
     return terms
-
-
-def _sizes(
-    image: ReferenceImage, sizes: Milestones, device: torch.device
-) -> dict[int, tuple[Tensor, Tensor]]:
-    """Returns the picture, `[1, 3, size, size]`, and its alpha, `[1, 1, size, size]`, by each size of the run."""
-    asked = [sizes] if isinstance(sizes, int) else [size for _, size in sizes]
-    pictures = {}
-    for size in asked:
-        colour, alpha = image.at(size)
-        pictures[size] = colour[None].to(device), alpha[None].to(device)
-    return pictures
 
 
 SMALL = Zero123Config(

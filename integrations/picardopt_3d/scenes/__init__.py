@@ -2,6 +2,7 @@
 
 from picardopt_3d.scenes.field import Field, FieldSample
 from picardopt_3d.scenes.files import SceneConfig, build_scene, load_scene, save_scene
+from picardopt_3d.scenes.gaussians import Gaussians, GaussiansConfig, StrategyConfig
 from picardopt_3d.scenes.hash_grid import HashConfig, HashGrid
 from picardopt_3d.scenes.nerf import NerfConfig, NerfField
 from picardopt_3d.scenes.occupancy import OccupancyConfig, OccupancyGrid
@@ -15,6 +16,8 @@ __all__ = [
     "Field",
     "FieldConfig",
     "FieldSample",
+    "Gaussians",
+    "GaussiansConfig",
     "HashConfig",
     "HashGrid",
     "Light",
@@ -28,6 +31,7 @@ __all__ = [
     "SceneConfig",
     "SdfConfig",
     "SdfField",
+    "StrategyConfig",
     "Surface",
     "build_scene",
     "load_scene",

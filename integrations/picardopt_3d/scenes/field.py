@@ -137,7 +137,7 @@ class Field(Scene):
         if self.occupancy is not None:
             self.occupancy.update(self.occupancy.measure(self.density))
 
-    def measure(self, step: int) -> dict[str, Tensor]:
+    def measure(self, step: int, *renders: Render) -> dict[str, Tensor]:
         """Measures the occupancy grid if an update is due at this step."""
         grid = self.occupancy
         if grid is None or not grid.due(step):

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from picardopt_3d.scenes.gaussians import Gaussians, GaussiansConfig, StrategyConfig
 from picardopt_3d.scenes.hash_grid import HashConfig
 from picardopt_3d.scenes.nerf import NerfConfig, NerfField
 from picardopt_3d.scenes.occupancy import OccupancyConfig
@@ -17,16 +18,18 @@ from picardopt_3d.scenes.radiance_field import FieldConfig, RadianceField
 from picardopt_3d.scenes.scene import Scene
 from picardopt_3d.scenes.sdf import SdfConfig, SdfField
 
-SceneConfig = FieldConfig | NerfConfig | SdfConfig
+SceneConfig = FieldConfig | NerfConfig | SdfConfig | GaussiansConfig
 
 KINDS: dict[str, tuple[type[SceneConfig], type[Scene]]] = {
     "voxels": (FieldConfig, RadianceField),
     "nerf": (NerfConfig, NerfField),
     "sdf": (SdfConfig, SdfField),
+    "gaussians": (GaussiansConfig, Gaussians),
 }
 """Configuration class and scene class by the kind that a file's header names."""
 
-_PARTS = {"encoding": HashConfig, "occupancy": OccupancyConfig}  # nested configurations
+_PARTS = {"encoding": HashConfig, "occupancy": OccupancyConfig, "strategy": StrategyConfig}
+"""Classes of nested configurations."""
 
 
 def build_scene(config: SceneConfig, other: Scene | None = None) -> Scene:

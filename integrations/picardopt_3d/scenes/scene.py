@@ -83,8 +83,13 @@ class Scene(nn.Module, ABC):
     def prepare(self) -> None:
         """Takes the measurements that a new scene's first steps need; a stage calls this once, before step 0."""
 
-    def measure(self, step: int) -> dict[str, Tensor]:
-        """Returns a step's measurements for the update of `carry`, by name; the step returns them in `Losses.aux`."""
+    def measure(self, step: int, *renders: Render) -> dict[str, Tensor]:
+        """Returns a step's measurements for the update of `carry`, by name; the step returns them in `Losses.aux`.
+
+        Args:
+            step: The step.
+            renders: Its views; `backward` may add to what was measured of them.
+        """
         return {}
 
     def carry(self) -> Carry | None:

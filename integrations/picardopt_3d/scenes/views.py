@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -42,6 +43,7 @@ class Render:
             threestudio's Zero-1-to-3; None if not requested.
         eikonal: Mean over samples of (|grad sdf| - 1)^2; None unless the scene is a signed distance and normals were
             requested.
+        drawn: What the scene's `measure` needs of a view; None for most scenes.
     """
 
     rgb: Tensor
@@ -51,3 +53,4 @@ class Render:
     orientation_penalty: Tensor | None = None
     normal_smoothness: Tensor | None = None
     eikonal: Tensor | None = None
+    drawn: Any = None

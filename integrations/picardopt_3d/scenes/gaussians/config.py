@@ -15,18 +15,18 @@ class StrategyConfig:
     """When and how Gaussians are added and removed (3D Gaussian Splatting, section 5.2).
 
     Attributes:
-        start: First step after which Gaussians can be added and removed.
-        stop: Step from which on their number stays.
-        every: Steps between two such changes.
-        gradient: Gaussians are duplicated or split where the mean length of the gradient of their centre on the screen
+        start: Steps taken before Gaussians can be added and removed.
+        stop: Steps taken from which on neither their number nor their opacities are changed.
+        every: They are added and removed after each so many steps of the run.
+        gradient: They are duplicated or split where the mean length of the gradient of their centre on the screen
             (whose edges are at -1 and 1) is at least this.
         split_scale: Largest standard deviation, world units, up to which they are duplicated; larger ones are split.
         least_opacity: Gaussians below this opacity are removed.
         largest_scale: Gaussians with a larger standard deviation, world units, are removed; None: none are.
         largest_radius: Gaussians that were seen with a larger radius since the last change, as a share of the picture's
             edge, are removed; None: none are. In the published code this never happens, because the radii are reset
-            just before they are looked at.
-        reset_every: Steps between two resets of the opacities; 0: no resets.
+            just before they are looked at: None does as it does.
+        reset_every: The opacities are reset after each so many steps of the run; 0: never.
         reset_opacity: Opacity that a reset leaves at most.
         most: No Gaussians are added beyond this number; those with the largest gradients come first.
     """
@@ -42,6 +42,41 @@ class StrategyConfig:
     reset_every: int = 0
     reset_opacity: float = 0.01
     most: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: A value is out of range; the message names it.
+        """
+        for name, least in (
+            ("start", 0),
+            ("stop", 0),
+            ("every", 1),
+            ("reset_every", 0),
+            ("most", 1),
+        ):
+            if not getattr(self, name) >= least:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: give a whole number of at least {least}"
+                )
+        for name in ("gradient", "split_scale"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: give a number of at least 0")
+        for name in ("largest_scale", "largest_radius"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: give a positive number, or None")
+        if not 0 <= self.least_opacity < 1:
+            raise ValueError(
+                f"least_opacity={self.least_opacity!r}: give a number from 0 to below 1"
+            )
+        if not 0 < self.reset_opacity < 1:
+            raise ValueError(f"reset_opacity={self.reset_opacity!r}: give a number between 0 and 1")
+        if self.reset_every and self.reset_opacity < self.least_opacity:
+            raise ValueError(
+                f"reset_opacity={self.reset_opacity!r}: give at least least_opacity={self.least_opacity!r}, or every "
+                "Gaussian is removed after a reset"
+            )
 
 
 @dataclass(frozen=True)

@@ -29,3 +29,18 @@ class Splats(NamedTuple):
     opacity_logits: Tensor
     colours: Tensor
     harmonics: Tensor
+
+
+def check_finite(splats: Splats) -> None:
+    """Checks that every number is finite.
+
+    Raises:
+        ValueError: Some are not; the message says how many Gaussians have them, and where.
+    """
+    for name, tensor in splats._asdict().items():
+        bad = ~tensor.isfinite().flatten(1).all(1) if tensor.ndim > 1 else ~tensor.isfinite()
+        if bad.any():
+            raise ValueError(
+                f"{name}: {int(bad.sum())} of {len(bad)} Gaussians hold values that are not finite: their "
+                f"optimization diverged; take another checkpoint, or run it again with a smaller learning rate"
+            )
