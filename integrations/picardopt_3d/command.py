@@ -79,9 +79,9 @@ def print_report(report: dict[str, Any], folder: RunFolder) -> None:
     psnr = report.get("psnr")
     quality = "" if psnr is None else f"; PSNR {psnr:.1f} dB against the true views"
     counts = "".join(
-        f"; {report[name]:,} {name.capitalize()}"
+        f"; {report[name.lower()]:,} {name}"
         for name in report.get("counts", {})
-        if name in report
+        if name.lower() in report
     )
     print(
         f"{report['title']!r}: {report['steps']} steps in {report['sweeps']} sweeps"

@@ -22,7 +22,7 @@ def record_of(strides: list[int], changes: dict[int, int], sweeps: int | None = 
     """A record with a number of Gaussians from steps on, each the last of its sweep."""
     record = RunRecord(step=sum(strides), sweeps=len(strides), strides=strides)
     ends = {sum(strides[:sweep]): sweep for sweep in range(len(strides) + 1)}
-    record.counts["gaussians"] = [[step, ends[step], count] for step, count in changes.items()]
+    record.counts["Gaussians"] = [[step, ends[step], count] for step, count in changes.items()]
     record.restructured = [[step, ends[step]] for step in changes if step]
     record.strides = strides[len(strides) - (sweeps or len(strides)) :]
     return RunRecord.of_stages([record])
@@ -78,7 +78,7 @@ def growing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return Restructure(changed.append, lambda step: step in (3, 7))
 
     monkeypatch.setattr(Field, "restructure", restructure)
-    monkeypatch.setattr(Field, "counts", lambda self: {"gaussians": 1200 + 2 * len(changed)})
+    monkeypatch.setattr(Field, "counts", lambda self: {"Gaussians": 1200 + 2 * len(changed)})
     return changed
 
 
@@ -86,7 +86,7 @@ def test_the_report_has_the_last_number_and_all_before(tmp_path: Path, growing: 
     report = run(options(tmp_path, window=3))
     assert growing == [3, 7]
     assert report["gaussians"] == 1204
-    assert report["counts"] == {"gaussians": [[0, 1200], [4, 1202], [8, 1204], [12, 1204]]}
+    assert report["counts"] == {"Gaussians": [[0, 1200], [4, 1202], [8, 1204], [12, 1204]]}
     assert report["restructured"] == [4, 8]
     assert json.loads((tmp_path / "report.json").read_text())["counts"] == report["counts"]
 
@@ -103,7 +103,7 @@ def test_the_last_number_is_printed_and_beside_the_bar(
     text_to_3d([*given, *TINY_OPTIONS])
     said, bar = capsys.readouterr()
     assert "by 1 worker(s); 1,204 Gaussians; " in said
-    assert "gaussians=1204" in bar
+    assert "Gaussians=1204" in bar
 
 
 def test_tensorboard_has_the_number(tmp_path: Path, growing: list[int]) -> None:
@@ -112,5 +112,5 @@ def test_tensorboard_has_the_number(tmp_path: Path, growing: list[int]) -> None:
     run(options(tmp_path, window=3, tensorboard=True))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    seen = [event.value for event in events.Scalars("counts/gaussians")]
+    seen = [event.value for event in events.Scalars("counts/Gaussians")]
     assert seen == [1200.0] * 3 + [1202.0] * 4 + [1204.0] * 5

@@ -112,7 +112,7 @@ def _plot_counts(panel: Axes, record: Sweeps) -> None:
         shown = max((i for i, (_, sweeps, _) in enumerate(history) if sweeps <= first), default=0)
         ends = [max(sweeps, first) - 0.5 for _, sweeps, _ in history[shown:]]
         counts = [count for _, _, count in history[shown:]]
-        panel.step(ends, counts, where="post", label=name.capitalize())
+        panel.step(ends, counts, where="post", label=name)
     panel.set_ylabel("number")
     panel.set_ylim(bottom=0)
     panel.yaxis.set_major_formatter("{x:,.0f}")

@@ -79,7 +79,8 @@ def _counts(record: RunRecord) -> dict[str, Any]:
     if not record.counts:
         return {}
     last = {name: history[-1] for name, history in record.counts.items()}
-    return {name: count for name, (steps, _, count) in last.items() if steps == record.step} | {
+    kept = {name.lower(): count for name, (steps, _, count) in last.items() if steps == record.step}
+    return kept | {
         "counts": {
             name: [[steps, count] for steps, _, count in history]
             for name, history in record.counts.items()

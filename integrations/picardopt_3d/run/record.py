@@ -39,7 +39,7 @@ class RunRecord:
         strides: Steps made final by each of the last `HISTORY` sweeps.
         residuals: Of the same sweeps, the squared distance per parameter of every slot.
         tolerances: Of the same sweeps, the thresholds that those were compared with.
-        counts: By kind of part ("gaussians"), each time that their number changed, and at the beginning: steps and
+        counts: By kind of part ("Gaussians"), each time that their number changed, and at the beginning: steps and
             sweeps until then, and the number from then on.
         restructured: Of each step after which the number of parameters could change: steps and sweeps until then.
         seconds: Of the optimization, without start-up.

@@ -105,7 +105,7 @@ class Scene(nn.Module, ABC):
         return None
 
     def counts(self) -> dict[str, int]:
-        """Returns how many parts of each kind the scene has now, by a plural in lower case ("gaussians")."""
+        """Returns how many parts of each kind the scene has now, by their name for people ("Gaussians")."""
         return {}
 
     def surface(self) -> Surface:
