@@ -72,7 +72,7 @@ def sweeps_of(strides: list[int], slots: int) -> list[SweepRecord]:
 @pytest.mark.parametrize(
     ("strides", "changes", "expected"),
     [
-        # Steps 4 to 15 in five sweeps; those from 8 and 12 on are far from changes and make 4 steps final: two too many.
+        # Steps 4 to 15 in five sweeps; the last two are far from changes and make 4 steps final: two too many.
         ([4, 1, 2, 1, 4, 4], [3, 15], {"steps_per_sweep_between": 4.0, "sweeps_a_change": 2.0}),
         # Nothing is lost: each sweep is as long as those far away.
         ([4] * 6, [3, 19], {"steps_per_sweep_between": 4.0, "sweeps_a_change": 0.0}),
