@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import json
+import time
+import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from picardopt_3d.command import text_to_3d
+from picardopt_3d.config import TextTo3DConfig
 from picardopt_3d.export.plots import strides_figure
+from picardopt_3d.guidance.choose import GuidanceConfig
+from picardopt_3d.methods import METHODS
+from picardopt_3d.methods.dreamgaussian import DreamGaussian
+from picardopt_3d.problem import Losses
+from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.pipeline import run
 from picardopt_3d.run.record import RunRecord
+from picardopt_3d.run.worker import train
+from picardopt_3d.scenes import GaussiansConfig, StrategyConfig
 from picardopt_3d.scenes.field import Field
+from safetensors.torch import load_file
 from torch.optim import Optimizer
 
 from picardopt import Restructure
 from tests.integrations.test_pipeline import TINY_OPTIONS, options
+from tests.integrations.test_run_stages import Stop
 
 
 def record_of(strides: list[int], changes: dict[int, int], sweeps: int | None = None) -> RunRecord:
@@ -114,3 +129,58 @@ def test_tensorboard_has_the_number(tmp_path: Path, growing: list[int]) -> None:
     events.Reload()
     seen = [event.value for event in events.Scalars("counts/Gaussians")]
     assert seen == [1200.0] * 3 + [1202.0] * 4 + [1204.0] * 5
+
+
+def gaussians(out: Path, **changes: Any) -> TextTo3DConfig:
+    """Gaussians that are added and removed three times in 14 steps, and made transparent once."""
+    strategy = StrategyConfig(
+        start=3,
+        stop=13,
+        every=4,
+        gradient=0.0,
+        least_opacity=0.02,
+        reset_every=6,
+        reset_opacity=0.05,
+        most=30,
+    )
+    scene = GaussiansConfig(count=20, opacity=0.3, strategy=strategy)
+    small = METHODS["text-to-3d"]["dreamgaussian"].presets["small"]
+    exact = GuidanceConfig("exact")
+    recipe = replace(small, steps=14, batch=1, pixels=8, scene=scene, guidance=exact)
+    return options(out, **({"method": "dreamgaussian", "recipe": recipe} | changes))
+
+
+def stopped(config: TextTo3DConfig, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a configuration whose loss raises from a step on."""
+    whole = DreamGaussian.loss
+
+    def loss(self: DreamGaussian, step: int) -> Losses:
+        if step >= at:
+            raise Stop
+        return whole(self, step)
+
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a failed speculation warns once
+        patch.setattr(DreamGaussian, "loss", loss)
+        with pytest.raises(Stop):
+            train(config, time.time())
+
+
+@pytest.mark.parametrize("at", [None, 7, 9])
+def test_gaussians_have_the_same_history_ahead_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int | None
+) -> None:
+    found = []
+    for name, given in (("one", {"sequential": True}), ("other", {"window": 5, "tolerance": 0.0})):
+        config = gaussians(tmp_path / name, **given)
+        if at is not None and name == "other":
+            stopped(config, at, monkeypatch)
+        record = train(config, time.time(), resume=at is not None and name == "other")
+        history = [(steps, count) for steps, _, count in record.counts["Gaussians"]]
+        found.append((history, [steps for steps, _ in record.restructured]))
+    assert found[0] == found[1]
+    history, changes = found[0]
+    assert len(history) > 1
+    assert set(changes) > {steps for steps, _ in history[1:]}  # opacities are reset too
+    one, other = (load_file(RunFolder(tmp_path / name).scene) for name in ("one", "other"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
