@@ -1,7 +1,7 @@
 """The command `picardopt doctor`: what is installed, which devices there are, which models can be used.
 
-Nothing large is loaded unless asked for, so that it answers within seconds on a machine where something is wrong (but the
-first time that gsplat is used on a GPU it compiles its kernels, which takes minutes).
+Nothing large is loaded unless asked for, so that it answers within seconds on a machine where something is wrong. (But
+where gsplat is used on a GPU for the first time, it compiles its kernels, which takes minutes.)
 """
 
 from __future__ import annotations
