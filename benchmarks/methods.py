@@ -49,7 +49,10 @@ RECIPES = {
     "dreamfusion": ("text-to-3d", "dreamfusion", "small"),
     "dreamfusion-nerf": ("text-to-3d", "dreamfusion", "small-nerf"),
     "textmesh": ("text-to-3d", "textmesh", "small"),
+    "dreamgaussian": ("text-to-3d", "dreamgaussian", "small"),
     "zero123": ("image-to-3d", "zero123", "small"),
+    "zero123-gaussians": ("image-to-3d", "zero123-gaussians", "small"),
+    "dreamgaussian-image": ("image-to-3d", "dreamgaussian", "small"),
 }
 """Commands, methods and presets, by the name of their rows."""
 MODES: dict[str, dict[str, Any]] = {

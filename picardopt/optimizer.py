@@ -189,7 +189,8 @@ class ParallelPicardOptimizer(OptimizerFacade):
         self._count()
         if change is not None and not self._fits(speculator):
             self._speculator = None
-            remap_queue(speculator, self._ready(), parents)
+            updates = self._carry.update is not None
+            remap_queue(speculator, self._ready(), parents, returned=updates)
 
     def _plain_step(self, closure: Closure | None, reason: str) -> Any:
         """Takes a step as the base's own ``step(closure)`` does, with nothing evaluated ahead."""

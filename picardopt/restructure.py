@@ -13,13 +13,13 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from picardopt.closure import captured_by
-from picardopt.drift import Accepted
+from picardopt.drift import Accepted, map_tensors
 from picardopt.layout import ParameterLayout, Row
 from picardopt.window import Window
 
@@ -36,7 +36,9 @@ class Restructure:
         function: Called with the step. Returns the parents: for each new row (dimension 0) of the tensors that it
             changed, the index of the old row that it came from, int64 [rows]; or None to drop all guesses.
         due: Returns whether to call it after a step; must depend on the step alone.
-        across: Whether windows run across such a step, as in the paper; at tolerance 0 they never do.
+        across: Whether windows run across such a step, as in the paper; at tolerance 0 they never do. What a closure
+            evaluated before it returned for `Carry.update` then takes the parents' rows too: each of its tensors that
+            has as many rows as the changed tensors had.
     """
 
     function: Callable[[int], Tensor | None]
@@ -49,7 +51,7 @@ class Restructure:
                 raise TypeError(f"{name}={getattr(self, name)!r}: give a function of the step")
 
     def holders(self) -> list[object]:
-        """Returns the objects whose attributes the function may replace: its own object and captured modules."""
+        """Returns the objects in which the function may replace tensors: its own and the captured ones."""
         return list(_holders(self.function, 3))
 
     def window(self, step: int, limit: int) -> int:
@@ -61,16 +63,17 @@ class Restructure:
 
 
 def _holders(value: object, depth: int) -> Iterator[object]:
-    if isinstance(value, nn.Module):
+    if isinstance(value, nn.Module | dict | list):
         yield value
     elif inspect.ismethod(value):
         yield value.__self__
     elif depth and is_dataclass(value) and not isinstance(value, type):
+        yield value
         for item in fields(value):
             yield from _holders(getattr(value, item.name), depth - 1)
-    elif depth and callable(value):
-        if not isinstance(value, type | types.FunctionType | functools.partial):
-            yield value  # an object with __call__
+    elif depth and not isinstance(value, type):
+        if not isinstance(value, types.FunctionType | functools.partial):
+            yield value  # an object, perhaps one with __call__
         for captured in captured_by(value):
             yield from _holders(captured, depth - 1)
 
@@ -115,9 +118,8 @@ class Remap:
                 "restructure's function returned parents with a negative index: count the old rows from 0"
             )
         self._new, self._parents = new, parents.to(new.device)
-        self._copied: list[
-            bool
-        ] = []  # whether a tensor is copied whole: its rows are the old ones, or it has none
+        self._changed: set[int] = set()  # how many rows the tensors had that are not copied whole
+        self._copied: list[bool] = []  # whether one is: its rows are the old ones, or it has none
         for index, (before, after) in enumerate(zip(old.shapes, new.shapes, strict=True)):
             kept = before == after and old.tensors[index] is new.tensors[index]
             by_row = before[1:] == after[1:] and after[:1] == (rows,) and before[0] >= old_rows
@@ -127,6 +129,8 @@ class Remap:
                     f"to {tuple(after)} of tensor {index}"
                 )
             self._copied.append(kept or not by_row)
+            if not self._copied[-1]:
+                self._changed.add(before[0])
 
     @torch.no_grad()
     def __call__(self, row: Row) -> Row:
@@ -137,6 +141,15 @@ class Remap:
         for target, source, copied in zip(targets, sources, self._copied, strict=True):
             target.copy_(source if copied else source[self._parents])
         return out
+
+    def returned(self, value: Any) -> Any:
+        """Returns a closure's return value with the parents' rows of its tensors that have a row for each old one."""
+        if len(self._changed) != 1:
+            return value
+        (rows,) = self._changed
+        return map_tensors(
+            lambda t: t[self._parents.to(t.device)] if t.shape[:1] == (rows,) else t, value
+        )
 
 
 class Ahead(Protocol):
@@ -151,7 +164,7 @@ class Ahead(Protocol):
         ...
 
 
-def remap_queue(old: Ahead, new: Ahead, parents: Tensor | None) -> None:
+def remap_queue(old: Ahead, new: Ahead, parents: Tensor | None, *, returned: bool = False) -> None:
     """Moves the queued drifts across a step that changed the number of parameters.
 
     At tolerance 0 the queue is empty: the window ends at such a step, because gradients of the old parameters are not
@@ -161,6 +174,7 @@ def remap_queue(old: Ahead, new: Ahead, parents: Tensor | None) -> None:
         old: The old structure's, after that step.
         new: The new structure's.
         parents: The old row of each new one, int64 [rows]; None keeps nothing.
+        returned: Whether what the closures returned is for a carry's update, so that its rows move too.
 
     Raises:
         ValueError: If the parents do not fit the tensors.
@@ -173,4 +187,6 @@ def remap_queue(old: Ahead, new: Ahead, parents: Tensor | None) -> None:
     new.window.rows = [remap(row) for row in old.window.rows[: max(1, len(old.queue))]]
     for kept in old.queue:
         drift = replace(kept.drift, row=remap(kept.drift.row))
+        if returned:
+            drift = replace(drift, returned=remap.returned(drift.returned))
         new.queue.append(replace(kept, drift=drift, remapped=True))

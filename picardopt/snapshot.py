@@ -65,8 +65,8 @@ class Snapshot:
         Args:
             skip: Reachable tensors not to capture; the caller restores them.
             extra: More objects to walk this time (the carry).
-            holders: Objects of which only the attributes are recorded (of modules also the parameter and buffer
-                entries): the references to tensors, not their values.
+            holders: Containers, and objects of which only the attributes and the containers among them are recorded
+                (of modules also the parameter and buffer entries): the references to tensors, not their values.
         """
         self._tensors, self._undo = [], []
         seen = self._skip | {id(p) for p in skip}
@@ -169,12 +169,18 @@ class Snapshot:
                     self._visit(value, seen)
 
     def _keep_attributes(self, holder: object) -> None:
-        if isinstance(holder, torch.nn.Module):
-            for module in holder.modules():
-                for attributes in (vars(module), module._parameters, module._buffers):
-                    self._keep_dict(attributes)
-        elif hasattr(holder, "__dict__") and not isinstance(holder, _LEAVES):
-            self._keep_dict(vars(holder))
+        self._keep_container(holder)
+        for each in holder.modules() if isinstance(holder, torch.nn.Module) else [holder]:
+            if hasattr(each, "__dict__") and not isinstance(each, _LEAVES):
+                self._keep_dict(vars(each))
+                for value in vars(each).values():
+                    self._keep_container(value)
+
+    def _keep_container(self, obj: object) -> None:
+        if isinstance(obj, dict):
+            self._keep_dict(obj)
+        elif isinstance(obj, list):
+            self._keep_sequence(obj)
 
     def _keep_dict(self, obj: dict[Any, Any]) -> None:
         items = list(obj.items())
@@ -186,7 +192,8 @@ class Snapshot:
                 for (k, v), (key, value) in zip(now, items, strict=True)
             ):
                 obj.clear()
-                obj.update(items)
+                for key, value in items:  # a Counter's update would count the pairs
+                    obj[key] = value
 
         self._undo.append(undo)
 

@@ -11,6 +11,21 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 MODULES = {"tables", "plain_loop", "result_store"}
 """What the scripts share."""
 TINY = {
+    "gaussians_restructure": [
+        *(
+            "--texts",
+            "a red cube",
+            "--seeds",
+            "1",
+            "--steps",
+            "10",
+            "--every",
+            "3",
+            "--window",
+            "2",
+        ),
+        *("--out", "r.json"),
+    ],
     "gpu_drift": ["--help"],  # one size: that of Stable Diffusion's UNet
     "gpu_smoke": ["--device", "cpu", "--parameters", "1000", "--skip-command"],
     "methods": ["--help"],  # whole recipes, or none

@@ -1,7 +1,8 @@
 """Steps that change the number of parameters: bitwise at tolerance 0, and the paper's window across them."""
 
 import copy
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picardopt import ParallelPicardOptimizer, Restructure
+from picardopt import Carry, ParallelPicardOptimizer, Restructure
 from picardopt.layout import ParameterLayout
 from picardopt.restructure import Remap
 from tests.helpers.pool import Pools
@@ -291,3 +292,120 @@ def test_a_scheduler_goes_on_across() -> None:
             scheduler.step()
         rates.append(bases[0].param_groups[0]["lr"])
     assert rates[0] == rates[1] == pytest.approx(1e-2 * 0.9**STEPS)
+
+
+def test_what_steps_returned_for_the_update_goes_across_with_its_rows() -> None:
+    """Steps 5 and 6 were evaluated before the points split: their statistics are the parents'."""
+    splats, optimizers, restructure = build(across=True)
+    evaluated: dict[int, dict[str, torch.Tensor]] = {}
+    parents: list[torch.Tensor] = []
+
+    def closure(step: int) -> dict[str, torch.Tensor]:
+        splats.zero_grad()
+        loss = (splats(2 * torch.rand(16) - 1) - 1).square().mean()
+        loss.backward()
+        assert splats.means.grad is not None
+        slopes = splats.means.grad.abs().float()
+        returned = {"loss": loss, "slopes": slopes, "other": torch.arange(3)}
+        evaluated.setdefault(step, returned)
+        return returned
+
+    def update(returned: dict[str, torch.Tensor]) -> None:
+        splats.slopes += returned["slopes"]
+        splats.seen += 1
+
+    def function(step: int) -> torch.Tensor:
+        parents.append(restructure.function(step))
+        return parents[-1]
+
+    optimizer = ParallelPicardOptimizer(
+        list(optimizers.values()),
+        window=7,
+        tolerance=float("inf"),
+        seed=3,
+        carry=Carry(splats, update),
+        restructure=replace(restructure, function=function),
+    )
+    returned = [optimizer.step(closure) for _ in range(7)]
+    assert optimizer.stats.strides == [7]
+    for step in (EVERY, EVERY + 1):
+        assert_same_bits(returned[step]["slopes"], evaluated[step]["slopes"][parents[0]])
+        assert_same_bits(returned[step]["loss"], evaluated[step]["loss"].detach())
+        assert_same_bits(returned[step]["other"], torch.arange(3))
+    assert_same_bits(splats.slopes, returned[EVERY]["slopes"] + returned[EVERY + 1]["slopes"])
+    assert torch.equal(splats.seen, torch.full_like(splats.seen, 2))
+
+
+@pytest.mark.parametrize("held", ["captured", "an attribute", "of a dataclass"])
+def test_a_failed_step_puts_back_the_parameters_that_a_dict_or_a_list_holds(held: str) -> None:
+    """As gsplat keeps them: parameters in a dict, statistics in another, here with a list of them too."""
+    parameters = {"points": torch.nn.Parameter(torch.zeros(4))}
+    statistics = {"seen": torch.zeros(4)}
+    history, calls = [parameters["points"]], Counter({"never": 0})
+    base = torch.optim.Adam([parameters["points"]], lr=0.1)
+
+    class Held:
+        def __init__(self) -> None:
+            self.parameters, self.statistics, self.history = parameters, statistics, history
+            self.calls = calls
+
+        def __call__(self, step: int) -> torch.Tensor:
+            return split(self.parameters, self.statistics, self.history, self.calls)
+
+    @dataclass
+    class Lists:
+        parameters: dict[str, torch.nn.Parameter]
+        statistics: dict[str, torch.Tensor]
+        history: list[torch.nn.Parameter]
+
+    def split(parameters: Any, statistics: Any, history: Any, calls: Any) -> torch.Tensor:
+        parents = torch.arange(4).repeat(2)
+        old = parameters["points"]
+        new = parameters["points"] = torch.nn.Parameter(old.detach()[parents])
+        statistics["seen"], statistics["new"] = torch.zeros(8), torch.zeros(8)
+        calls["split"] += 1
+        base.state[new] = {
+            k: v[parents] if v.shape == old.shape else v for k, v in base.state.pop(old).items()
+        }
+        base.param_groups[0]["params"] = [new]
+        history.append(new)
+        if failing:
+            raise KeyboardInterrupt
+        return parents
+
+    lists = Lists(parameters, statistics, history)
+    function = {
+        "captured": lambda step: split(parameters, statistics, history, calls),
+        "an attribute": Held(),
+        "of a dataclass": lambda step: split(
+            lists.parameters, lists.statistics, lists.history, calls
+        ),
+    }[held]
+    optimizer = ParallelPicardOptimizer(
+        [base], window=4, tolerance=0, restructure=Restructure(function, lambda step: step == 2)
+    )
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (parameters["points"] - torch.rand(())).square().mean()
+        loss.backward()
+        return loss
+
+    failing = [True]
+    optimizer.step(closure)
+    optimizer.step(closure)
+    before = (parameters["points"], statistics["seen"])
+    bits = before[0].detach().clone()
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(closure)
+    assert list(parameters) == ["points"]
+    assert list(statistics) == ["seen"]
+    assert (parameters["points"], statistics["seen"]) == before
+    assert len(history) == 1
+    assert calls == {"never": 0}
+    assert history[0] is base.param_groups[0]["params"][0] is parameters["points"]
+    assert_same_bits(parameters["points"].detach(), bits)
+    failing.clear()
+    for _ in range(3):
+        optimizer.step(closure)
+    assert len(parameters["points"]) == len(statistics["seen"]) == 8

@@ -78,9 +78,14 @@ def print_report(report: dict[str, Any], folder: RunFolder) -> None:
     """Prints in two lines what came of a run."""
     psnr = report.get("psnr")
     quality = "" if psnr is None else f"; PSNR {psnr:.1f} dB against the true views"
+    counts = "".join(
+        f"; {report[name.lower()]:,} {name}"
+        for name in report.get("counts", {})
+        if name.lower() in report
+    )
     print(
         f"{report['title']!r}: {report['steps']} steps in {report['sweeps']} sweeps"
-        f" ({report['mean_stride']:.2f} steps a sweep) by {report['workers']} worker(s);"
+        f" ({report['mean_stride']:.2f} steps a sweep) by {report['workers']} worker(s){counts};"
         f" {report['total_seconds']:.0f} s in all{quality}\n"
         f"look at {folder.sheet} and {folder.film}"
     )

@@ -53,6 +53,10 @@ class Problem(Protocol):
         """Returns when and how steps change the number of parameters."""
         ...
 
+    def counts(self) -> dict[str, int]:
+        """Returns how many parts of each kind there are now, such as 3D Gaussians, where `restructure` changes it."""
+        ...
+
     def lr_scheduler(self) -> LRScheduler | None:
         """Returns the scheduler that the loop steps after each step; None where learning rates stay."""
         ...

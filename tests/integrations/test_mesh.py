@@ -12,6 +12,7 @@ import pytest
 import torch
 import trimesh
 from picardopt_3d.export.command import main
+from picardopt_3d.export.glb import to_linear
 from picardopt_3d.export.mesh import (
     Mesh,
     NoSurfaceError,
@@ -19,7 +20,7 @@ from picardopt_3d.export.mesh import (
     largest_components,
     points_of,
 )
-from picardopt_3d.export.mesh_files import save_mesh, to_linear, vertex_normals
+from picardopt_3d.export.mesh_files import save_mesh, vertex_normals
 from picardopt_3d.scenes import NerfConfig, NerfField, SdfConfig, SdfField, save_scene
 from picardopt_3d.world import SHAPES
 from plyfile import PlyData
@@ -246,15 +247,18 @@ def test_obj_by_hand_and_by_trimesh(ball: Mesh, tmp_path: Path) -> None:
 def test_up_is_as_asked_for(tmp_path: Path) -> None:
     mesh = extract_mesh(Balls([(0.1, -0.2, 0.3, 0.1)]), 32)
     centres = {}
-    for name, up in (("z.ply", "z"), ("y.ply", "y"), ("y.obj", "y"), ("y.glb", "y")):
+    files = {"z.ply": "z", "down.obj": "minus-y", "y.ply": "y", "y.obj": "y", "y.glb": "y"}
+    for name, up in files.items():
         save_mesh(mesh, tmp_path / name, up=up)
         shape = trimesh.load(tmp_path / name, force="mesh", process=False)
         assert shape.volume > 0  # a mirror image would be inside out
         centres[name] = shape.vertices.mean(0).round(2).tolist()
     assert centres.pop("z.ply") == [0.1, -0.2, 0.3]
+    assert centres.pop("down.obj") == [0.2, -0.3, 0.1]
     assert list(centres.values()) == [[-0.2, 0.3, 0.1]] * 3
-    with pytest.raises(ValueError, match="glTF has y up"):
-        save_mesh(mesh, tmp_path / "z.glb", up="z")
+    for wrong in ("z", "minus-y"):
+        with pytest.raises(ValueError, match="glTF has y up"):
+            save_mesh(mesh, tmp_path / "z.glb", up=wrong)
     with pytest.raises(ValueError, match="format='stl': give one of glb, obj, ply"):
         save_mesh(mesh, tmp_path / "a.stl")
     assert not list(tmp_path.glob("*.stl"))
@@ -304,8 +308,17 @@ def test_the_command_takes_a_scene_file_and_a_place(run: Path, tmp_path: Path) -
     [
         (["nowhere"], "nowhere: there is no such folder"),
         (["."], "no finished run: it has no scene.safetensors"),
-        (["RUN", "--out", "a.stl"], "its suffix names no format; end it in .glb, .obj, .ply"),
+        (
+            ["RUN", "--out", "a.stl"],
+            "its suffix names no format; end it in .glb, .obj, .ply, .splat",
+        ),
         (["RUN", "--up", "z"], "glTF has y up"),
+        (["RUN", "--up", "minus-y", "--format", "splats-glb"], "glTF has y up"),
+        (
+            ["RUN", "--format", "splat"],
+            "is a RadianceField, which holds no Gaussians; give glb, obj",
+        ),
+        (["RUN", "--out", "a.splat"], "format splat: "),
         (["RUN", "--resolution", "2"], "resolution=2: give at least 8"),
         (["RUN", "--level", "1e9"], "Give a lower level"),
         (["RUN", "--format", "glb", "--out", "."], "is a folder: give the file to write"),

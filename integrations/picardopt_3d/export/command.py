@@ -1,17 +1,25 @@
-"""The command `picardopt export`, which converts a run to a mesh that other programs open."""
+"""The command `picardopt export`, which converts a run to a mesh or to Gaussians that other programs open."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from tyro.conf import Positional
 
 from picardopt_3d.cli_errors import cli_errors, options_of
 
-FORMATS = ("glb", "obj", "ply")
+if TYPE_CHECKING:
+    from picardopt_3d.scenes import Scene
+    from picardopt_3d.scenes.gaussians.splats import Splats
+
+Kind = Literal["glb", "obj", "ply", "splat", "splats-glb"]
+
+SUFFIXES = ("glb", "obj", "ply", "splat")
+MESHES = ("glb", "obj", "ply")
+SPLATS = ("ply", "splat", "splats-glb")
 
 
 @dataclass(frozen=True)
@@ -20,26 +28,29 @@ class ExportConfig:
 
     Attributes:
         run: Folder of a run, or a scene file.
-        format: Format of the mesh; None: the one that the suffix of `out` names, else glb.
-        out: The file to write; None: mesh.glb (or .obj, .ply) in the run's folder.
+        format: Format of the file; None: the one that the suffix of `out` names, else glb. A scene of Gaussians is
+            written as it is to ply, splat and splats-glb (glTF with KHR_gaussian_splatting), as a mesh of its density
+            to glb and obj. Other scenes are written as meshes, to glb, obj and ply.
+        out: The file to write; None: mesh.glb (or .obj, .ply) in the run's folder, or splats.ply (.splat, .glb).
         resolution: Samples along each edge of the cube around the object; twice as many take eight times as long.
         level: Value of the scene's level set at the surface: raise it if the mesh is bloated, lower it if parts are
             missing.
         components: Number of connected pieces to keep, the largest ones; None: all.
         faces: Number of triangles to simplify to, approximately, or as few as preserve the shape (a lower resolution
             has fewer to begin with); None: do not simplify.
-        up: Axis that points up in the file; None: y in GLB, as glTF requires, z in OBJ and PLY, as in the scene.
+        up: Axis that points up in the file; None: y in glTF, which requires it, z in the others, as in the scene. Most
+            viewers of Gaussians expect minus-y in PLY and .splat.
         device: Device that evaluates the scene: "auto" (an accelerator if there is one), "cpu" or "cuda".
     """
 
     run: Positional[Path]
-    format: Literal["glb", "obj", "ply"] | None = None
+    format: Kind | None = None
     out: Path | None = None
     resolution: int = 128
     level: float = 0.0
     components: int | None = None
     faces: int | None = None
-    up: Literal["z", "y"] | None = None
+    up: Literal["z", "y", "minus-y"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
@@ -54,22 +65,28 @@ class ExportConfig:
                 raise ValueError(f"{name}={value}: give at least {least}")
         if self.format is None and self.out is not None:
             suffix = self.out.suffix.lstrip(".").lower()
-            if suffix not in FORMATS:
+            if suffix not in SUFFIXES:
                 raise ValueError(
-                    f"out={str(self.out)!r}: its suffix names no format; end it in .{', .'.join(FORMATS)}, or give "
+                    f"out={str(self.out)!r}: its suffix names no format; end it in .{', .'.join(SUFFIXES)}, or give "
                     f"--format"
                 )
-        if self.kind == "glb" and self.up == "z":
+        if self.kind.endswith("glb") and self.up not in (None, "y"):
             raise ValueError(
-                "up=z with format glb: glTF has y up; leave --up out, or export obj or ply"
+                f"up={self.up} with format {self.kind}: glTF has y up; leave --up out, or export another format"
             )
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """The format of the file."""
         if self.format is not None:
             return self.format
-        return "glb" if self.out is None else self.out.suffix.lstrip(".").lower()
+        return "glb" if self.out is None else cast(Kind, self.out.suffix.lstrip(".").lower())
+
+    def of_meshes(self) -> list[str]:
+        """Returns the options that were given and only meshes have, as on the command line."""
+        own = {"resolution", "level", "components", "faces"}
+        given = [field for field in fields(self) if getattr(self, field.name) != field.default]
+        return [f"--{field.name}" for field in given if field.name in own]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -82,25 +99,65 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: 2 if the arguments or the scene cannot be used, 130 after Ctrl-C.
     """
     with cli_errors("export"):
-        described = "Convert a run's scene to a mesh with vertex colours."
+        described = (
+            "Convert a run's scene to a mesh with vertex colours, or to a file of its Gaussians."
+        )
         print(_export(options_of(ExportConfig, "export", argv, described)))
 
 
 def _export(config: ExportConfig) -> str:
     """Writes the file, and returns the line to print about it."""
     # Imported here because torch takes seconds to import, which a mistyped option should not wait for.
+    from picardopt_3d.run.finished import open_scene, scene_file
+    from picardopt_3d.scenes.gaussians import Gaussians
+
+    path = scene_file(config.run)
+    folder = config.run if config.run.is_dir() else path.parent
+    scene = open_scene(path, config.device)
+    splats = scene.splats() if isinstance(scene, Gaussians) else None
+    as_splats = splats is not None and config.kind in SPLATS
+    name = ("splats." if as_splats else "mesh.") + config.kind.removeprefix("splats-")
+    out = config.out or folder / name
+    if out.is_dir():
+        raise IsADirectoryError(f"out={str(out)!r} is a folder: give the file to write")
+    if splats is not None and as_splats:
+        return _export_splats(config, splats, out)
+    if config.kind not in MESHES:
+        raise ValueError(
+            f"format {config.kind}: {path} is a {type(scene).__name__}, which holds no Gaussians; give "
+            f"{', '.join(MESHES)}"
+        )
+    said = _export_mesh(config, scene, out)
+    if splats is None:
+        return said
+    return f"{said}, cut out of the density of {len(splats.means)} Gaussians on a grid of {config.resolution} cubed"
+
+
+def _export_splats(config: ExportConfig, splats: Splats, out: Path) -> str:
+    """Writes Gaussians, and returns the line to print."""
+    from picardopt_3d.export.splats import save_splats
+
+    if unused := config.of_meshes():
+        raise ValueError(
+            f"{', '.join(unused)}: of no use for format {config.kind}, which holds the Gaussians themselves; leave it "
+            f"out, or give glb or obj for a mesh"
+        )
+    save_splats(splats, out, config.kind, config.up)  # type: ignore[arg-type]
+    said = f"{out}: {len(splats.means)} Gaussians"
+    if config.kind == "splat" and splats.harmonics.shape[1] > 0:
+        said += ", without the part of their colours that depends on the direction, which the format cannot hold"
+    if config.kind != "splats-glb" and config.up is None:
+        said += ", z up as in the scene (most viewers expect --up minus-y)"
+    return said
+
+
+def _export_mesh(config: ExportConfig, scene: Scene, out: Path) -> str:
+    """Extracts and writes a mesh, and returns the line to print."""
     from tqdm import tqdm
 
     from picardopt_3d.export.mesh import extract_mesh, points_of
     from picardopt_3d.export.mesh_files import save_mesh
-    from picardopt_3d.run.finished import open_scene, scene_file
 
-    path = scene_file(config.run)
-    folder = config.run if config.run.is_dir() else path.parent
-    out = config.out or folder / f"mesh.{config.kind}"
-    if out.is_dir():
-        raise IsADirectoryError(f"out={str(out)!r} is a folder: give the file to write")
-    scene = open_scene(path, config.device)
     with tqdm(
         total=points_of(config.resolution), desc="surface", unit="point", unit_scale=True
     ) as bar:

@@ -6,24 +6,21 @@ PLY, which require nothing, keep the world's axes unless `up` says otherwise.
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from picardopt_3d.export.glb import INDICES, Part, pack_glb, to_linear
 from picardopt_3d.export.mesh import Mesh
 from picardopt_3d.io import replacing
 
 Format = Literal["glb", "obj", "ply"]
-Up = Literal["z", "y"]
+Up = Literal["z", "y", "minus-y"]
 
 _UP: dict[str, Up] = {"glb": "y", "obj": "z", "ply": "z"}
-_FLOAT, _UNSIGNED = 5126, 5125  # glTF's codes of component types
-_VERTICES, _INDICES = 34962, 34963  # glTF's codes of the purposes of buffer views
 
 
 def save_mesh(mesh: Mesh, path: Path, format: Format | None = None, up: Up | None = None) -> None:
@@ -33,8 +30,8 @@ def save_mesh(mesh: Mesh, path: Path, format: Format | None = None, up: Up | Non
         mesh: The mesh.
         path: The file to write.
         format: The file's format; by default the one that the path's suffix names.
-        up: The axis that points up in the file: "z" as in the world, or "y" with the front along +z. By default what
-            the format's readers expect: "y" for GLB (the only one that glTF allows), "z" for OBJ and PLY.
+        up: The axis that points up in the file: "z" as in the world, or "y" or "minus-y" with the front along +z. By
+            default what the format's readers expect: "y" for GLB (the only one that glTF allows), "z" for OBJ and PLY.
 
     Raises:
         ValueError: The format is unknown, or it does not allow `up`.
@@ -42,14 +39,15 @@ def save_mesh(mesh: Mesh, path: Path, format: Format | None = None, up: Up | Non
     kind = path.suffix.lstrip(".").lower() if format is None else format
     if kind not in get_args(Format):
         raise ValueError(f"format={kind!r}: give one of {', '.join(get_args(Format))}")
-    if kind == "glb" and up == "z":
+    if kind == "glb" and up not in (None, "y"):
         raise ValueError(
-            "up='z' with format='glb': glTF has y up; leave it out, or write obj or ply"
+            f"up={up!r} with format='glb': glTF has y up; leave it out, or write obj or ply"
         )
     up = up or _UP[kind]
     vertices, normals = mesh.vertices, vertex_normals(mesh)
-    if up == "y":  # (front, left, up) = (x, y, z) in the world, (z, x, y) in glTF
-        vertices, normals = vertices[:, [1, 2, 0]], normals[:, [1, 2, 0]]
+    if up != "z":  # (front, left, up) = (x, y, z) in the world, (z, x, y) in glTF
+        signs = np.array((1, 1, 1) if up == "y" else (-1, -1, 1), np.float32)
+        vertices, normals = vertices[:, [1, 2, 0]] * signs, normals[:, [1, 2, 0]] * signs
     write: Callable[..., bytes] = {"glb": _glb, "obj": _obj, "ply": _ply}[kind]
     content = write(vertices, normals, mesh.faces, mesh.colours, up)
     with replacing(path) as temporary:
@@ -68,12 +66,6 @@ def vertex_normals(mesh: Mesh) -> npt.NDArray[np.float32]:
     return unit.astype(np.float32)
 
 
-def to_linear(colours: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Converts screen colours (sRGB, IEC 61966-2-1) to linear ones, as glTF requires for vertex colours."""
-    low, high = colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4
-    return np.where(colours <= 0.04045, low, high).astype(np.float32)
-
-
 def _glb(
     vertices: npt.NDArray[np.float32],
     normals: npt.NDArray[np.float32],
@@ -86,51 +78,20 @@ def _glb(
     It is not written by a library, because that would store sRGB colours as linear bytes and leave out the material:
     viewers would then show a washed-out metal.
     """
-    parts: list[tuple[npt.NDArray[Any], str, int, int]] = [
-        (vertices.astype("<f4"), "VEC3", _FLOAT, _VERTICES),
-        (normals.astype("<f4"), "VEC3", _FLOAT, _VERTICES),
-        (to_linear(colours).astype("<f4"), "VEC3", _FLOAT, _VERTICES),
-        (faces.astype("<u4").reshape(-1), "SCALAR", _UNSIGNED, _INDICES),
+    parts = [
+        Part(vertices.astype("<f4"), bounds=True),
+        Part(normals.astype("<f4")),
+        Part(to_linear(colours).astype("<f4")),
+        Part(faces.astype("<u4").reshape(-1), INDICES),
     ]
-    accessors, views, offset = [], [], 0
-    for index, (array, kind, component, target) in enumerate(parts):
-        views.append(
-            {"buffer": 0, "byteOffset": offset, "byteLength": array.nbytes, "target": target}
-        )
-        accessor = {"bufferView": index, "componentType": component, "type": kind}
-        accessors.append(accessor | {"count": len(array)})
-        offset += array.nbytes
-    accessors[0] |= {"min": vertices.min(0).tolist(), "max": vertices.max(0).tolist()}
     primitive = {
         "attributes": {"POSITION": 0, "NORMAL": 1, "COLOR_0": 2},
         "indices": 3,
         "material": 0,
     }
     matt = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
-    tree = {
-        "asset": {"version": "2.0", "generator": "picardopt-3d"},
-        "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0, "name": "object"}],
-        "meshes": [{"primitives": [primitive]}],
-        "materials": [{"pbrMetallicRoughness": matt, "name": "vertex colours"}],
-        "accessors": accessors,
-        "bufferViews": views,
-        "buffers": [{"byteLength": offset}],
-    }
-    text = json.dumps(tree, separators=(",", ":"), allow_nan=False).encode()
-    text += b" " * (-len(text) % 4)
-    binary = b"".join(array.tobytes() for array, *_ in parts)  # each a multiple of four bytes
-    total = 12 + 8 + len(text) + 8 + len(binary)
-    return b"".join(
-        [
-            struct.pack("<4sII", b"glTF", 2, total),
-            struct.pack("<I4s", len(text), b"JSON"),
-            text,
-            struct.pack("<I4s", len(binary), b"BIN\0"),
-            binary,
-        ]
-    )
+    materials = [{"pbrMetallicRoughness": matt, "name": "vertex colours"}]
+    return pack_glb(parts, {"meshes": [{"primitives": [primitive]}], "materials": materials})
 
 
 def _obj(

@@ -1,13 +1,17 @@
-"""The plot of a run's strides, residuals and tolerances."""
+"""The plot of a run's strides, residuals and tolerances, and of the number of its scene's parts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from picardopt_3d.io import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 class Sweeps(Protocol):
@@ -20,6 +24,8 @@ class Sweeps(Protocol):
         strides: Steps made final by each of the most recent sweeps.
         residuals: Squared distances per parameter in the same sweeps, for slots 1 to the window's last.
         tolerances: The thresholds of those residuals, in the same layout.
+        counts: By kind of part, in order: steps and sweeps until then, and the number from then on.
+        restructured: Of each step after which the number of parameters could change: steps and sweeps until then.
     """
 
     step: int
@@ -27,6 +33,8 @@ class Sweeps(Protocol):
     strides: list[int]
     residuals: list[list[float]]
     tolerances: list[list[float]]
+    counts: dict[str, list[list[int]]]
+    restructured: list[list[int]]
 
     @property
     def mean_stride(self) -> float:
@@ -35,54 +43,101 @@ class Sweeps(Protocol):
 
 
 def save_strides_plot(record: Sweeps, window: int, path: Path) -> None:
-    """Plots strides, residuals and tolerances of the recent sweeps.
+    """Writes `strides_figure` as a PNG."""
+    with replacing(path) as temporary:
+        strides_figure(record, window).savefig(temporary, dpi=120)
+
+
+def strides_figure(record: Sweeps, window: int) -> Figure:
+    """Plots strides, residuals and tolerances of the recent sweeps, and the numbers of parts if they are counted.
 
     Args:
         record: Totals of all sweeps, and figures of each recent one.
         window: Number of drifts that a full sweep evaluates.
-        path: The PNG to write.
     """
     # The object-oriented interface has no global state, needs no display and is fast to import.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    heights = (3, 3, 2) if record.counts else (3, 3)
+    figure = Figure(figsize=(9.0, 2.8 * sum(heights) / 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    figure.suptitle(title_of(record))
+    for index, panel in enumerate(panels):
+        _mark_restructured(panel, record, "" if index else "restructured")
+    _plot_strides(panels[0], record, window)
+    _plot_residuals(panels[1], record)
+    if record.counts:
+        _plot_counts(panels[2], record)
+    panels[-1].set_xlabel("sweep")
+    return figure
+
+
+def _plot_strides(panel: Axes, record: Sweeps, window: int) -> None:
+    """Plots the stride of each sweep, their mean and the window."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9.0, 5.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    top, bottom = figure.subplots(2, 1, sharex=True)
-    shown = len(record.strides)
-    first = record.sweeps - shown
-    figure.suptitle(title_of(record))
-
-    top.bar(range(first, record.sweeps), record.strides, width=1.0, color="tab:blue", alpha=0.6)
+    sweeps = range(_first(record), record.sweeps)
+    panel.bar(sweeps, record.strides, width=1.0, color="tab:blue", alpha=0.6)
     mean = f"mean of all: {record.mean_stride:.2f} steps a sweep"
-    top.axhline(record.mean_stride, color="tab:orange", label=mean)
-    top.axhline(window, color="0.4", linestyle=":", label=f"window: {window}")
-    top.set_ylabel("stride (steps made final)")
-    top.set_ylim(0, 1.25 * window)
-    top.yaxis.set_major_locator(MaxNLocator(integer=True))
-    top.legend(loc="upper right", ncols=2)
+    panel.axhline(record.mean_stride, color="tab:orange", label=mean)
+    panel.axhline(window, color="0.4", linestyle=":", label=f"window: {window}")
+    panel.set_ylabel("stride (steps made final)")
+    panel.set_ylim(0, 1.25 * window)
+    panel.yaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.legend(loc="upper right", ncols=3)
 
+
+def _plot_residuals(panel: Axes, record: Sweeps) -> None:
+    """Plots the residuals and the tolerances of each sweep's slots."""
     for values, colour, label in (
         (record.residuals, "tab:blue", "residuals (a dot for each slot)"),
         (record.tolerances, "tab:red", "tolerance"),
     ):
-        points = _points(values, first)
+        points = _points(values, _first(record))
         if points:
-            bottom.scatter(*zip(*points, strict=True), s=5.0, c=colour, linewidths=0, label=label)
-            bottom.set_yscale("log")
-    bottom.set_xlabel("sweep")
-    bottom.set_ylabel("squared distance per parameter")
-    if bottom.get_legend_handles_labels()[0]:
-        bottom.legend(loc="upper right")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+            sweeps, numbers = zip(*points, strict=True)
+            panel.scatter(sweeps, numbers, s=5.0, c=colour, linewidths=0, label=label)
+            panel.set_yscale("log")
+    panel.set_ylabel("squared distance per parameter")
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(loc="upper right")
+
+
+def _plot_counts(panel: Axes, record: Sweeps) -> None:
+    """Plots the number of parts of each kind as steps; those before the sweeps that are shown are left out."""
+    first = _first(record)
+    for name, history in record.counts.items():
+        shown = max((i for i, (_, sweeps, _) in enumerate(history) if sweeps <= first), default=0)
+        ends = [max(sweeps, first) - 0.5 for _, sweeps, _ in history[shown:]]
+        counts = [count for _, _, count in history[shown:]]
+        panel.step(ends, counts, where="post", label=name)
+    panel.set_ylabel("number")
+    panel.set_ylim(bottom=0)
+    panel.yaxis.set_major_formatter("{x:,.0f}")
+    panel.legend(loc="lower right")
+
+
+def _mark_restructured(panel: Axes, record: Sweeps, label: str) -> None:
+    """Draws a thin line after each sweep whose last step could change the number of parameters."""
+    first = _first(record)
+    ends = [sweeps - 0.5 for _, sweeps in record.restructured if sweeps > first]
+    if ends:
+        upright = panel.get_xaxis_transform()
+        style: dict[str, Any] = {"colors": "0.5", "linewidths": 0.6, "zorder": 0.5}
+        panel.vlines(ends, 0, 1, transform=upright, label=label, **style)
 
 
 def title_of(record: Sweeps) -> str:
     """Returns the plot's title: the totals, and how many sweeps are shown."""
     title, shown = f"{record.step} steps in {record.sweeps} sweeps", len(record.strides)
     return title if shown == record.sweeps else f"{title}; the last {shown} sweeps are shown"
+
+
+def _first(record: Sweeps) -> int:
+    """Index of the first sweep that is shown."""
+    return record.sweeps - len(record.strides)
 
 
 def _points(values: Sequence[Sequence[float]], first: int) -> list[tuple[int, float]]:

@@ -83,6 +83,10 @@ class Stage(ABC):
         """Returns when and how the scene changes its number of parameters."""
         return self._restructure
 
+    def counts(self) -> dict[str, int]:
+        """Returns how many parts of each kind the scene has now."""
+        return self.scene.counts()
+
     def lr_scheduler(self) -> LRScheduler | None:
         """Returns the scheduler of learning rates that change, or None."""
         return self._lr_scheduler

@@ -27,7 +27,7 @@ def train(
     Args:
         problem: What is trained.
         optimizer: Wraps the problem's optimizers.
-        recorder: Records each step.
+        recorder: Records each step of the same problem.
         steps: Where to end.
         view: Called after each step, with its losses.
         save: Called at the end, if a step was ever taken.

@@ -50,7 +50,7 @@ def finish(
     save_turntable(scene, folder.film, view, shown)
     save_sheet(scene, folder, task, view, shown, compared.get("psnr"))
     save_strides_plot(record, int(record.figures["window"]), folder.plot)
-    report = _report(record, task, view, started) | compared
+    report = _report(record, task, view, started) | _counts(record) | compared
     write_json(folder.report, report)
     return report
 
@@ -71,6 +71,21 @@ def _report(record: RunRecord, task: Task, view: View, started: float) -> dict[s
         "total_seconds": time.time() - started,
         "steps_per_sweep": record.strides,
         "losses": [loss if math.isfinite(loss) else None for loss in record.losses],
+    }
+
+
+def _counts(record: RunRecord) -> dict[str, Any]:
+    """How many parts the scene has of each kind, if it counts them: in the end, and from which step on."""
+    if not record.counts:
+        return {}
+    last = {name: history[-1] for name, history in record.counts.items()}
+    kept = {name.lower(): count for name, (steps, _, count) in last.items() if steps == record.step}
+    return kept | {
+        "counts": {
+            name: [[steps, count] for steps, _, count in history]
+            for name, history in record.counts.items()
+        },
+        "restructured": [steps for steps, _ in record.restructured],
     }
 
 

@@ -75,6 +75,7 @@ class Progress:
         if stats.sweeps:
             shown["stride"] = str(stats.records[-1].stride)
             shown["steps/sweep"] = f"{stats.mean_stride:.2f}"
+        shown |= {name: str(count) for name, count in self._counts()}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         path = None
@@ -82,6 +83,10 @@ class Progress:
             path = self.picture(step)
         if self.writer is not None:
             self._log(self.first_step + step, losses, path)
+
+    def _counts(self) -> list[tuple[str, int]]:
+        """How many parts the scene has now, by kind."""
+        return [(name, history[-1][-1]) for name, history in self.recorder.record.counts.items()]
 
     def _log(self, step: int, losses: Losses, picture: Path | None) -> None:
         values: dict[str, Tensor] = {"loss": losses.total} | losses.terms
@@ -91,6 +96,8 @@ class Progress:
         if stats.sweeps:
             self.writer.add_scalar("picard/stride", stats.records[-1].stride, step)
             self.writer.add_scalar("picard/steps_per_sweep", stats.mean_stride, step)
+        for name, count in self._counts():
+            self.writer.add_scalar(f"counts/{name}", count, step)
         if picture is not None:
             pixels = np.asarray(Image.open(picture).convert("RGB"))
             self.writer.add_image("scene", pixels, step, dataformats="HWC")

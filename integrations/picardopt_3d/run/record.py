@@ -12,7 +12,7 @@ from typing import Any
 from picardopt import CheckpointError, ParallelPicardOptimizer, load_checkpoint
 from picardopt.stats import Stats
 from picardopt_3d.io import replacing
-from picardopt_3d.problem import Losses
+from picardopt_3d.problem import Losses, Problem
 from picardopt_3d.run.folder import StageFolder
 
 RECORD_KEY = "trained"
@@ -39,6 +39,9 @@ class RunRecord:
         strides: Steps made final by each of the last `HISTORY` sweeps.
         residuals: Of the same sweeps, the squared distance per parameter of every slot.
         tolerances: Of the same sweeps, the thresholds that those were compared with.
+        counts: By kind of part ("Gaussians"), each time that their number changed, and at the beginning: steps and
+            sweeps until then, and the number from then on.
+        restructured: Of each step after which the number of parameters could change: steps and sweeps until then.
         seconds: Of the optimization, without start-up.
         startup_seconds: From the command to the first step.
         phase_seconds: Of the first worker, by phase of the optimizer.
@@ -53,6 +56,8 @@ class RunRecord:
     strides: list[int] = field(default_factory=list)
     residuals: list[list[float]] = field(default_factory=list)
     tolerances: list[list[float]] = field(default_factory=list)
+    counts: dict[str, list[list[int]]] = field(default_factory=dict)
+    restructured: list[list[int]] = field(default_factory=list)
     seconds: float = 0.0
     startup_seconds: float = 0.0
     phase_seconds: dict[str, float] = field(default_factory=dict)
@@ -99,12 +104,22 @@ class RunRecord:
         """Returns the record of a run: sums and joined lists over its stages, the figures of the last one."""
         total = cls(dict(records[-1].figures))
         for record in records:
+            total._join_changes(record)
             for name in ("step", *_TOTALS, "seconds", "startup_seconds", "losses", *_HISTORIES):
                 setattr(total, name, getattr(total, name) + getattr(record, name))
             total.phase_seconds = _sums(total.phase_seconds, record.phase_seconds)
         if len(records) > 1 and all("steps" in record.figures for record in records):
             total.figures["steps"] = sum(record.figures["steps"] for record in records)
         return total
+
+    def _join_changes(self, record: RunRecord) -> None:
+        """Adds the changes of the next stage to those so far, each kind up to the stage's end."""
+        for name, history in record.counts.items():
+            joined = self.counts.setdefault(name, [])
+            for steps, sweeps, count in [*history, [record.step, record.sweeps, history[-1][-1]]]:
+                joined.append([steps + self.step, sweeps + self.sweeps, count])
+        for steps, sweeps in record.restructured:
+            self.restructured.append([steps + self.step, sweeps + self.sweeps])
 
 
 def record_in(folder: StageFolder, state: Mapping[str, Any]) -> RunRecord:
@@ -123,16 +138,23 @@ class Recorder:
 
     Args:
         record: Goes on from where it stands.
+        problem: What is trained.
         optimizer: Counts steps, sweeps and evaluations.
         started: `time.time()` when the command began.
     """
 
     def __init__(
-        self, record: RunRecord, optimizer: ParallelPicardOptimizer, started: float
+        self,
+        record: RunRecord,
+        problem: Problem,
+        optimizer: ParallelPicardOptimizer,
+        started: float,
     ) -> None:
-        self.record, self.optimizer = record, optimizer
+        self.record, self.problem, self.optimizer = record, problem, optimizer
         self._begun, self._before = time.time(), RunRecord.of_state(asdict(record))
+        self._restructure = problem.restructure()
         record.startup_seconds += self._begun - started
+        self._note_counts(record.step)
 
     @property
     def stats(self) -> Stats:
@@ -143,6 +165,25 @@ class Recorder:
         """Adds a step that is final."""
         self.record.step = step + 1
         self.record.losses.append(float(losses.total))
+        self._note_change(step + 1)
+
+    @property
+    def _sweeps(self) -> int:
+        """Sweeps until now, which the record learns of in `count`."""
+        return self._before.sweeps + self.stats.sweeps
+
+    def _note_change(self, steps: int) -> None:
+        """Adds what the last of some steps did to the number of parameters; no tensor is read."""
+        if self._restructure is not None and self._restructure.due(steps - 1):
+            self.record.restructured.append([steps, self._sweeps])
+        self._note_counts(steps)
+
+    def _note_counts(self, steps: int) -> None:
+        """Adds the numbers of parts that have changed."""
+        for name, count in self.problem.counts().items():
+            history = self.record.counts.setdefault(name, [])
+            if not history or history[-1][-1] != count:
+                history.append([steps, self._sweeps, count])
 
     def count(self) -> None:
         """Adds what the optimizer has counted since the run began or went on."""
@@ -150,7 +191,9 @@ class Recorder:
         record.seconds = before.seconds + time.time() - self._begun
         # An error between a commit and its record leaves the loss unknown.
         record.step = self.optimizer.step_index
-        record.losses += [math.nan] * (record.step - len(record.losses))
+        for steps in range(len(record.losses), record.step):
+            record.losses.append(math.nan)
+            self._note_change(steps + 1)
         for name in _TOTALS:
             setattr(record, name, getattr(before, name) + getattr(stats, name))
         for name in _HISTORIES:

@@ -58,7 +58,7 @@ def train_launched(config: RunConfig[Any], started: float, resume: bool) -> Exce
 
 def _train_stage(config: RunConfig[Any], prepared: PreparedStage, started: float) -> float:
     """Trains one stage, which rank 0 shows and keeps; returns when the next one begins, `time.time()`."""
-    recorder = Recorder(prepared.record, prepared.optimizer, started)
+    recorder = Recorder(prepared.record, prepared.problem, prepared.optimizer, started)
     if dist.is_initialized() and dist.get_rank() != 0:
         with first_signal_only():
             problem, steps = prepared.problem, prepared.config.steps

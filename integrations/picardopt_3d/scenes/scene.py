@@ -104,6 +104,10 @@ class Scene(nn.Module, ABC):
         """
         return None
 
+    def counts(self) -> dict[str, int]:
+        """Returns how many parts of each kind the scene has now, by their name for people ("Gaussians")."""
+        return {}
+
     def surface(self) -> Surface:
         """Returns the surface that a mesh is extracted from.
 

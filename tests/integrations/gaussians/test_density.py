@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import trimesh
 from picardopt_3d.export.mesh import Mesh, NoSurfaceError, extract_mesh
+from picardopt_3d.scenes.gaussians import Gaussians, GaussiansConfig
 from picardopt_3d.scenes.gaussians.density import THRESHOLD, Density, surface_of
 from picardopt_3d.scenes.gaussians.splats import SH_C0, Splats
 from scipy.spatial.transform import Rotation
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.integrations.helpers.splats import OfSplats, shell, some_splats
+from tests.integrations.helpers.splats import random_splats
+
+
+def some_splats(count: int, *, degree: int = 0, scale: float = 0.05) -> Splats:
+    return random_splats(count, degree=degree, scale=scale, dtype=torch.float32)
+
+
+def scene_of(splats: Splats) -> Gaussians:
+    return Gaussians(GaussiansConfig(count=len(splats.means)), splats)
+
+
+def shell(count: int, radius: float, scale: float) -> Splats:
+    """Opaque round Gaussians evenly on a sphere, whose colour at a point is 0.5 + the point's coordinates."""
+    turn = math.pi * (3 - math.sqrt(5)) * torch.arange(count)
+    z = 1 - (2 * torch.arange(count) + 1) / count
+    flat = (1 - z * z).sqrt()
+    means = radius * torch.stack([flat * turn.cos(), flat * turn.sin(), z], dim=1)
+    return Splats(
+        means,
+        torch.full((count, 3), math.log(scale)),
+        F.pad(torch.ones(count, 1), (0, 3)),
+        torch.full((count,), 8.0),
+        means / SH_C0,
+        torch.zeros(count, 0, 3),
+    )
 
 
 def formula(splats: Splats, points: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -94,9 +119,8 @@ def test_degenerate_gaussians_do_no_harm(field: str, value: float) -> None:
     assert (density >= 0).all()
     assert (density <= 40.001).all()
     assert colour.isfinite().all()
-    assert 0 <= colour.min()
-    assert colour.max() <= 1
-    if field in ("means", "opacity_logits") and value < 0 or field == "means":
+    assert (colour == colour.clamp(0, 1)).all()
+    if (field, value) == ("opacity_logits", -1e4) or field == "means":
         others = Splats(*(tensor[10:] for tensor in splats))
         assert torch.allclose(density, Density(others)(points), atol=1e-3)
     if (field, value) == ("log_scales", 1e4):  # as large as space
@@ -125,16 +149,16 @@ def test_one_gaussian_is_an_ellipsoid_of_its_own_axes() -> None:
         torch.tensor([[1.0, 0.0, -1.0]]),
         torch.zeros(1, 0, 3),
     )
-    mesh = extract_mesh(OfSplats(one, threshold=math.exp(-0.5)), 96)
+    mesh = extract_mesh(scene_of(one), 96, level=math.exp(-0.5) - THRESHOLD)
     shape = closed(mesh)
-    assert shape.volume == pytest.approx(4 / 3 * math.pi * deviations.prod(), rel=0.01)
+    assert shape.volume == pytest.approx(4 / 3 * math.pi * deviations.prod(), rel=0.03)
     own = turned.inv().apply(mesh.vertices - np.array([0.05, -0.04, 0.03])) / deviations
-    assert np.abs(np.linalg.norm(own, axis=1) - 1).max() < 0.02
+    assert np.abs(np.linalg.norm(own, axis=1) - 1).max() < 0.03
     assert np.allclose(mesh.colours, (0.5 + SH_C0, 0.5, 0.5 - SH_C0), atol=1e-5)
 
 
 def test_a_sphere_of_gaussians_is_a_closed_mesh_of_its_radius_and_colours() -> None:
-    mesh = extract_mesh(OfSplats(shell(2000, 0.35, 0.03)), 64)
+    mesh = extract_mesh(scene_of(shell(2000, 0.35, 0.03)), 64)
     closed(mesh)
     outside = np.linalg.norm(mesh.vertices, axis=1)
     outer = outside > 0.35  # the rest is the shell's inner side
@@ -152,14 +176,25 @@ def test_a_sphere_of_gaussians_is_a_closed_mesh_of_its_radius_and_colours() -> N
 def test_transparent_gaussians_have_no_surface_and_the_message_says_what_to_do() -> None:
     splats = some_splats(50)._replace(opacity_logits=torch.full((50,), -6.0))
     with pytest.raises(NoSurfaceError, match="Give a lower level"):
-        extract_mesh(OfSplats(splats), 16)
+        extract_mesh(scene_of(splats), 16)
 
 
-def test_memory_does_not_grow_with_points_or_gaussians() -> None:
-    field = Density(some_splats(30_000, scale=0.3))  # all reach every point
-    points = torch.rand(300, 3) - 0.5
-    field(points)
-    unit = 1024 if sys.platform == "linux" else 1
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    field(torch.rand(2000, 3) - 0.5)  # 6e7 pairs, 240 MB for each number of a pair
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before < 60e6
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, list | tuple) else (made,):
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize(("count", "places"), [(10_000, 300), (300, 10_000), (1700, 1700)])
+def test_memory_does_not_grow_with_points_times_gaussians(count: int, places: int) -> None:
+    field = Density(some_splats(count, scale=0.3))  # all reach every point
+    with Largest() as largest:
+        assert field(torch.rand(places, 3) - 0.5).min() > 1
+    assert largest.numbers < 2e6  # all pairs at once have 3e6 distances, of three numbers each

@@ -11,15 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from picardopt_3d.scenes.gaussians.projection import rotation_matrices
 from picardopt_3d.scenes.gaussians.splats import SH_C0, Splats, check_finite
 from picardopt_3d.scenes.scene import Surface
 
 THRESHOLD = 0.5
 """Density at the surface; see `surface_of`."""
 
-_NEGLIGIBLE = (
-    1e-4  # a Gaussian that adds less than this to the density at a point may be left out there
-)
+_NEGLIGIBLE = 1e-4  # what adds less to the density at a point may be left out there
 _POINTS = 256  # points of a leaf: fewer cull better, more take fewer calls
 _PAIRS = 1 << 19  # of a point and a Gaussian that are evaluated at once, to limit memory
 _LOG_SCALES = (-14.0, 14.0)  # beyond these, numbers overflow that do not change the density
@@ -42,7 +41,7 @@ class Density:
         kept = opacities > _NEGLIGIBLE
         opacities = opacities[kept]
         self.means = splats.means[kept].float()
-        turned = _matrices(splats.rotations[kept].float())  # [count, 3, 3], columns are the axes
+        turned = rotation_matrices(splats.rotations[kept].float())  # axes in columns
         scales = splats.log_scales[kept].float().clamp(*_LOG_SCALES).exp()
         self.whitening = turned.mT / scales[:, :, None]  # [count, 3, 3]
         colours = (0.5 + SH_C0 * splats.colours[kept].float()).clamp(0, 1)
@@ -69,7 +68,7 @@ class Density:
 
     @torch.no_grad()
     def _at(self, points: Tensor) -> Tensor:
-        """Returns the density, and the colours weighted by it, at points. [count, 4]"""
+        """Returns the density, and the colours weighted by it, at points, `[count, 4]`."""
         everything = torch.arange(len(self.means), device=self.means.device)
         return self._sums(points.float(), everything)
 
@@ -112,7 +111,7 @@ def surface_of(splats: Splats, radius: float, threshold: float = THRESHOLD) -> S
     Args:
         splats: The Gaussians.
         radius: Radius of the sphere to look in, world units; what lies outside is cut off.
-        threshold: Density at the surface. For a single opaque Gaussian 0.61 is the ellipsoid of its standard deviations.
+        threshold: Density at the surface.
 
     Raises:
         ValueError: Values of the Gaussians are not finite.
@@ -121,14 +120,3 @@ def surface_of(splats: Splats, radius: float, threshold: float = THRESHOLD) -> S
     return Surface(
         radius, lambda points: density(points) - threshold, density.colour, splats.means.device
     )
-
-
-def _matrices(rotations: Tensor) -> Tensor:
-    """Returns the rotation matrices of quaternions w, x, y, z of any length; a zero one turns nothing. [count, 3, 3]"""
-    w, x, y, z = F.normalize(rotations, dim=1).unbind(1)
-    rows = [
-        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    ]
-    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)

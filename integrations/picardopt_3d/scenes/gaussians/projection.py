@@ -136,6 +136,7 @@ def project(
         extents = sigmas[:, None] * covariances[..., ::2].sqrt()
         size = means2d.new_tensor([width, height])
         seen = before & (sigmas > 0)
-        seen &= ((means2d + extents > 0) & (means2d - extents < size)).all(-1)
+        radii = extents.ceil()  # whole pixels, as gsplat counts
+        seen &= ((means2d + radii > 0) & (means2d - radii < size)).all(-1)
         extents = extents * seen[..., None]
     return Projected(means2d, covariances, depths, extents)
