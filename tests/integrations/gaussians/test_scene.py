@@ -164,7 +164,7 @@ def test_gaussians_start_on_the_surface_of_others_in_their_colours() -> None:
     assert 60 < int(nearest.sum()) < 140
     torch.testing.assert_close(0.5 + SH_C0 * made.colours, shades[nearest], rtol=0, atol=0.02)
     assert 0.01 < made.log_scales.exp().median() < 0.05
-    assert made.opacity_logits.sigmoid().mean() == pytest.approx(made.config.opacity)
+    assert made.opacity_logits.sigmoid().mean().item() == pytest.approx(made.config.opacity)
 
 
 def test_a_scene_without_a_surface_is_refused() -> None:

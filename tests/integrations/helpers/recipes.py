@@ -76,12 +76,12 @@ def save_pipelines(root: Path) -> dict[str, Path]:
     }
 
 
-def build(config: StageConfig, seed: int = 0) -> Stage:
-    """The recipe on a red chair, from the picture where its score model takes one."""
+def build(config: StageConfig, seed: int = 0, picture: int = 32) -> Stage:
+    """The recipe on a red chair, from a picture of so many pixels where its score model takes one."""
     image = None
     prompt: Any = config.guidance.text_prompt(CHAIR.caption)
     if config.guidance.model == "zero123":
-        image = true_reference(CHAIR, orbit_cameras(20.0, 30.0), 32)
+        image = true_reference(CHAIR, orbit_cameras(20.0, 30.0), picture)
         prompt = image.prompt()
     score = load_score(config.guidance, CHAIR.caption, config.final_pixels, CPU)
     with torch.random.fork_rng(devices=[]):

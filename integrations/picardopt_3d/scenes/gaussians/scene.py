@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from picardopt import Carry, Restructure
 from picardopt_3d.cameras import Cameras
-from picardopt_3d.problem import Losses
 from picardopt_3d.scenes.gaussians.config import GaussiansConfig
 from picardopt_3d.scenes.gaussians.density import surface_of
 from picardopt_3d.scenes.gaussians.normals import normals_of_depth
@@ -32,22 +31,16 @@ class RunningStatistics(nn.Module):
 
     Args:
         count: Number of Gaussians.
-
-    Attributes:
-        changes: How often Gaussians were added and removed, which tells a step's measurements of the present ones from
-            those that a window brings across such a change. []
     """
 
     gradients: Tensor
     views: Tensor
     radii: Tensor
-    changes: Tensor
 
     def __init__(self, count: int) -> None:
         super().__init__()
         for name, value in Statistics.zeros(count)._asdict().items():
             self.register_buffer(name, value)
-        self.register_buffer("changes", torch.zeros((), dtype=torch.int64))
 
     def present(self) -> Statistics:
         """Returns the buffers."""
@@ -57,7 +50,6 @@ class RunningStatistics(nn.Module):
         """Puts zeros for another number of Gaussians in place of the buffers."""
         for name, value in Statistics.zeros(count, self.gradients.device)._asdict().items():
             setattr(self, name, value)
-        self.changes = self.changes + 1
 
 
 class Gaussians(Scene):
@@ -161,19 +153,16 @@ class Gaussians(Scene):
         found = Statistics.zeros(self.count, self.device)
         for render in renders:
             _measure(render, found)
-        return found._asdict() | {"changes": self.statistics.changes.clone()}
+        return found._asdict()
 
     def carry(self) -> Carry | None:
         """Returns the statistics, to which each step's measurements are added."""
         if self.config.strategy is None:
             return None
-        return Carry(self.statistics, self._add)
-
-    def _add(self, returned: Losses) -> None:
-        """Adds what a step measured, unless it measured the Gaussians that the last change replaced."""
-        seen = dict(returned.aux)
-        if bool(seen.pop("changes") == self.statistics.changes):
-            self.statistics.present().add_(Statistics(**seen))
+        return Carry(
+            self.statistics,
+            lambda returned: self.statistics.present().add_(Statistics(**returned.aux)),
+        )
 
     def restructure(self, optimizers: Sequence[Optimizer]) -> Restructure | None:
         """Returns when and how Gaussians are added and removed."""
