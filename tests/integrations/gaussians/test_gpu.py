@@ -39,10 +39,8 @@ def rendered(
     weights = torch.linspace(-1, 1, 80, device=device)
     loss = (pictures.colour * weights).sum() + pictures.opacity.square().sum()
     (loss + (pictures.depth * weights.flip(0)).sum()).backward()
-    found: dict[str, Tensor | None] = {
-        **pictures._asdict(),
-        "gradient of means2d": pictures.means2d.grad,
-    }
+    assert pictures.means2d.grad is not None
+    found = {**pictures._asdict(), "gradient of means2d": pictures.means2d.grad}
     seen = (pictures.radii > 0)[..., None]
     for name in ("means2d", "gradient of means2d"):
         found[name] = torch.where(seen, found[name], 0)  # gsplat: of what is not seen, anything
