@@ -18,9 +18,9 @@ from tests.integrations.helpers.recipes import CHAIR, build, count_of, sequentia
     [
         ("text-to-3d", "dreamfusion", "small-nerf", 20.0),
         ("text-to-3d", "textmesh", "small", 21.0),
-        ("text-to-3d", "dreamgaussian", "small", 20.0),
+        ("text-to-3d", "dreamgaussian", "small", 24.0),
         ("image-to-3d", "zero123", "small", 19.0),
-        ("image-to-3d", "zero123-gaussians", "small", 20.0),
+        ("image-to-3d", "zero123-gaussians", "small", 21.5),
         ("image-to-3d", "dreamgaussian", "small", 20.0),
     ],
 )
