@@ -206,8 +206,15 @@ SMALL = DreamGaussianConfig(
 
 SMALL_IMAGE = replace(
     SMALL,
+    batch=((0, 4), (110, 3), (170, 2)),
+    pixels=((0, 16), (110, 32), (170, 64)),
     reference_pixels=64,
     guidance=GuidanceConfig("zero123"),
+    timesteps=TimestepSchedule(low=(0.4, 0.2), high=(0.85, 0.5), between=(0, 110)),
+    # The cameras that the shipped model was trained on.
+    cameras=CameraConfig(
+        elevation=(-10.0, 80.0), distance=(1.5, 1.8), fov=(42.5, 42.5), stratified=False
+    ),
     weights=DreamGaussianWeights(rgb=((0, 0.0), (250, 1e4)), mask=((0, 0.0), (250, 1e3))),
 )
 
