@@ -1,8 +1,9 @@
 """Gaussians fitted to a picture, splitting where the picture needs more of them: steps that change the model's size.
 
 Built as Gaussian-splatting codebases are: one optimizer per tensor, gradient statistics in buffers, and every `--every`
-steps a densification that replaces parameters and re-keys the optimizers' state. picardopt has to know when that is due
-(`restructure=`) and that closures rewrite the statistics (`carry=`).
+steps a densification that replaces parameters and re-keys the optimizers' state: that of the 3D scene, which takes
+Gaussians of two dimensions as well. So this needs picardopt-3d (`pip install "picardopt[3d]"`). picardopt has to know
+when a densification is due (`restructure=`) and that closures rewrite the statistics (`carry=`).
 
     python examples/gaussian_fitting.py --window 8
     torchrun --nproc-per-node 4 examples/gaussian_fitting.py --image photo.png
@@ -17,6 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from picardopt_3d.scenes.gaussians import strategy
+from picardopt_3d.scenes.gaussians.config import StrategyConfig
+from picardopt_3d.scenes.gaussians.strategy import Statistics
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
@@ -54,67 +58,42 @@ class Config:
     out: Path | None = None
 
 
-class Gaussians(nn.Module):
-    """Isotropic Gaussians on the unit square, added up: `colours` are signed."""
+RATES = {"means": 1e-3, "log_scales": 5e-3, "opacity_logits": 1e-2, "colours": 5e-3}
 
-    slopes: Tensor
-    seen: Tensor
+
+class Gaussians(nn.Module):
+    """Gaussians on the unit square with axes along its edges, added up: `colours` are signed."""
+
+    gradients: Tensor
+    views: Tensor
+    radii: Tensor
 
     def __init__(self, count: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.means = nn.Parameter(torch.rand(count, 2, generator=generator))
-        self.log_scales = nn.Parameter(torch.full((count,), -2.5))
-        self.colours = nn.Parameter(torch.zeros(count, 3))
-        self.register_buffer("slopes", torch.zeros(count))
-        self.register_buffer("seen", torch.zeros(()))
+        values = {
+            "means": torch.rand(count, 2, generator=generator),
+            "log_scales": torch.full((count, 2), -2.5),
+            "opacity_logits": torch.zeros(count),
+            "colours": torch.zeros(count, 3),
+        }
+        self.splats = nn.ParameterDict(values)
+        self.begin(count)
+
+    def begin(self, count: int) -> None:
+        """Starts the statistics that densification reads."""
+        for name, value in Statistics.zeros(count)._asdict().items():
+            self.register_buffer(name, value)
+
+    def statistics(self) -> Statistics:
+        """Returns the statistics since the number of Gaussians last changed."""
+        return Statistics(self.gradients, self.views, self.radii)
 
     def forward(self, points: Tensor) -> Tensor:
         """Returns the colours at points [n, 2]: [n, 3]."""
-        squared = (points[:, None] - self.means[None]).square().sum(-1)
-        weights = torch.exp(-0.5 * squared * torch.exp(-2 * self.log_scales))
-        return 0.5 + weights @ self.colours
-
-
-RATES = {"means": 1e-3, "log_scales": 5e-3, "colours": 5e-3}
-
-
-class Densification:
-    """Splits the Gaussians whose positions are pulled most; drops those that are nearly invisible."""
-
-    def __init__(self, scene: Gaussians, optimizers: dict[str, torch.optim.Optimizer]) -> None:
-        self.scene, self.optimizers = scene, optimizers
-
-    @torch.no_grad()
-    def __call__(self, step: int) -> Tensor:
-        """Rewrites the scene and returns, for each of its rows, the row that it stems from."""
-        scene = self.scene
-        pull = scene.slopes / scene.seen.clamp(min=1)
-        visible = scene.colours.abs().amax(1) * scene.log_scales.exp() > 1e-3
-        split = visible & (pull > pull[visible].quantile(0.75))
-        parents = torch.cat([visible.nonzero()[:, 0], split.nonzero()[:, 0]])
-        halved = split[parents]
-        values = {name: getattr(scene, name)[parents] for name in RATES}
-        spread = values["log_scales"].exp()[:, None] * torch.randn(len(parents), 2)
-        values["means"] = torch.where(halved[:, None], values["means"] + spread, values["means"])
-        values["log_scales"] = torch.where(
-            halved, values["log_scales"] - np.log(1.6), values["log_scales"]
-        )
-        for name, value in values.items():
-            self._replace(name, nn.Parameter(value), parents, halved)
-        scene.slopes, scene.seen = torch.zeros(len(parents)), torch.zeros(())
-        return parents
-
-    def _replace(self, name: str, new: nn.Parameter, parents: Tensor, fresh: Tensor) -> None:
-        """Puts a parameter in the old one's place, with the survivors' moments."""
-        optimizer, old = self.optimizers[name], getattr(self.scene, name)
-        setattr(self.scene, name, new)
-        optimizer.param_groups[0]["params"] = [new]
-        state = optimizer.state.pop(old, {})
-        for key in ("exp_avg", "exp_avg_sq"):
-            moment = state[key][parents]
-            moment[fresh] = 0
-            state[key] = moment
-        optimizer.state[new] = state
+        offsets = points[:, None] - self.splats["means"]
+        squared = (offsets * torch.exp(-self.splats["log_scales"])).square().sum(-1)
+        weights = torch.exp(-0.5 * squared) * self.splats["opacity_logits"].sigmoid()
+        return 0.5 + weights @ self.splats["colours"]
 
 
 def load_image(config: Config) -> Tensor:
@@ -141,14 +120,29 @@ class Fitting:
         self.points = torch.cartesian_prod(grid, grid)
         self.scene = Gaussians(config.count, torch.Generator().manual_seed(config.seed))
         self.optimizers = {
-            name: torch.optim.Adam([getattr(self.scene, name)], lr=rate)
+            name: torch.optim.Adam([self.scene.splats[name]], lr=rate)
             for name, rate in RATES.items()
         }
-        self.densify = Densification(self.scene, self.optimizers)
+        self.strategy = StrategyConfig(
+            start=0,
+            stop=int(0.75 * config.steps) + 1,
+            every=config.every,
+            gradient=3e-3,
+            split_scale=0.05,
+            least_opacity=0.1,
+        )
 
     def due(self, step: int) -> bool:
         """Returns whether to densify after a step."""
-        return (step + 1) % self.config.every == 0 and step < 0.75 * self.config.steps
+        return strategy.due(self.strategy, step)
+
+    def densify(self, step: int) -> Tensor:
+        """Rewrites the scene and returns, for each of its rows, the row that it stems from."""
+        splats, optimizers = dict(self.scene.splats.items()), list(self.optimizers.values())
+        parents = strategy.apply(splats, optimizers, self.scene.statistics(), self.strategy, step)
+        self.scene.splats.update(splats)
+        self.scene.begin(len(parents))
+        return parents
 
     def wrap(self, restructure: Restructure | None) -> ParallelPicardOptimizer:
         """Returns the optimizer that runs ahead: the line that differs from a plain loop."""
@@ -169,8 +163,8 @@ class Fitting:
         loss = (self.scene(self.points[chosen]) - self.target[chosen]).square().mean()
         loss.backward()
         with torch.no_grad():  # the statistics that densification reads
-            self.scene.slopes += self.scene.means.grad.norm(dim=1)
-            self.scene.seen += 1
+            self.scene.gradients += self.scene.splats["means"].grad.norm(dim=1)
+            self.scene.views += 1
         return loss
 
     @torch.no_grad()
@@ -195,7 +189,7 @@ def main(config: Config) -> None:
     stats = optimizer.stats
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         print(
-            f"{task.psnr():.2f} dB with {len(task.scene.means)} Gaussians after {stats.steps} steps in "
+            f"{task.psnr():.2f} dB with {len(task.scene.views)} Gaussians after {stats.steps} steps in "
             f"{stats.sweeps} sweeps ({stats.mean_stride:.1f} steps a sweep)"
         )
         if config.out is not None:

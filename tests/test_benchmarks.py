@@ -30,6 +30,7 @@ TINY = {
     "gpu_smoke": ["--device", "cpu", "--parameters", "1000", "--skip-command"],
     "methods": ["--help"],  # whole recipes, or none
     "overhead": ["--ranks", "1", "2", "--parameters", "1000", "--drift-ms", "1", "--repeats", "2"],
+    "rasterizer": ["--counts", "1", "20", "--sizes", "16", "--repeats", "1"],
     "prompts": ["--steps", "2", "--seeds", "1", "--out", "r.json", "--scenes", "scenes"],
     "restructure": ["--steps", "12", "--every", "5", "--windows", "3", "--seeds", "2"],
     "rounds": [

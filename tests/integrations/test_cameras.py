@@ -58,6 +58,13 @@ def test_rays_are_unit_and_go_through_the_projected_pixels() -> None:
         assert y.item() == pytest.approx(1 - (2 * row + 1) / height, abs=1e-5)
 
 
+def test_cameras_in_another_type_of_number() -> None:
+    cameras = orbit_cameras(10.0, torch.tensor([0.0, 90.0]))
+    double = cameras.to(torch.float64)
+    assert double.fov.dtype == double.position.dtype == torch.float64
+    torch.testing.assert_close(double.position.float(), cameras.position)
+
+
 def test_the_field_of_view_is_vertical() -> None:
     cameras = orbit_cameras(20.0, 50.0, fov=60.0)
     _, directions = cameras.rays(2001, 1)

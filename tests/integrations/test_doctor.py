@@ -14,8 +14,11 @@ from typing import ClassVar
 
 import picardopt_3d
 import pytest
+import torch
 from picardopt_3d.doctor.devices import devices
+from picardopt_3d.doctor.finding import Finding
 from picardopt_3d.doctor.models import loaded, missing_parts, shipped_models
+from picardopt_3d.doctor.rasterizers import rasterizers
 from picardopt_3d.models import MODELS
 
 KNOWN = [model.source for kind in MODELS.values() for model in kind.published]
@@ -98,7 +101,9 @@ def test_it_lists_packages_devices_and_models(tmp_path: Path) -> None:
         assert line(output, name).startswith("  ok")
     assert "LoRA" in line(output, "peft")
     assert line(output, "accelerate").startswith("  ok")  # required, and listed once
-    assert "gsplat" not in output  # nothing here uses it
+    assert "rasterizes 3D Gaussians on a GPU" in line(output, "gsplat")
+    assert line(output, "torch-rasterizer").startswith("  ok")
+    assert line(output, "gsplat-rasterizer").startswith(("  ok", "  absent"))
     assert "needed by picardopt" not in output  # each package has a purpose of its own
     assert "gloo" in line(output, "cpu")
     assert f"--nproc-per-node {len(os.sched_getaffinity(0))}" in line(output, "processes") or (
@@ -268,3 +273,24 @@ def test_memory_is_told_in_gibibytes() -> None:
     with open("/proc/meminfo") as file:
         kilobytes = int(file.readline().split()[1])
     assert total == pytest.approx(kilobytes / 2**20, rel=0.02)
+
+
+def test_a_rasterizer_that_draws_something_else_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours = rasterizers()[0]
+    assert ours.state == "ok"
+    assert "differs from its formula by" in ours.detail
+    monkeypatch.setattr("picardopt_3d.scenes.gaussians.projection.BLUR", 0.31)
+    ours = rasterizers()[0]
+    assert ours.state == "broken"
+    assert "draws a wrong picture" in ours.detail
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="gsplat can be used here")
+def test_gsplat_that_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rasterizers()[1] == Finding(
+        "absent", "gsplat-rasterizer", "gsplat needs CUDA, and this is cpu"
+    )
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install gsplat" in rasterizers()[1].detail

@@ -1,6 +1,7 @@
 """The command `picardopt doctor`: what is installed, which devices there are, which models can be used.
 
-Nothing is loaded unless asked for, so that it answers within seconds on a machine where something is wrong.
+Nothing large is loaded unless asked for, so that it answers within seconds on a machine where something is wrong. (But
+where gsplat is used on a GPU for the first time, it compiles its kernels, which takes minutes.)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from picardopt_3d.doctor.devices import devices
 from picardopt_3d.doctor.finding import Finding
 from picardopt_3d.doctor.models import hub_models, loaded, shipped_models
 from picardopt_3d.doctor.packages import installed, optional_packages, required_packages
+from picardopt_3d.doctor.rasterizers import rasterizers
 
 _ELSEWHERE = (
     "where the hub cannot be reached: `hf download ID --local-dir DIR` on a machine that reaches it, and give DIR "
@@ -51,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _print("packages", [*packages, *optional_packages()])
     if installed("torch"):
         _print("devices", devices())
+        _print("rasterizers of 3D Gaussians", rasterizers())
     _print("shipped models", shipped)
     if installed("huggingface-hub"):
         _print("models of the hub", hub_models(options.offline))

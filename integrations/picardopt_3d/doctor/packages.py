@@ -35,6 +35,7 @@ _PURPOSES = {
     "packaging": "this report",
 }
 _OPTIONAL = {
+    "gsplat": "rasterizes 3D Gaussians on a GPU",
     "nerfacc": "samples occupied space on a GPU",
     "rembg": "cuts objects out of pictures",
 }

@@ -65,9 +65,9 @@ def save_splats(splats: Splats, path: Path, format: Format, up: Up | None = None
         splats: The Gaussians.
         path: The file to write.
         format: "ply": the layout of 3D Gaussian Splatting (62 floats a Gaussian; normals, which it never used, and
-            missing harmonics are zeros). "splat": 32 bytes a Gaussian, colours without the higher harmonics, the
-            opaque and large ones first. "splats-glb": binary glTF with `KHR_gaussian_splatting`, where viewers
-            without it show points.
+            missing harmonics are zeros). "splat": 32 bytes a Gaussian, the opaque and large ones first; colours
+            (without the higher harmonics), opacities and rotations in eight bits. "splats-glb": binary glTF with
+            `KHR_gaussian_splatting`, where viewers without it show points.
         up: The axis that points up in the file: "z" as in the world, or "y" or "minus-y" with the front along +z. By
             default "y" for glTF, which allows no other, and "z" for the rest.
 

@@ -179,7 +179,7 @@ SMALL = DreamGaussianConfig(
     batch=4,
     pixels=32,
     scene=GaussiansConfig(
-        count=1000,
+        count=500,
         strategy=StrategyConfig(
             start=50,
             stop=200,
@@ -187,7 +187,7 @@ SMALL = DreamGaussianConfig(
             gradient=0.1,
             split_scale=0.05,
             least_opacity=0.02,
-            most=2000,
+            most=1000,
         ),
     ),
     rates=gaussian_rates(

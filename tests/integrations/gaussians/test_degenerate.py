@@ -96,6 +96,12 @@ def test_what_the_camera_cannot_see(place: list[float], degree: int) -> None:
     torch.testing.assert_close(with_it.depth, without.depth, rtol=1e-5, atol=1e-6)
 
 
+def test_one_close_to_the_plane_of_the_camera_and_far_aside() -> None:
+    """Where the place on the screen is no number any more."""
+    along_x = orbit_cameras(0.0, 0.0)
+    assert assert_finite(changed("means", [1.63, 3e38, 0.0]), along_x).radii[0, 0] == 0
+
+
 def test_one_just_beyond_the_near_plane() -> None:
     assert_finite(changed("means", [0.0, CAMERA[1] - 0.0101, 0.0]))
 

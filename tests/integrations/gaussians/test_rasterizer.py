@@ -63,7 +63,7 @@ def assert_is_the_loops(
     width=st.integers(1, 11),
     views=st.integers(1, 2),
     seed=st.integers(0, 10_000),
-    scale=st.sampled_from([0.003, 0.03, 0.2]),
+    scale=st.sampled_from([0.003, 0.03, 0.2, 3.0]),
     spread=st.sampled_from([0.0, 0.5, 1.5]),
     opacity=st.sampled_from([-4.0, 0.0, 3.0, 12.0]),
     degree=st.integers(0, 3),
@@ -108,6 +108,28 @@ def test_what_is_behind_opaque_gaussians_is_left_out() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tile_table, "_LONGEST", 4)
         assert_is_the_loops(splats, cameras(2), 7, 6, 0)
+
+
+def test_nothing_covers_a_pixel_wholly() -> None:
+    """Where alpha is held at its largest value, it has no gradient."""
+    splats = random_splats(2, scale=3.0, spread=0.1)
+    splats.opacity_logits.copy_(torch.tensor([8.0, 0.0]))
+    assert float(rasterize(splats, cameras(1), 9, 9, degree=0).opacity.amax()) < 0.9996
+    assert_is_the_loops(splats, cameras(1), 9, 9, 0)
+
+
+def test_what_is_hidden_has_no_gradient() -> None:
+    """Not even one of rounding."""
+    splats = random_splats(40, scale=0.05, dtype=torch.float32)
+    walls = random_splats(2, scale=3.0, spread=0.0, dtype=torch.float32)
+    walls.opacity_logits.fill_(9.0)
+    seen_by = orbit_cameras(0.0, 0.0)  # on the x axis
+    walls.means.copy_(torch.tensor([[0.8, 0.0, 0.0], [0.9, 0.0, 0.0]]))
+    both = leaves(Splats(*map(torch.cat, zip(splats, walls, strict=True))))
+    found = gradients(whole(rasterize(both, seen_by, 16, 16, degree=0)), both)
+    for name, gradient in zip(Splats._fields, found, strict=True):
+        assert not gradient[:40].any(), name
+    assert found[4][40:].any()
 
 
 def test_gradcheck() -> None:

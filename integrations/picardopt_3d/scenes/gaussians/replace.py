@@ -79,8 +79,6 @@ def _inherited(value: Any, old: Tensor, parents: Tensor, new: Tensor) -> Any:
     """Returns the new rows' part of a state that has a row for each old one; any other state as it is."""
     if not isinstance(value, Tensor) or value.shape[:1] != old.shape[:1]:
         return value
-    if len(old) == 1 and value.shape != old.shape:
-        return value  # cannot be told from a state of the whole parameter
     taken = value[parents]
     taken[new] = 0
     return taken

@@ -105,16 +105,14 @@ class _Composite(torch.autograd.Function):
         total = torch.zeros_like(gaussians)
         scratch = Scratch(features)
         for band in ctx.bands:
-            table = ctx.table or Table(
-                grid, gaussians, list_tiles(grid, gaussians, Boxes(*boxes), band)
-            )
+            lists = None if ctx.table else list_tiles(grid, gaussians, Boxes(*boxes), band)
+            table = ctx.table if lists is None else Table(grid, gaussians, lists)
             moments = torch.zeros_like(table.values)
             for tiles, blocks in table.chunks():
                 _backward(table, blocks, gradients[tiles], pictures[tiles], moments, scratch)
             total.index_add_(0, table.rows, table.about_centres(moments[:-1]))
-        found = gaussian_gradients(
-            total.view(*opacities.shape, total.shape[1]), covariances, opacities
-        )
+        total = total.view(*opacities.shape, total.shape[1])
+        found = gaussian_gradients(total, covariances, opacities)
         return *found, None, None, None, None
 
 
