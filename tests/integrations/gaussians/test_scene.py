@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from picardopt_3d.scenes import (
     load_scene,
     save_scene,
 )
+from picardopt_3d.scenes.gaussians.density import THRESHOLD
 from picardopt_3d.scenes.gaussians.rasterize import rasterize
 from picardopt_3d.scenes.gaussians.splats import SH_C0
 
@@ -152,15 +154,16 @@ def test_gaussians_start_on_the_surface_of_a_field_in_its_colours() -> None:
 
 
 def test_gaussians_start_on_the_surface_of_others_in_their_colours() -> None:
-    """A red ball and a blue one: where opacity exp(-r^2 / 2 s^2) is the surface's density of 0.5."""
+    """A red ball and a blue one: where opacity exp(-r^2 / 2 s^2) is the surface's density."""
     before = shell(2, 1.0, 0.1)
     centres = torch.tensor([[0.25, 0.0, 0.0], [-0.25, 0.0, 0.0]])
     shades = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.1, 0.9]])
     balls = before._replace(means=centres, colours=(shades - 0.5) / SH_C0)
     torch.manual_seed(0)
     made = Gaussians.from_scene(GaussiansConfig(count=200), Gaussians(GaussiansConfig(), balls))
+    radius = 0.1 * math.sqrt(-2 * math.log(THRESHOLD / torch.tensor(8.0).sigmoid()))
     distances, nearest = torch.cdist(made.means, centres).min(1)
-    torch.testing.assert_close(distances, torch.full((200,), 0.1177), rtol=2e-2, atol=0)
+    torch.testing.assert_close(distances, torch.full((200,), radius), rtol=2e-2, atol=0)
     assert 60 < int(nearest.sum()) < 140
     torch.testing.assert_close(0.5 + SH_C0 * made.colours, shades[nearest], rtol=0, atol=0.02)
     assert 0.01 < made.log_scales.exp().median() < 0.05
