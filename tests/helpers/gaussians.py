@@ -108,7 +108,7 @@ class Pulled(nn.Module):
         total.backward()
         with torch.no_grad():
             assert self.splats["means"].grad is not None
-            seen = torch.zeros(count, dtype=torch.int64).index_fill_(0, chosen, 1)
+            seen = torch.zeros(count).index_fill_(0, chosen, 1)
             widths = quantize(self.splats["log_scales"], 0.25).exp().amax(1)
             pull = self.splats["means"].grad.norm(dim=1)
             aux = {"gradients": pull, "views": seen, "radii": widths * seen * torch.rand(())}

@@ -7,6 +7,7 @@ import functools
 import math
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from itertools import accumulate, pairwise
 from types import FrameType
@@ -15,6 +16,8 @@ from typing import Any
 import picardopt_3d
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from picardopt_3d.scenes.gaussians import strategy
 from picardopt_3d.scenes.gaussians.config import StrategyConfig
 
@@ -73,6 +76,37 @@ def test_bitwise_on_processes(pools: Pools, world_size: int, config: StrategyCon
         assert_same_bits(got_losses, losses)
         assert_same_bits(got_states, states)
         assert max(strides) > 1
+
+
+@given(
+    st.integers(1, 16),
+    st.builds(
+        StrategyConfig,
+        start=st.integers(0, 8),
+        stop=st.integers(8, 20),
+        every=st.integers(1, 9),
+        gradient=st.sampled_from([0.0, 0.004, math.inf]),
+        split_scale=st.sampled_from([0.0, 0.4, 9.0]),
+        least_opacity=st.sampled_from([0.0, 0.3, 0.45]),
+        largest_scale=st.sampled_from([None, 0.4, 0.7]),
+        largest_radius=st.sampled_from([None, 0.3]),
+        reset_every=st.integers(0, 9),
+        reset_opacity=st.just(0.5),
+        most=st.sampled_from([1, 30, 60]),
+    ),
+    st.sampled_from(["hold", "coast"]),
+    st.integers(0, 9),
+)
+@settings(max_examples=12)
+def test_bitwise_whatever_the_strategy(
+    window: int, config: StrategyConfig, predictor: str, seed: int
+) -> None:
+    scene, steps = Pulled(config), 16
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # nothing would be left
+        expected = sequential(Pulled(config), steps, seed)
+        got = run(scene, scene.wrap(window=window, predictor=predictor, seed=seed), range(steps))
+    assert_same_bits(got, expected)
 
 
 OTHERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -219,6 +253,27 @@ def test_an_error_at_any_line_of_a_change_leaves_the_last_step(one: bool) -> Non
     assert lines > 100
     assert_same_bits([loss, state_of(scene)], [losses[20], states[20]])
     assert_same_bits(run(scene, optimizer, range(21, STEPS)), (losses[21:], states[21:]))
+
+
+def failed_once(step: int) -> tuple[list[Any], list[Any]]:
+    scene = Pulled()
+    optimizer = scene.wrap(window=4)
+    start = run(scene, optimizer, range(step))
+    before = state_of(scene)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(torch.nn, "Parameter", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+        optimizer.step(scene.closure)
+    assert optimizer.step_index == step
+    assert_same_bits(state_of(scene), before)
+    end = run(scene, optimizer, range(step, STEPS))
+    return start[0] + end[0], start[1] + end[1]
+
+
+@pytest.mark.parametrize("step", [6, 8, 20])
+def test_a_change_that_failed_on_all_processes_can_be_made_again(pools: Pools, step: int) -> None:
+    losses, states, _ = expected(SHORT)
+    for got in pools(2).run(failed_once, step):
+        assert_same_bits(got, (losses, states))
 
 
 def test_ctrl_c_in_the_middle_of_a_change_waits_for_its_end(

@@ -55,9 +55,8 @@ class Statistics(NamedTuple):
 
     @classmethod
     def zeros(cls, count: int, device: torch.device | str | None = None) -> Statistics:
-        """Returns the statistics of Gaussians that no view has seen."""
-        views = torch.zeros(count, dtype=torch.int64, device=device)
-        return cls(torch.zeros(count, device=device), views, torch.zeros(count, device=device))
+        """Returns those of Gaussians that no view has seen; floating, because ranks that share a step average them."""
+        return cls(*(torch.zeros(count, device=device) for _ in cls._fields))
 
     @torch.no_grad()
     def add_(self, seen: Statistics) -> None:
