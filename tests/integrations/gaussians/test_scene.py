@@ -337,3 +337,20 @@ def test_no_gaussians_at_all_are_a_picture_of_the_background() -> None:
         render = made.render(AROUND, 4)
     assert (render.rgb == 1).all()
     render.rgb.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("count", 0),
+        ("radius", 0.0),
+        ("radius", math.nan),
+        ("opacity", 1.0),
+        ("opacity", 0.0),
+        ("degree", 4),
+        ("degree", -1),
+    ],
+)
+def test_a_configuration_that_cannot_be_names_the_value(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name}={value!r}: give"):
+        GaussiansConfig(**{name: value})

@@ -102,3 +102,18 @@ class GaussiansConfig:
     strategy: StrategyConfig | None = field(default_factory=StrategyConfig)
     across: bool = False
     rasterizer: Rasterizer = "auto"
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: A value is out of range; the message names it.
+        """
+        if self.count < 1:
+            raise ValueError(f"count={self.count!r}: give a whole number of at least 1")
+        if not self.radius > 0:
+            raise ValueError(f"radius={self.radius!r}: give a positive number")
+        if not 0 < self.opacity < 1:
+            raise ValueError(f"opacity={self.opacity!r}: give a number between 0 and 1")
+        if not 0 <= self.degree <= 3:
+            raise ValueError(f"degree={self.degree!r}: give 0 to 3")
