@@ -21,7 +21,7 @@ from tests.integrations.helpers.recipes import CHAIR, build, count_of, sequentia
         ("text-to-3d", "dreamgaussian", "small", 24.0),
         ("image-to-3d", "zero123", "small", 19.0),
         ("image-to-3d", "zero123-gaussians", "small", 21.5),
-        ("image-to-3d", "dreamgaussian", "small", 20.0),
+        ("image-to-3d", "dreamgaussian", "small", 22.5),
     ],
 )
 def test_a_small_preset_shows_the_chair(
