@@ -1,4 +1,4 @@
-"""Objects made sequentially and by Picard iteration, beside the pictures they are from and the truth: the paper's Figure 6.
+"""Objects made sequentially and by Picard iteration, beside their pictures and the truth: the paper's Figure 6.
 
 python benchmarks/methods.py && python benchmarks/side_by_side.py
 python benchmarks/side_by_side.py --recipe dreamgaussian --out docs/images/gaussians.png
