@@ -94,8 +94,10 @@ def in_groups(optimizer: Optimizer) -> list[Tensor]:
 def by_hand(values: dict[str, Tensor], seen: Statistics, config: StrategyConfig) -> list[list[int]]:
     """Who stays, who is duplicated and who is split, one Gaussian after the other."""
     visible, wanted = [], []
+    opacity = config.least_opacity
+    least = torch.tensor(math.log(opacity / (1 - opacity)) if opacity else -math.inf)
     for i in range(len(values["means"])):
-        if float(values["opacity_logits"][i].sigmoid()) >= config.least_opacity:
+        if values["opacity_logits"][i] >= least:
             visible.append(i)
             views = int(seen.views[i])
             pull = float(seen.gradients[i] / views) if views else math.nan
@@ -307,6 +309,31 @@ def test_limits_include_themselves() -> None:
     before = parameters["means"].detach().clone()
     assert densify_and_prune(parameters, [], seen, config).tolist() == [0, 1, 0]
     assert_same_bits(parameters["means"].detach(), before[[0, 1, 0]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("opacity", [0.005, 0.01, 0.1, 0.3, 1 / 3, 0.5, 0.9])
+def test_a_reset_to_the_least_opacity_removes_nothing(opacity: float, dtype: torch.dtype) -> None:
+    """However the two round: a reset is allowed to leave exactly what a Gaussian needs to stay."""
+    config = StrategyConfig(
+        gradient=9.0, least_opacity=opacity, reset_every=1, reset_opacity=opacity
+    )
+    parameters = draw_parameters(3, dtype=dtype)
+    with torch.no_grad():
+        parameters["opacity_logits"].fill_(5.0)
+    reset_opacities(parameters, [], config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kept = densify_and_prune(parameters, [], Statistics.zeros(3), config)
+    assert kept.tolist() == [0, 1, 2]
+
+
+def test_no_opacity_is_below_zero() -> None:
+    parameters = draw_parameters(3)
+    with torch.no_grad():
+        parameters["opacity_logits"].copy_(torch.tensor([-math.inf, -1e4, math.nan]))
+    config = StrategyConfig(gradient=9.0, least_opacity=0.0)
+    assert densify_and_prune(parameters, [], Statistics.zeros(3), config).tolist() == [0, 1]
 
 
 def test_transparent_ones_take_no_place() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -29,6 +30,11 @@ class Splats(NamedTuple):
     opacity_logits: Tensor
     colours: Tensor
     harmonics: Tensor
+
+
+def logit(opacity: float) -> float:
+    """Returns the number whose sigmoid is an opacity, at least 0 and below 1; -inf for 0."""
+    return math.log(opacity / (1 - opacity)) if opacity else -math.inf
 
 
 def check_finite(splats: Splats) -> None:

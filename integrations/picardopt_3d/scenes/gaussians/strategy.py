@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 
 from picardopt_3d.scenes.gaussians.config import StrategyConfig
 from picardopt_3d.scenes.gaussians.replace import replace_rows
+from picardopt_3d.scenes.gaussians.splats import logit
 
 SHRINK = 1.6
 """A Gaussian is split into two whose standard deviations are smaller by this factor (0.8 times their number, 2)."""
@@ -178,9 +179,8 @@ def reset_opacities(
         config: The opacity that is left at most.
     """
     old = parameters["opacity_logits"]
-    highest = math.log(config.reset_opacity / (1 - config.reset_opacity))
     all_rows = torch.arange(len(old), device=old.device)
-    values = {"opacity_logits": old.clamp(max=highest)}
+    values = {"opacity_logits": old.clamp(max=logit(config.reset_opacity))}
     replace_rows(
         parameters, optimizers, values, all_rows, torch.ones_like(all_rows, dtype=torch.bool)
     )
@@ -194,7 +194,7 @@ def _grown(
     Returns:
         The parents, and which rows are duplicates and which are halves.
     """
-    visible = parameters["opacity_logits"].sigmoid() >= config.least_opacity
+    visible = parameters["opacity_logits"] >= logit(config.least_opacity)
     scales = parameters["log_scales"].exp().amax(1)
     pull = statistics.gradients / statistics.views
     chosen = visible & pull.isfinite() & scales.isfinite() & (pull >= config.gradient)
