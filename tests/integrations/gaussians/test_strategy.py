@@ -187,8 +187,9 @@ def test_rows_and_moments_are_those_of_the_parents(
         for key, was in states[name].items():
             now = new_states[name][key]
             if isinstance(was, Tensor) and was.shape == before[name].shape:
-                assert_same_bits(now[:first], was[parents[:first]])
-                assert not now[first:].any()
+                taken = len(parents) if key == "step_size" else first
+                assert_same_bits(now[:taken], was[parents[:taken]])
+                assert not now[taken:].any()
             else:
                 assert_same_bits(now, was)
     # Every group holds the new parameters in the old places, and nothing of the old ones is left.
@@ -311,6 +312,22 @@ def test_limits_include_themselves() -> None:
     assert_same_bits(parameters["means"].detach(), before[[0, 1, 0]])
 
 
+def test_new_gaussians_keep_their_parents_step_sizes() -> None:
+    """Rprop's: a size of 0 would hardly let them move."""
+    parameters, (optimizer,) = trained(4, "Rprop")
+    with torch.no_grad():
+        parameters["opacity_logits"].fill_(1.0)
+        parameters["log_scales"].fill_(-5.0)
+    before = optimizer.state[parameters["means"]]["step_size"].clone()
+    seen = Statistics(torch.ones(4), torch.ones(4), torch.zeros(4))
+    parents = densify_and_prune(parameters, [optimizer], seen, CONFIG)
+    after = optimizer.state[parameters["means"]]
+    assert_same_bits(after["step_size"], before[parents])
+    assert not after["prev"][4:].any()
+    reset_opacities(parameters, [optimizer], CONFIG)
+    assert (optimizer.state[parameters["opacity_logits"]]["step_size"] > 0).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("opacity", [0.005, 0.01, 0.1, 0.3, 1 / 3, 0.5, 0.9])
 def test_a_reset_to_the_least_opacity_removes_nothing(opacity: float, dtype: torch.dtype) -> None:
@@ -354,9 +371,9 @@ def test_an_opacity_that_is_not_a_number_is_the_first_to_go() -> None:
         assert densify_and_prune(parameters, [], statistics_of(3), CONFIG).tolist() == [2]
 
 
-def test_factored_moments_go_along_where_they_have_rows() -> None:
-    """Adafactor keeps one number a row and one a column."""
-    count = 5
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_factored_moments_go_along_where_they_have_rows(count: int) -> None:
+    """Adafactor keeps one number a row and one a column: of one Gaussian, the latter have as many rows as it has."""
     parameters = draw_parameters(count)
     own = {name: parameters[name] for name in ("means", "log_scales", "opacity_logits")}
     with torch.no_grad():
@@ -373,6 +390,8 @@ def test_factored_moments_go_along_where_they_have_rows() -> None:
     assert_same_bits(after["col_var"], before["col_var"])
     assert_same_bits(after["row_var"][:count], before["row_var"])
     assert not after["row_var"][count:].any()
+    sum(p.square().sum() for p in own.values()).backward()  # type: ignore[union-attr]
+    optimizer.step()
 
 
 def test_the_largest_gradients_come_first_and_the_earlier_of_two_equal_ones() -> None:

@@ -26,14 +26,16 @@ def replace_rows(
     """Replaces parameters by others whose rows stem from theirs.
 
     Of an optimizer's state for a parameter, every tensor with a row for each of the parameter's is taken along by the
-    parents; the rest (counts of steps) stays. So it works for any optimizer whose states are per parameter.
+    parents; the rest (counts of steps) stays. So it works for any optimizer whose states are per parameter. Two kinds
+    are known by their names: a matrix's column factors (Adafactor's `col_var`), of which none belongs to a row,
+    however many there are, and step sizes (Rprop's `step_size`), which new rows take from their parents.
 
     Args:
         parameters: The parameters by name; the replaced ones are put in.
         optimizers: The optimizers that train them, each any number.
         values: The new values by name.
         parents: The old row of each new one, int64. [rows]
-        new: The rows whose states begin at zero. [rows]
+        new: The rows whose states begin at zero, apart from step sizes. [rows]
     """
     states: _States = {}
     for optimizer in optimizers:
@@ -41,7 +43,7 @@ def replace_rows(
             old = parameters[name]
             if old in optimizer.state:
                 states[id(optimizer), id(old)] = {
-                    key: _inherited(value, old, parents, new)
+                    key: _inherited(key, value, old, parents, new)
                     for key, value in optimizer.state[old].items()
                 }
     _swap(parameters, optimizers, values, states)
@@ -75,12 +77,14 @@ def replace_values(
     _swap(parameters, optimizers, copied, {})
 
 
-def _inherited(value: Any, old: Tensor, parents: Tensor, new: Tensor) -> Any:
+def _inherited(key: str, value: Any, old: Tensor, parents: Tensor, new: Tensor) -> Any:
     """Returns the new rows' part of a state that has a row for each old one; any other state as it is."""
-    if not isinstance(value, Tensor) or value.shape[:1] != old.shape[:1]:
+    of_columns = old.ndim == 2 and "col" in key.split("_")
+    if of_columns or not isinstance(value, Tensor) or value.shape[:1] != old.shape[:1]:
         return value
     taken = value[parents]
-    taken[new] = 0
+    if key != "step_size":
+        taken[new] = 0
     return taken
 
 

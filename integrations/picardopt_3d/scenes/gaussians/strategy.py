@@ -15,7 +15,7 @@ Where this differs from the published code, and why:
 - Gaussians that were never seen, or whose statistics or scales are not finite, are not duplicated or split.
 - Thresholds that would remove every Gaussian keep the most opaque one.
 - The number of Gaussians has a limit, `StrategyConfig.most`.
-- Optimizer states are taken along whatever their names, not just Adam's two moments.
+- Optimizer states are taken along whatever their names, not just Adam's two moments (see `replace`).
 - The samples of a split come from torch's global CPU generator, for Gaussians on any device, so that a step's draw
   does not depend on the device.
 """
@@ -43,6 +43,8 @@ SHRINK = 1.6
 class Statistics(NamedTuple):
     """What steps measured of each Gaussian since their number last changed.
 
+    Ranks that share a step (a data axis) average all three, so that a radius is the mean of the largest on each rank.
+
     Attributes:
         gradients: Sum over views of the length of the gradient of its centre on the screen, whose edges are at -1 and
             1. [count]
@@ -56,7 +58,7 @@ class Statistics(NamedTuple):
 
     @classmethod
     def zeros(cls, count: int, device: torch.device | str | None = None) -> Statistics:
-        """Returns those of Gaussians that no view has seen; floating, because ranks that share a step average them."""
+        """Returns those of Gaussians that no view has seen; floating, so that ranks can average them."""
         return cls(*(torch.zeros(count, device=device) for _ in cls._fields))
 
     @torch.no_grad()
