@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from picardopt_3d.scenes.gaussians import strategy
 from picardopt_3d.scenes.gaussians.config import StrategyConfig
-from picardopt_3d.scenes.gaussians.replace import replace_values
 from picardopt_3d.scenes.gaussians.strategy import Statistics, densify_and_prune, reset_opacities
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -533,21 +532,6 @@ def test_a_failure_leaves_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parameters == old
     assert in_groups(optimizers[0]) == list(old.values())
     assert_same_bits(saved(parameters, optimizers), before)
-
-
-def test_parameters_of_another_number_of_rows_are_put_in() -> None:
-    parameters, optimizers = trained(6, layout="two")
-    other, _ = trained(9, seed=1)
-    values = {name: value.detach() for name, value in other.items()}
-    values["means"] = values["means"].double()
-    replace_values(parameters, optimizers, values)
-    for name, parameter in parameters.items():
-        assert_same_bits(parameter.detach(), other[name].detach())
-        assert parameter.data_ptr() != other[name].data_ptr()
-    assert [p for o in optimizers for p in in_groups(o)] == list(parameters.values())
-    assert not any(o.state for o in optimizers)
-    with pytest.raises(ValueError, match="'heights' is none of the parameters means, log_scales"):
-        replace_values(parameters, optimizers, {"heights": torch.zeros(3)})
 
 
 def test_rows_that_do_not_belong_together_are_named() -> None:
