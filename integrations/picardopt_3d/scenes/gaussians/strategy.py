@@ -34,7 +34,7 @@ from torch.optim import Optimizer
 
 from picardopt_3d.scenes.gaussians.config import StrategyConfig
 from picardopt_3d.scenes.gaussians.replace import replace_rows
-from picardopt_3d.scenes.gaussians.splats import logit
+from picardopt_3d.scenes.gaussians.splats import logit, rotation_matrices
 
 SHRINK = 1.6
 """A Gaussian is split into two whose standard deviations are smaller by this factor (0.8 times their number, 2)."""
@@ -239,11 +239,7 @@ def _samples(values: Mapping[str, Tensor], rows: Tensor) -> Tensor:
     offsets = scales * torch.randn(scales.shape).to(scales)
     if "rotations" not in values:
         return offsets
-    rotations = nn.functional.normalize(values["rotations"][rows], dim=1)
-    real, axes = rotations[:, :1], rotations[:, 1:]
-    across = 2 * torch.linalg.cross(axes, offsets)
-    turned: Tensor = offsets + real * across + torch.linalg.cross(axes, across)
-    return turned
+    return (rotation_matrices(values["rotations"][rows]) * offsets[:, None]).sum(-1)
 
 
 def _warn_of_nothing_left(count: int) -> None:
