@@ -21,7 +21,12 @@ from torch import Tensor, nn
 from picardopt.closure import captured_by
 from picardopt.drift import Accepted, map_tensors
 from picardopt.layout import ParameterLayout, Row
+from picardopt.snapshot import LEAVES
 from picardopt.window import Window
+
+_CONTAINERS = (nn.Module, dict, list, tuple)
+_DEPTH = 5
+"""Objects, each reached from the one before, that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,18 @@ class Restructure:
                 raise TypeError(f"{name}={getattr(self, name)!r}: give a function of the step")
 
     def holders(self) -> list[object]:
-        """Returns the objects in which the function may replace tensors: its own and the captured ones."""
-        return list(_holders(self.function, 3))
+        """Returns what the function may write into: itself, its object, what it captures, the globals that it names.
+
+        What dicts, lists, tuples and dataclasses hold is among it too, and what plain objects hold of these and of
+        modules.
+        """
+        found: dict[int, object] = {}
+        level: dict[int, object] = {id(self.function): self.function}
+        for _ in range(_DEPTH):
+            found.update(level)
+            inside = (item for value in level.values() for item in _inside(value))
+            level = {id(item): item for item in inside if id(item) not in found}
+        return list(found.values())
 
     def window(self, step: int, limit: int) -> int:
         """Returns the number of steps from `step` to the next one that is due, at most `limit`."""
@@ -62,20 +77,39 @@ class Restructure:
         return limit
 
 
-def _holders(value: object, depth: int) -> Iterator[object]:
-    if isinstance(value, nn.Module | dict | list):
-        yield value
-    elif inspect.ismethod(value):
-        yield value.__self__
-    elif depth and is_dataclass(value) and not isinstance(value, type):
-        yield value
-        for item in fields(value):
-            yield from _holders(getattr(value, item.name), depth - 1)
-    elif depth and not isinstance(value, type):
-        if not isinstance(value, types.FunctionType | functools.partial):
-            yield value  # an object, perhaps one with __call__
-        for captured in captured_by(value):
-            yield from _holders(captured, depth - 1)
+def _inside(value: object) -> list[object]:
+    """Returns what a function uses, or what an object, dict, list or tuple holds, for `Restructure.holders`."""
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if inspect.ismethod(value):
+        return [value.__self__, value.__func__]
+    if inspect.isfunction(value):
+        return [*captured_by(value), *_named_globals(inspect.unwrap(value))]
+    if isinstance(value, (*LEAVES, nn.Module)):
+        return []
+    if isinstance(value, dict | list | tuple):
+        items = value.values() if isinstance(value, dict) else value
+        return [item for item in items if isinstance(item, _CONTAINERS)]
+    call = inspect.getattr_static(type(value), "__call__", None)
+    called = [call] if inspect.isfunction(call) else []
+    if is_dataclass(value):
+        return [*called, *(getattr(value, item.name, None) for item in fields(value))]
+    attributes = getattr(value, "__dict__", {}).values()
+    return [*called, *(item for item in attributes if isinstance(item, _CONTAINERS))]
+
+
+def _named_globals(function: types.FunctionType) -> Iterator[object]:
+    """Yields the globals that a function's code names; of functions only those of the same module."""
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+        for name in code.co_names:
+            found = function.__globals__.get(name)
+            if not inspect.isfunction(found) or (
+                inspect.unwrap(found).__globals__ is function.__globals__
+            ):
+                yield found
 
 
 def check_restructure(restructure: object) -> None:

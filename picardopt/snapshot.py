@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_LEAVES = (
+LEAVES = (
     type(None),
     bool,
     int,
@@ -33,6 +33,7 @@ _LEAVES = (
     dist.ProcessGroup if dist.is_available() else type(None),
     threading.Thread,
 )
+"""What holds no state, or none that is captured."""
 
 
 class Snapshot:
@@ -108,7 +109,7 @@ class Snapshot:
             self._backups = []
 
     def _visit(self, obj: Any, seen: set[int]) -> None:
-        if isinstance(obj, _LEAVES) or id(obj) in seen:
+        if isinstance(obj, LEAVES) or id(obj) in seen:
             return
         seen.add(id(obj))
         if isinstance(obj, Tensor):
@@ -171,7 +172,7 @@ class Snapshot:
     def _keep_attributes(self, holder: object) -> None:
         self._keep_container(holder)
         for each in holder.modules() if isinstance(holder, torch.nn.Module) else [holder]:
-            if hasattr(each, "__dict__") and not isinstance(each, _LEAVES):
+            if hasattr(each, "__dict__") and not isinstance(each, LEAVES):
                 self._keep_dict(vars(each))
                 for value in vars(each).values():
                     self._keep_container(value)

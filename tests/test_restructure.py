@@ -2,7 +2,9 @@
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -409,3 +411,126 @@ def test_a_failed_step_puts_back_the_parameters_that_a_dict_or_a_list_holds(held
     for _ in range(3):
         optimizer.step(closure)
     assert len(parameters["points"]) == len(statistics["seen"]) == 8
+
+
+SPLATS: dict[str, torch.nn.Parameter] = {}
+BASES: list[torch.optim.Optimizer] = []
+"""What a script's own functions use."""
+FAILING: list[bool] = []
+
+
+def split_in(splats: Any, bases: Any) -> torch.Tensor:
+    """Doubles the points, in a module or a dict, and in their optimizer; or fails when that is done."""
+    parents = torch.arange(4).repeat(2)
+    for base in bases:
+        old = splats["points"]
+        new = splats["points"] = torch.nn.Parameter(old.detach()[parents])
+        base.state[new] = {
+            k: v[parents] if v.shape == old.shape else v for k, v in base.state.pop(old).items()
+        }
+        base.param_groups[0]["params"] = [new]
+    if FAILING:
+        raise RuntimeError("planted")
+    return parents
+
+
+@torch.no_grad()
+def split_of_a_script(step: int) -> torch.Tensor:
+    return split_in(SPLATS, BASES)
+
+
+def split_by_a_helper(step: int) -> torch.Tensor:
+    (parents,) = [split_of_a_script(step) for _ in range(1)]
+    return parents
+
+
+def split_in_a_comprehension(step: int) -> torch.Tensor:
+    (parents,) = [split_in(SPLATS, BASES) for _ in range(1)]
+    return parents
+
+
+class Runner:
+    """As in gsplat's trainer: a plain object with a module, whose method adds and removes."""
+
+    def __init__(self, splats: Any, bases: Any) -> None:
+        self.splats, self.bases = splats, bases
+
+    def densify(self, step: int) -> torch.Tensor:
+        return split_in(self.splats, self.bases)
+
+    def of_a_script(self, step: int) -> torch.Tensor:
+        return split_of_a_script(step)
+
+    def __call__(self, step: int) -> torch.Tensor:
+        return split_of_a_script(step)
+
+
+class Holding:
+    """A plain object that holds something under a name."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def densify(self, step: int) -> torch.Tensor:
+        held = self.held[0] if isinstance(self.held, list) else self.held
+        return split_in(*(held.values() if isinstance(held, dict) else held))
+
+
+FUNCTIONS: dict[str, Callable[[Any, Any], Callable[[int], torch.Tensor]]] = {
+    "a method": lambda splats, bases: Runner(splats, bases).densify,
+    "a captured object": lambda splats, bases: partial(_called, Runner(splats, bases)),
+    "a captured tuple": lambda splats, bases: partial(_unpacked, (splats, bases)),
+    "a tuple in an object": lambda splats, bases: Holding((splats, bases)).densify,
+    "a dict in an object": lambda splats, bases: Holding({"s": splats, "b": bases}).densify,
+    "tuples in a list": lambda splats, bases: Holding([(splats, bases)]).densify,
+    "a script": lambda splats, bases: split_of_a_script,
+    "a helper of a script": lambda splats, bases: split_by_a_helper,
+    "a comprehension of a script": lambda splats, bases: split_in_a_comprehension,
+    "a partial function of a script": lambda splats, bases: partial(split_of_a_script),
+    "a method of a script": lambda splats, bases: Runner({}, []).of_a_script,
+    "an object of a script": lambda splats, bases: Runner({}, []),
+}
+
+
+def _called(runner: Runner, step: int) -> torch.Tensor:
+    return runner.densify(step)
+
+
+def _unpacked(both: tuple[Any, Any], step: int) -> torch.Tensor:
+    return split_in(*both)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("kind", [dict, torch.nn.ParameterDict])
+def test_a_failed_step_puts_back_whatever_the_function_reaches(kind: Any, function: str) -> None:
+    FAILING.clear()
+    splats = SPLATS if "script" in function else kind()
+    splats["points"] = torch.nn.Parameter(torch.zeros(4))
+    base = torch.optim.Adam([splats["points"]], lr=0.1)
+    BASES[:] = [base]
+    optimizer = ParallelPicardOptimizer(
+        [base],
+        window=4,
+        tolerance=0,
+        restructure=Restructure(FUNCTIONS[function](splats, [base]), lambda step: step == 1),
+    )
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (splats["points"] - torch.rand(())).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    before = splats["points"]
+    bits = before.detach().clone()
+    FAILING[:] = [True]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="planted"):
+            optimizer.step(closure)
+        assert splats["points"] is before is base.param_groups[0]["params"][0]
+        assert_same_bits(before.detach(), bits)
+    FAILING.clear()
+    optimizer.step(closure)
+    optimizer.step(closure)
+    assert len(splats["points"]) == 8

@@ -9,7 +9,6 @@ import torch
 from picardopt_3d.problem import Losses
 from picardopt_3d.scenes.gaussians import strategy
 from picardopt_3d.scenes.gaussians.config import StrategyConfig
-from picardopt_3d.scenes.gaussians.replace import replace_values
 from picardopt_3d.scenes.gaussians.strategy import Statistics
 from torch import Tensor, nn
 
@@ -149,9 +148,9 @@ class Pulled(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Takes a state with any number of Gaussians."""
-        own = dict(self.splats.items())
-        replace_values(own, self.bases, {name: state_dict[f"splats.{name}"] for name in own})
-        self.splats.update(own)
+        for name, parameter in self.splats.items():
+            parameter.data = torch.empty_like(state_dict[f"splats.{name}"])
+            parameter.grad = None
         self.begin(len(state_dict["views"]))
         return super().load_state_dict(state_dict, *args, **kwargs)
 

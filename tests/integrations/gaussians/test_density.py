@@ -134,7 +134,7 @@ def test_degenerate_gaussians_do_no_harm(field: str, value: float) -> None:
 def test_what_is_not_finite_is_refused_by_name(field: str, value: float) -> None:
     splats = some_splats(12, degree=1)
     getattr(splats, field)[3:5] = value
-    with pytest.raises(ValueError, match=f"{field}: 2 of 12 Gaussians .* not finite"):
+    with pytest.raises(ValueError, match=f"{field}: 2 of 12 Gaussians .* {value} in row 3: their"):
         surface_of(splats, 0.5)
 
 

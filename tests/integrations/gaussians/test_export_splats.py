@@ -265,7 +265,7 @@ def test_what_is_not_finite_is_refused_and_leaves_the_old_file(kind: str, tmp_pa
     for field in Splats._fields:
         splats = some_splats(5, degree=1)
         getattr(splats, field)[1] = math.nan
-        with pytest.raises(ValueError, match=f"{field}: 1 of 5 Gaussians .* not finite"):
+        with pytest.raises(ValueError, match=f"{field}: 1 of 5 Gaussians .* nan in row 1: their"):
             save_splats(splats, path, kind)
     with pytest.raises(ValueError, match="no Gaussians to write"):
         save_splats(some_splats(0), path, kind)

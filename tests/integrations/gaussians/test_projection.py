@@ -13,10 +13,9 @@ from picardopt_3d.scenes.gaussians.projection import (
     axes,
     focal_lengths,
     project,
-    rotation_matrices,
     world_to_camera,
 )
-from picardopt_3d.scenes.gaussians.splats import SH_C0
+from picardopt_3d.scenes.gaussians.splats import SH_C0, rotation_matrices
 from picardopt_3d.scenes.gaussians.tile_table import inverses
 from torch import Tensor
 

@@ -134,6 +134,48 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
         scene(degree=1).load_state_dict(state)
 
 
+@pytest.mark.parametrize("count", [20, 30])
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [
+        (lambda state: state.pop("colours"), "colours"),
+        (lambda state: state.update(harmonics=state["colours"][:, None]), "harmonics"),
+        (lambda state: state.update(rotations=state["rotations"][:, :3]), "rotations"),
+        (lambda state: state.update(opacity_logits=state["opacity_logits"][1:]), "opacity_logits"),
+        (lambda state: state.update({"statistics.radii": torch.zeros(3)}), "radii"),
+        (lambda state: state.update(means=torch.zeros(())), "means"),
+    ],
+    ids=["missing", "unknown", "narrower", "shorter", "another number", "a number"],
+)
+def test_a_refused_state_changes_nothing(count: int, broken: Any, named: str) -> None:
+    """Neither the number of Gaussians nor a single one of them."""
+    made, base = scene(), scene(seed=1, count=count)
+    optimizer = optimizer_of(made)
+    take(made, optimizer, 0)
+    before, state = copy.deepcopy(made.state_dict()), base.state_dict()
+    parameters = {name: (id(p), p.grad) for name, p in made.named_parameters()}
+    broken(state)
+    with pytest.raises(RuntimeError, match=named) as caught:
+        made.load_state_dict(state)
+    assert "\n" not in str(caught.value)
+    assert {name: (id(p), p.grad) for name, p in made.named_parameters()} == parameters
+    for name, value in made.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    take(made, optimizer, 1)
+
+
+def test_a_part_of_a_state_is_loaded_if_that_is_asked_for() -> None:
+    """As torch has it, for the same number of Gaussians; another number needs all of them."""
+    made, other = scene(), scene(seed=1)
+    part = {"means": other.state_dict()["means"], "more": torch.zeros(2)}
+    made.load_state_dict(part, strict=False)
+    assert torch.equal(made.means, other.means)
+    assert not torch.equal(made.colours, other.colours)
+    with pytest.raises(RuntimeError, match="colours"):
+        made.load_state_dict({"means": scene(count=30).means}, strict=False)
+    assert made.count == 20
+
+
 # -- scenes before -------------------------------------------------------------------------------------------
 
 

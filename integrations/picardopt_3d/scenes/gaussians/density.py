@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from picardopt_3d.scenes.gaussians.projection import rotation_matrices
-from picardopt_3d.scenes.gaussians.splats import SH_C0, Splats, check_finite
+from picardopt_3d.scenes.gaussians.splats import SH_C0, Splats, check_finite, rotation_matrices
 from picardopt_3d.scenes.scene import Surface
 
 THRESHOLD = 0.3

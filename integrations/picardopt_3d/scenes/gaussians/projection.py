@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from picardopt_3d.cameras import Cameras
-from picardopt_3d.scenes.gaussians.splats import Splats
+from picardopt_3d.scenes.gaussians.splats import Splats, rotation_matrices
 
 BLUR = 0.3
 """Variance that is added on the screen, square pixels, so that no Gaussian falls between the pixels."""
@@ -44,26 +43,6 @@ class Projected(NamedTuple):
     covariances: Tensor
     depths: Tensor
     extents: Tensor
-
-
-def rotation_matrices(quaternions: Tensor) -> Tensor:
-    """Returns the rotations of quaternions w, x, y, z of any length; that of 0 is the identity.
-
-    Args:
-        quaternions: Quaternions. [count, 4]
-
-    Returns:
-        Matrices. [count, 3, 3]
-    """
-    w, x, y, z = functional.normalize(quaternions, dim=-1).unbind(-1)
-    xx, yy, zz, xy, xz, yz = x * x, y * y, z * z, x * y, x * z, y * z
-    wx, wy, wz = w * x, w * y, w * z
-    entries = [
-        *(1 - 2 * (yy + zz), 2 * (xy - wz), 2 * (xz + wy)),
-        *(2 * (xy + wz), 1 - 2 * (xx + zz), 2 * (yz - wx)),
-        *(2 * (xz - wy), 2 * (yz + wx), 1 - 2 * (xx + yy)),
-    ]
-    return torch.stack(entries, dim=-1).view(-1, 3, 3)
 
 
 def axes(splats: Splats) -> Tensor:

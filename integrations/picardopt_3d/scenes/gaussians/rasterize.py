@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from picardopt_3d.scenes.gaussians.config import Rasterizer
 from picardopt_3d.scenes.gaussians.gsplat_backend import rasterize_gsplat, why_not
 from picardopt_3d.scenes.gaussians.harmonics import MOST_DEGREE, count_higher, view_colours
 from picardopt_3d.scenes.gaussians.projection import project
-from picardopt_3d.scenes.gaussians.splats import Splats
+from picardopt_3d.scenes.gaussians.splats import Splats, check_finite
 from picardopt_3d.scenes.gaussians.tiles import composite
 
 
@@ -111,14 +110,4 @@ def _check(splats: Splats, cameras: Cameras, degree: int, height: int, width: in
         )
     if height < 1 or width < 1:
         raise ValueError(f"height={height}, width={width}: give at least one pixel")
-    named = {**splats._asdict(), "camera_to_world": cameras.camera_to_world, "fov": cameras.fov}
-    # One number for all of them: the device is waited for once.
-    total = torch.stack([tensor.detach().sum() for tensor in named.values()]).sum()
-    if math.isfinite(total):
-        return
-    for name, tensor in named.items():  # finite numbers can have an infinite sum
-        bad = (~tensor.detach().isfinite()).flatten(1 if tensor.dim() > 1 else 0)
-        bad = bad.any(-1) if bad.dim() > 1 else bad
-        if bool(bad.any()):
-            row = int(bad.nonzero()[0, 0])
-            raise ValueError(f"{name}, row {row}: {tensor[row].tolist()} is not finite")
+    check_finite(splats, cameras)

@@ -198,9 +198,25 @@ class Gaussians(Scene):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Loads another number of Gaussians too; optimizers keep the same parameters, in their new size."""
-        count = len(state_dict["means"]) if "means" in state_dict else self.count
-        if count != self.count:
+        """Loads another number of Gaussians too; optimizers keep the same parameters, in their new size.
+
+        Raises:
+            RuntimeError: Names or shapes do not fit. Nothing is loaded then.
+        """
+        rows = state_dict["means"].shape[:1] if "means" in state_dict else ()
+        count = rows[0] if rows else self.count
+        own, resized = self.state_dict(), count != self.count
+        wrong = [f"{name} is missing" for name in own.keys() - state_dict if strict or resized]
+        wrong += [f"{name} is unknown" for name in state_dict.keys() - own if strict]
+        for name in own.keys() & state_dict:
+            found, expected = tuple(state_dict[name].shape), (count, *own[name].shape[1:])
+            if found != expected:
+                wrong.append(f"{name} has shape {found} instead of {expected}")
+        if wrong:
+            raise RuntimeError(
+                f"the state is not one of these Gaussians: {', '.join(sorted(wrong))}"
+            )
+        if resized:
             for parameter in self._trained().values():
                 parameter.data = parameter.data.new_zeros(count, *parameter.shape[1:])
                 parameter.grad = None

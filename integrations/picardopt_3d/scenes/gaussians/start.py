@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from picardopt_3d.scenes.gaussians.config import GaussiansConfig
-from picardopt_3d.scenes.gaussians.splats import SH_C0, Splats
+from picardopt_3d.scenes.gaussians.splats import SH_C0, Splats, logit
 from picardopt_3d.scenes.scene import Surface
 
 _NEIGHBOURS = 3
@@ -67,12 +65,11 @@ def round_splats(config: GaussiansConfig, means: Tensor, colours: Tensor) -> Spl
     count = len(means)
     log_scales = spacing(means).log()[:, None].expand(-1, 3)
     rotations = means.new_tensor([[1.0, 0.0, 0.0, 0.0]]).repeat(count, 1)
-    logit = math.log(config.opacity / (1 - config.opacity))
     return Splats(
         means,
         log_scales.contiguous(),
         rotations,
-        means.new_full((count,), logit),
+        means.new_full((count,), logit(config.opacity)),
         (colours - 0.5) / SH_C0,
         means.new_zeros(count, (config.degree + 1) ** 2 - 1, 3),
     )

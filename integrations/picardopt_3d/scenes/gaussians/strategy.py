@@ -15,7 +15,7 @@ Where this differs from the published code, and why:
 - Gaussians that were never seen, or whose statistics or scales are not finite, are not duplicated or split.
 - Thresholds that would remove every Gaussian keep the most opaque one.
 - The number of Gaussians has a limit, `StrategyConfig.most`.
-- Optimizer states are taken along whatever their names, not just Adam's two moments.
+- Optimizer states are taken along whatever their names, not just Adam's two moments (see `replace`).
 - The samples of a split come from torch's global CPU generator, for Gaussians on any device, so that a step's draw
   does not depend on the device.
 """
@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 
 from picardopt_3d.scenes.gaussians.config import StrategyConfig
 from picardopt_3d.scenes.gaussians.replace import replace_rows
+from picardopt_3d.scenes.gaussians.splats import logit, rotation_matrices
 
 SHRINK = 1.6
 """A Gaussian is split into two whose standard deviations are smaller by this factor (0.8 times their number, 2)."""
@@ -41,6 +42,8 @@ SHRINK = 1.6
 
 class Statistics(NamedTuple):
     """What steps measured of each Gaussian since their number last changed.
+
+    Ranks that share a step (a data axis) average all three, so that a radius is the mean of the largest on each rank.
 
     Attributes:
         gradients: Sum over views of the length of the gradient of its centre on the screen, whose edges are at -1 and
@@ -55,7 +58,7 @@ class Statistics(NamedTuple):
 
     @classmethod
     def zeros(cls, count: int, device: torch.device | str | None = None) -> Statistics:
-        """Returns those of Gaussians that no view has seen; floating, because ranks that share a step average them."""
+        """Returns those of Gaussians that no view has seen; floating, so that ranks can average them."""
         return cls(*(torch.zeros(count, device=device) for _ in cls._fields))
 
     @torch.no_grad()
@@ -178,9 +181,8 @@ def reset_opacities(
         config: The opacity that is left at most.
     """
     old = parameters["opacity_logits"]
-    highest = math.log(config.reset_opacity / (1 - config.reset_opacity))
     all_rows = torch.arange(len(old), device=old.device)
-    values = {"opacity_logits": old.clamp(max=highest)}
+    values = {"opacity_logits": old.clamp(max=logit(config.reset_opacity))}
     replace_rows(
         parameters, optimizers, values, all_rows, torch.ones_like(all_rows, dtype=torch.bool)
     )
@@ -194,7 +196,7 @@ def _grown(
     Returns:
         The parents, and which rows are duplicates and which are halves.
     """
-    visible = parameters["opacity_logits"].sigmoid() >= config.least_opacity
+    visible = parameters["opacity_logits"] >= logit(config.least_opacity)
     scales = parameters["log_scales"].exp().amax(1)
     pull = statistics.gradients / statistics.views
     chosen = visible & pull.isfinite() & scales.isfinite() & (pull >= config.gradient)
@@ -237,11 +239,7 @@ def _samples(values: Mapping[str, Tensor], rows: Tensor) -> Tensor:
     offsets = scales * torch.randn(scales.shape).to(scales)
     if "rotations" not in values:
         return offsets
-    rotations = nn.functional.normalize(values["rotations"][rows], dim=1)
-    real, axes = rotations[:, :1], rotations[:, 1:]
-    across = 2 * torch.linalg.cross(axes, offsets)
-    turned: Tensor = offsets + real * across + torch.linalg.cross(axes, across)
-    return turned
+    return (rotation_matrices(values["rotations"][rows]) * offsets[:, None]).sum(-1)
 
 
 def _warn_of_nothing_left(count: int) -> None:
