@@ -14,7 +14,12 @@ import torch.nn.functional as F
 from picardopt_3d.cameras import Cameras, orbit_cameras, random_cameras
 from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.methods import METHODS, Stage
-from picardopt_3d.methods.dreamgaussian import PAPER, PAPER_IMAGE, DreamGaussianConfig
+from picardopt_3d.methods.dreamgaussian import (
+    PAPER,
+    PAPER_IMAGE,
+    DreamGaussianConfig,
+    DreamGaussianWeights,
+)
 from picardopt_3d.methods.schedules import current
 from picardopt_3d.methods.zero123 import Zero123Weights
 from picardopt_3d.scenes import Gaussians
@@ -85,6 +90,27 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(
     assert found.terms.keys() == names
     views = found.aux["views"]
     assert views.max() == batch + (command == "image-to-3d")
+
+
+@pytest.mark.parametrize("command", ["text-to-3d", "image-to-3d"])
+def test_a_step_at_which_nothing_has_a_weight_has_no_gradient(
+    command: str, folders: dict[str, Path]
+) -> None:
+    """As one at which weights that grow from 0 begin."""
+    config = tiny(command, "dreamgaussian", folders)
+    growing = ((0, 0.0), (9, 90.0))
+    weights = {"sds": growing, "rgb": growing if command == "image-to-3d" else 0.0}
+    stage = build(replace(config, weights=DreamGaussianWeights(**weights)))  # type: ignore[arg-type, call-arg]
+    torch.manual_seed(0)
+    found = stage.loss(0)
+    assert found.total == 0
+    found.total.backward()
+    for name, parameter in stage.scene.named_parameters():
+        assert parameter.grad is not None, name
+        assert (parameter.grad == 0).all(), name
+    stage.scene.zero_grad()
+    stage.loss(1).total.backward()
+    assert (stage.scene.means.grad != 0).any()  # type: ignore[union-attr]
 
 
 def seen_by_guidance(
