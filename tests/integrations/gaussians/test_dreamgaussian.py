@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from picardopt_3d.cameras import Cameras, orbit_cameras, random_cameras
+from picardopt_3d.command import parse
 from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.methods import METHODS, Stage
 from picardopt_3d.methods.dreamgaussian import (
@@ -30,6 +31,7 @@ from torch import Tensor
 from tests.integrations.helpers.recipes import (
     CHAIR,
     FEW,
+    RATES,
     ahead,
     build,
     count_of,
@@ -229,8 +231,26 @@ def test_options_are_checked(
 
 
 def test_a_scene_without_its_rates_names_them(folders: dict[str, Path]) -> None:
+    rates = {name: rate for name, rate in RATES.items() if name != "harmonics"}
+    build(text(folders, rates=rates))
     with pytest.raises(ValueError, match="give a rate for the scene's harmonics too"):
-        build(text(folders, scene=replace(FEW, degree=1)))
+        build(text(folders, rates=rates, scene=replace(FEW, degree=1)))
+
+
+def test_colours_that_depend_on_the_side_are_one_option_of_the_command(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    said = ["--method", "dreamgaussian", "--recipe.scene.degree", "1", "--out", str(tmp_path)]
+    given = parse("text-to-3d", ["a red cube", *said], "").recipe
+    said += ["--recipe.rates.harmonics", "0.25"]
+    other = parse("text-to-3d", ["a red cube", *said], "").recipe
+    rates = (given.rates["harmonics"], other.rates["harmonics"])
+    assert rates == (given.rates["colours"] / 20, 0.25)
+    stage = build(text(folders, scene=replace(FEW, degree=1), rates=given.rates))
+    before = stage.scene.harmonics.detach().clone()  # type: ignore[union-attr]
+    stage.loss(0).total.backward()
+    stage.optimizers()[0].step()
+    assert (stage.scene.harmonics != before).any()  # type: ignore[union-attr]
 
 
 # -- looking ahead -------------------------------------------------------------------------------------------
