@@ -48,10 +48,11 @@ def gaussian_rates(
         harmonics: Learning rate of how colours depend on the direction, which Gaussians of degree 0 are without; None:
             a twentieth of `colours`, as in 3D Gaussian Splatting.
     """
-    if harmonics is None and isinstance(colours, float | int):
-        harmonics = colours / 20
-    elif harmonics is None:
-        harmonics = tuple((step, rate / 20) for step, rate in colours)
+    if harmonics is None:
+        if isinstance(colours, float | int):
+            harmonics = colours / 20
+        else:
+            harmonics = tuple((step, rate / 20) for step, rate in colours)
     return {
         "means": means,
         "log_scales": log_scales,
