@@ -197,7 +197,8 @@ def row(runs: dict[str, Figures], texts: Sequence[str], seeds: int, mode: str) -
 
 NOTES = """
 "Never": Gaussians are neither added nor removed, the ceiling (of another run, with fewer Gaussians). "Dropped": the
-loop changes them between two calls of `step`, and what was evaluated beyond is dropped. "Ends": the window ends at a
+loop changes them between two calls of `step`, and what was evaluated beyond is dropped (its splits draw other random
+numbers, so that *apart* is also chance). "Ends": the window ends at a
 change. "Across": it runs across, as in the paper. The default tolerance. *Far from changes*: steps a sweep of the
 sweeps, between the first change and the last, whose window neither reaches a change nor lies within a window behind
 one. *Sweeps a change costs*: how many more there are than if all had made so many steps final. *PSNR*: 32 held-out

@@ -1,8 +1,8 @@
 """Writes 3D Gaussians to files that other viewers open: PLY as 3D Gaussian Splatting has it, .splat, and glTF.
 
 The world has z up and its front along +x. PLY and .splat have no convention: they keep the world's axes unless `up`
-says otherwise. Most viewers expect y down, as captured scenes have it, and turn it up: "minus-y". glTF has y up. In
-both the front is along +z.
+says otherwise. Most viewers expect y down, as captured scenes have it, and turn it up: "minus-y". glTF has y up. With
+y up or down the front is along +z.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def save_splats(splats: Splats, path: Path, format: Format, up: Up | None = None
             default "y" for glTF, which allows no other, and "z" for the rest.
 
     Raises:
-        ValueError: Values of the Gaussians are not finite, the format is unknown, or it does not allow `up`.
+        ValueError: There are no Gaussians, their values are not finite, the format is unknown, or it does not allow
+            `up`.
     """
     if format not in get_args(Format):
         raise ValueError(f"format={format!r}: give one of {', '.join(get_args(Format))}")

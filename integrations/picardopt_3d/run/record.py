@@ -41,7 +41,8 @@ class RunRecord:
         tolerances: Of the same sweeps, the thresholds that those were compared with.
         counts: By kind of part ("Gaussians"), each time that their number changed, and at the beginning: steps and
             sweeps until then, and the number from then on.
-        restructured: Of each step after which the number of parameters could change: steps and sweeps until then.
+        restructured: For each step after which the number of parameters could change, the numbers of steps and sweeps
+            taken by then.
         seconds: Of the optimization, without start-up.
         startup_seconds: From the command to the first step.
         phase_seconds: Of the first worker, by phase of the optimizer.

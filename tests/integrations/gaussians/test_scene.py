@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from picardopt_3d.cameras import orbit_cameras
+from picardopt_3d.export.mesh import extract_mesh
 from picardopt_3d.methods.optim import OptimizerConfig, build_optimizer, gaussian_rates
 from picardopt_3d.problem import Losses
 from picardopt_3d.scenes import (
@@ -369,3 +370,13 @@ def test_no_gaussians_at_all_are_a_picture_of_the_background() -> None:
 def test_a_configuration_that_cannot_be_names_the_value(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{name}={value!r}: give"):
         GaussiansConfig(**{name: value})
+
+
+def test_the_surface_reaches_as_far_as_the_object_and_not_to_what_is_far_off() -> None:
+    """Whatever the ball that they started in."""
+    made = Gaussians(GaussiansConfig(radius=0.1, strategy=None), shell(400, 0.4, 0.03))
+    assert 0.4 < made.surface().radius < 0.6
+    with torch.no_grad():
+        made.means[0] = torch.tensor([50.0, 0.0, 0.0])
+    assert 0.4 < made.surface().radius < 1.6
+    assert extract_mesh(made, 32).vertices.shape[0] > 100

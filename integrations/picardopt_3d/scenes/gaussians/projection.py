@@ -124,9 +124,9 @@ def project(
     limit_y = _SLOPE_LIMIT * 0.5 * height / focal
     limit_x = limit_y * (width / height)
     columns = turn @ axes(splats)[None]  # [views, count, 3 (camera's axis), 3 (own axis)]
-    pull = focal / z
-    row_x = pull * (columns[..., 0, :] - across.clamp(-limit_x, limit_x) * columns[..., 2, :])
-    row_y = pull * (columns[..., 1, :] - down.clamp(-limit_y, limit_y) * columns[..., 2, :])
+    ratio = focal / z
+    row_x = ratio * (columns[..., 0, :] - across.clamp(-limit_x, limit_x) * columns[..., 2, :])
+    row_y = ratio * (columns[..., 1, :] - down.clamp(-limit_y, limit_y) * columns[..., 2, :])
     covariances = torch.stack(
         [(row_x * row_x).sum(-1) + BLUR, (row_x * row_y).sum(-1), (row_y * row_y).sum(-1) + BLUR],
         dim=-1,

@@ -24,6 +24,8 @@ from picardopt_3d.scenes.views import Light, Render
 
 _FAINT = -3.0
 """Opacity logit below which a Gaussian does not count for the size of the surface."""
+_FAR_OFF = 3.0
+"""Gaussians that reach farther than the median one, times this, do not count for it either."""
 
 
 class RunningStatistics(nn.Module):
@@ -178,11 +180,12 @@ class Gaussians(Scene):
         return {"Gaussians": self.count}
 
     def surface(self) -> Surface:
-        """Returns the surface on which the density has a fixed value."""
+        """Returns the surface on which the density has a fixed value; Gaussians far off from the others are cut off."""
         scales = self.log_scales.detach().exp().amax(1)
         reach = (self.means.detach().norm(dim=1) + 3 * scales)[self.opacity_logits > _FAINT]
-        radius = float(reach.max()) if len(reach) else self.config.radius
-        return surface_of(self.splats(), min(radius, 2 * self.config.radius))
+        if not len(reach):
+            return surface_of(self.splats(), self.config.radius)
+        return surface_of(self.splats(), float(reach.max().clamp(max=_FAR_OFF * reach.median())))
 
     @classmethod
     def from_scene(cls, config: GaussiansConfig, other: Scene) -> Self:

@@ -46,9 +46,7 @@ def _sides(surface: Surface, count: int) -> tuple[Tensor, Tensor]:
     for _ in range(_TRIES):
         draws = 2 * torch.rand(max(count, 1 << 14), 3) - 1
         points = (1.1 * surface.radius * draws).to(surface.device)
-        values = torch.where(
-            points.norm(dim=1) < surface.radius, surface.level_set(points), -torch.ones(())
-        )
+        values = torch.where(points.norm(dim=1) < surface.radius, surface.level_set(points), -1.0)
         inside.append(points[values > 0])
         outside.append(points[values <= 0])
         if min(sum(map(len, inside)), sum(map(len, outside))) >= count:
