@@ -267,6 +267,14 @@ def test_what_cannot_be_resumed_says_so(
         assert stop.value.code == 2
         assert f"goes on with its own {name}, '{own}'" in capsys.readouterr().err
     assert (config.out / "config.yaml").read_bytes() == before
+    with pytest.raises(SystemExit) as stop:
+        resume_command([str(config.out), "--recipe.optimizer", "SGD"])
+    assert stop.value.code == 2
+    assert (
+        "betas, capturable, decoupled_weight_decay, eps, which SGD has not"
+        in capsys.readouterr().err
+    )
+    assert (config.out / "config.yaml").read_bytes() == before
     RunFolder(config.out).begun()[0].checkpoint.unlink()
     with pytest.raises(FileNotFoundError, match="start it anew"):
         resume(config)

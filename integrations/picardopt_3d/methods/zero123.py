@@ -27,7 +27,15 @@ from picardopt_3d.methods.schedules import Milestones, Points, Weights, check_mi
 from picardopt_3d.methods.stage import Stage
 from picardopt_3d.picard import PicardConfig
 from picardopt_3d.problem import Losses
-from picardopt_3d.scenes import WHITE, HashConfig, NerfConfig, OccupancyConfig, Render, Scene
+from picardopt_3d.scenes import (
+    WHITE,
+    GaussiansConfig,
+    HashConfig,
+    NerfConfig,
+    OccupancyConfig,
+    Render,
+    Scene,
+)
 from picardopt_3d.tolerances import AdaptiveTol
 
 
@@ -73,10 +81,16 @@ class Zero123Config(StageConfig):
         """Checks the values.
 
         Raises:
-            ValueError: A value is out of range; the message names it.
+            ValueError: A value is out of range, or the scene has no normals in space; the message names it.
         """
         super().__post_init__()
         check_milestones("reference_pixels", self.reference_pixels)
+        points = self.weights.normal_smoothness_3d
+        numbers = [points] if isinstance(points, float | int) else [value for _, value in points]
+        if isinstance(self.scene, GaussiansConfig) and any(numbers):
+            raise ValueError(
+                f"weights.normal_smoothness_3d={points}: 3D Gaussians have no normals in space; give 0"
+            )
 
     def build(self, context: Context, previous: Scene | None = None) -> Zero123Stage:
         """Builds the stage; see `StageConfig.build`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from picardopt import (
     CheckpointError,
     ParallelPicardOptimizer,
@@ -40,6 +42,7 @@ def load_stage(
     state = load_checkpoint(folder.checkpoint)
     earlier = record_in(folder, state)
     try:
+        _check_options(optimizer, state["optimizer"]["param_groups"])
         problem.load_state_dict(state)
         optimizer.load_state_dict(dict(state["optimizer"]))
     except (RuntimeError, ValueError, KeyError) as error:
@@ -49,3 +52,18 @@ def load_stage(
     # Sequential runs of earlier versions kept the wrapped optimizer alone, whose state has no step.
     optimizer.step_index = earlier.step
     record.take_over(earlier)
+
+
+def _check_options(optimizer: ParallelPicardOptimizer, saved: list[dict[str, Any]]) -> None:
+    """Refuses groups of another kind of optimizer; those of an older torch only lack options.
+
+    Raises:
+        ValueError: They have options that this one has not, and the other way round.
+    """
+    for own, other in zip(optimizer.param_groups, saved, strict=False):
+        known, found = own.keys() - {"params"}, other.keys() - {"params"}
+        if known - found and found - known:
+            raise ValueError(
+                f"its optimizer has the options {', '.join(sorted(found - known))}, which "
+                f"{type(optimizer.base).__name__} has not"
+            )
