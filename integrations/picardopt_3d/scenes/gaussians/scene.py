@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from picardopt import Carry, Restructure
 from picardopt_3d.cameras import Cameras
+from picardopt_3d.problem import Losses
 from picardopt_3d.scenes.gaussians.config import GaussiansConfig
 from picardopt_3d.scenes.gaussians.density import surface_of
 from picardopt_3d.scenes.gaussians.normals import normals_of_depth
@@ -149,8 +150,12 @@ class Gaussians(Scene):
         )
 
     def measure(self, step: int, *renders: Render) -> dict[str, Tensor]:
-        """Returns the statistics of a step's views by the fields of `Statistics`; `backward` fills in the gradients."""
-        if self.config.strategy is None:
+        """Returns the statistics of a step's views by the fields of `Statistics`; `backward` fills in the gradients.
+
+        Nothing once the strategy has ended: no later step reads them.
+        """
+        strategy = self.config.strategy
+        if strategy is None or step + 1 >= strategy.stop:
             return {}
         found = Statistics.zeros(self.count, self.device)
         for render in renders:
@@ -158,13 +163,15 @@ class Gaussians(Scene):
         return found._asdict()
 
     def carry(self) -> Carry | None:
-        """Returns the statistics, to which each step's measurements are added."""
+        """Returns the statistics, to which each step's measurements are added, if it made any."""
         if self.config.strategy is None:
             return None
-        return Carry(
-            self.statistics,
-            lambda returned: self.statistics.present().add_(Statistics(**returned.aux)),
-        )
+
+        def update(returned: Losses) -> None:
+            if returned.aux:
+                self.statistics.present().add_(Statistics(**returned.aux))
+
+        return Carry(self.statistics, update)
 
     def restructure(self, optimizers: Sequence[Optimizer]) -> Restructure | None:
         """Returns when and how Gaussians are added and removed."""
