@@ -52,9 +52,7 @@ def main() -> None:
     if command == "text-to-3d":
         shown = list(TEXTS[:3])
     sheet = [row for caption in shown for row in rows(options.recipe, caption, options.scenes)]
-    title = (
-        f"{command}, {method} {preset}: sequential, and Picard iteration at the defaults (window 8)"
-    )
+    title = f"{method} {preset}: sequential, and Picard (window 8)"
     save_contact_sheet(sheet, title, options.out)
 
 

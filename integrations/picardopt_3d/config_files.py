@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import dacite
 import yaml
@@ -13,6 +14,7 @@ import yaml
 from picardopt_3d.config import COMMANDS, RunConfig
 from picardopt_3d.io import replacing
 from picardopt_3d.methods import METHODS, Method, RecipeConfig
+from picardopt_3d.scenes import SceneConfig
 from picardopt_3d.tolerances import AdaptiveTol, FixedTol, TolConfig, parse_tolerance
 
 
@@ -113,10 +115,25 @@ def build(kind: type[Any], recipe: type[Any], content: Mapping[str, Any], source
     """
     hooks: dict[Any, Any] = {float: float, TolConfig | None: _tolerance}
     options = dacite.Config(strict=True, cast=[tuple, Path], type_hooks=hooks)
+    hooks[SceneConfig] = partial(_scene, options)
     try:
         return dacite.from_dict(kind if kind is recipe else kind[recipe], content, options)
     except (dacite.DaciteError, ValueError, TypeError) as error:
         raise ValueError(f"{source}: {error}") from None
+
+
+def _scene(options: dacite.Config, given: Any) -> Any:
+    """Builds a scene's configuration, of the class whose fields are most like the given keys.
+
+    dacite by itself tries one class after the other, and drops what each says is wrong.
+    """
+    if not isinstance(given, Mapping):
+        return given
+
+    def differing(kind: type[Any]) -> int:
+        return len(given.keys() ^ {item.name for item in dataclasses.fields(kind)})
+
+    return dacite.from_dict(min(get_args(SceneConfig), key=differing), given, options)
 
 
 def _tolerance(given: Any) -> TolConfig | None:

@@ -174,6 +174,66 @@ def test_what_a_file_has_wrong_is_named(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("scene", "said"),
+    [
+        ("{count: 0}", "mine.yaml: count=0: give a whole number of at least 1"),
+        ("{strategy: {every: 0}}", "mine.yaml: every=0: give a whole number of at least 1"),
+        ("{strategy: {evry: 3}}", '"evry"'),
+        ("{strategy: 3}", '"recipe.scene.strategy"'),
+        ("{rasterizer: cuda}", '"recipe.scene.rasterizer"'),
+        ("{samples: 3}", '"samples"'),
+        ("3", '"recipe.scene"'),
+    ],
+)
+def test_what_a_file_has_wrong_of_gaussians_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scene: str, said: str
+) -> None:
+    _refused(tmp_path, capsys, "method: dreamgaussian", scene, said)
+
+
+@pytest.mark.parametrize(
+    ("preset", "scene", "said"),
+    [
+        ("small", "{samples: 0}", "mine.yaml: samples=0: give a positive number"),
+        ("small", "{resolutions: [1]}", "resolutions=(1,): give at least one level"),
+        ("small-nerf", "{blob_radius: -1}", "blob_radius=-1.0: give a positive number"),
+        ("small-nerf", "{encoding: {levels: many}}", '"recipe.scene.encoding.levels"'),
+        ("small-nerf", "{ocupancy: {every: 2}}", '"ocupancy"'),
+        ("paper", "{occupancy: {every: 0}}", "every=0"),
+    ],
+)
+def test_what_a_file_has_wrong_of_a_field_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], preset: str, scene: str, said: str
+) -> None:
+    _refused(tmp_path, capsys, f"preset: {preset}", scene, said)
+
+
+def _refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], begin: str, scene: str, said: str
+) -> None:
+    """Asserts that a scene in a file is refused in one line."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{begin}\nrecipe: {{scene: {scene}}}\n")
+    with pytest.raises(SystemExit) as stop:
+        parsed("a red cube", "--config", str(file), out=tmp_path / "run")
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_scene_of_an_earlier_version_lacks_what_came_since(tmp_path: Path) -> None:
+    for method, preset in (("dreamgaussian", "small"), ("dreamfusion", "small-nerf")):
+        config = run_of(method, preset, tmp_path / "run")
+        content = {"command": "text-to-3d"} | plain(config)
+        for name, value in list(content["recipe"]["scene"].items())[-2:]:
+            assert value == getattr(type(config.recipe.scene)(), name)  # its default
+            del content["recipe"]["scene"][name]
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+        assert load_config(tmp_path / "config.yaml") == config
+
+
 def test_a_picture_that_is_not_there_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,10 +16,10 @@ import picardopt_3d
 import pytest
 import torch
 from picardopt_3d.doctor.devices import devices
-from picardopt_3d.doctor.finding import Finding
 from picardopt_3d.doctor.models import loaded, missing_parts, shipped_models
-from picardopt_3d.doctor.rasterizers import rasterizers
+from picardopt_3d.doctor.rasterizers import _gsplat, rasterizers
 from picardopt_3d.models import MODELS
+from picardopt_3d.scenes.gaussians import gsplat_backend, projection
 
 KNOWN = [model.source for kind in MODELS.values() for model in kind.published]
 
@@ -275,13 +275,21 @@ def test_memory_is_told_in_gibibytes() -> None:
     assert total == pytest.approx(kilobytes / 2**20, rel=0.02)
 
 
+@pytest.mark.parametrize("fault", ["blur", "inverse rotation", "no rotation", "order of scales"])
 def test_a_rasterizer_that_draws_something_else_is_found_out(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     ours = rasterizers()[0]
     assert ours.state == "ok"
     assert "differs from its formula by" in ours.detail
-    monkeypatch.setattr("picardopt_3d.scenes.gaussians.projection.BLUR", 0.31)
+    right = projection.rotation_matrices
+    name, wrong = {
+        "blur": ("BLUR", 0.31),
+        "inverse rotation": ("rotation_matrices", lambda given: right(given).mT),
+        "no rotation": ("rotation_matrices", lambda given: torch.eye(3)[None]),
+        "order of scales": ("rotation_matrices", lambda given: right(given).flip(-1)),
+    }[fault]
+    monkeypatch.setattr(projection, name, wrong)
     ours = rasterizers()[0]
     assert ours.state == "broken"
     assert "draws a wrong picture" in ours.detail
@@ -289,8 +297,25 @@ def test_a_rasterizer_that_draws_something_else_is_found_out(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="gsplat can be used here")
 def test_gsplat_that_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rasterizers()[1] == Finding(
-        "absent", "gsplat-rasterizer", "gsplat needs CUDA, and this is cpu"
-    )
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install gsplat" in rasterizers()[1].detail
+    """Absent where it is not installed or has no GPU; broken where it should work and does not."""
+    found = rasterizers()[-1]
+    assert found.name == "gsplat-rasterizer"
+    assert found.state == "absent"
+    monkeypatch.setattr(gsplat_backend, "installed", lambda: True)
+    assert rasterizers()[-1] == found._replace(detail="gsplat needs CUDA, and this is cpu")
+    monkeypatch.setattr(gsplat_backend, "_trouble", lambda: "gsplat's extension does not build")
+    broken = _gsplat(torch.device("cuda"))
+    assert broken == found._replace(state="broken", detail="gsplat's extension does not build")
+    monkeypatch.setattr(gsplat_backend, "installed", lambda: False)
+    for device in ("cuda", "cpu"):
+        missing = _gsplat(torch.device(device))
+        assert missing == found._replace(detail="not installed: pip install gsplat")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="draws on it")
+def test_plain_torch_is_drawn_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    cpu, cuda, _ = rasterizers()
+    assert (cpu.name, cpu.state) == ("torch-rasterizer", "ok")
+    assert (cuda.name, cuda.state) == ("torch-rasterizer-cuda", "broken")
+    assert cuda.detail.startswith("does not run: ")

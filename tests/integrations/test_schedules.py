@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from picardopt_3d.methods import dreamfusion, textmesh, zero123
 from picardopt_3d.methods.dreamfusion import DreamFusionWeights
+from picardopt_3d.methods.dreamgaussian import DreamGaussianWeights
 from picardopt_3d.methods.lighting import ShadingConfig, random_background, random_light
 from picardopt_3d.methods.schedules import current, value_at
 from picardopt_3d.scenes import HashGrid
@@ -79,6 +80,13 @@ def test_a_weight_of_nothing_is_left_out_until_it_counts() -> None:
     weights = DreamFusionWeights(sparsity=0.0, orientation=((0, 0.0), (10, 5.0)))
     assert weights.at(0) == {"sds": 1.0}
     assert weights.at(2) == {"sds": 1.0, "orientation": 1.0}
+
+
+def test_weights_that_are_0_at_every_step_are_refused() -> None:
+    for nothing in (0.0, ((0, 0.0), (10, 0.0))):
+        with pytest.raises(ValueError, match="weights: all are 0 at every step; give"):
+            DreamGaussianWeights(sds=nothing)
+        DreamGaussianWeights(sds=nothing, rgb=((0, 0.0), (10, 1.0)))
 
 
 # -- the published schedules, at the steps where they move ---------------------------------------------------

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from picardopt_3d.scenes.gaussians.config import Rasterizer
 
 _SIZE = 32
-_CENTRE, _SCALE, _LOGIT, _COLOUR = (0.1, -0.15, 0.2), 0.08, 1.0, (0.3, -0.4, 0.9)
-"""The splat: a ball off the middle of the picture."""
+_CENTRE, _SCALES, _LOGIT, _COLOUR = (0.1, -0.15, 0.2), (0.05, 0.16, 0.09), 1.0, (0.3, -0.4, 0.9)
+_ROTATION = (1.0, -0.9, 0.3, 1.4)
+"""The splat: off the middle of the picture, of three different axes, turned by a quaternion w, x, y, z."""
 
 _LARGEST = 1e-4
 """Largest difference of two pictures that is rounding."""
@@ -24,30 +25,39 @@ _LARGEST = 1e-4
 def rasterizers() -> list[Finding]:
     """Renders a known splat with every rasterizer that is installed, and returns how far its pictures are off.
 
-    That of plain torch is compared with the formula, gsplat's with that of plain torch.
+    That of plain torch, on the CPU and on CUDA, is compared with the formula, gsplat's with that of plain torch.
     """
     try:
         import torch
 
         expected = formula()
-        found = [
-            _compared("torch-rasterizer", "torch", torch.device("cpu"), expected, "its formula")
-        ]
-        return [*found, _gsplat()]
+        kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        devices = [torch.device(kind) for kind in kinds]
+        found = [_torch(device, expected) for device in devices]
+        return [*found, _gsplat(devices[-1])]
     except Exception as error:  # a package that is missing or does not import
         return [Finding("broken", "torch-rasterizer", f"does not run: {first_line(error)}")]
 
 
-def _gsplat() -> Finding:
+def _torch(device: torch.device, expected: Tensor) -> Finding:
+    """Whether plain torch draws what the formula says."""
+    name = "torch-rasterizer" if device.type == "cpu" else f"torch-rasterizer-{device.type}"
+    try:
+        return _compared(name, "torch", device, expected, "its formula")
+    except Exception as error:  # whatever a driver says
+        return Finding("broken", name, f"does not run: {first_line(error)}")
+
+
+def _gsplat(device: torch.device) -> Finding:
     """Whether gsplat draws what plain torch draws, or why it cannot be used."""
     import torch
 
-    from picardopt_3d.scenes.gaussians.gsplat_backend import why_not
+    from picardopt_3d.scenes.gaussians.gsplat_backend import installed, why_not
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reason = why_not(device)
     if reason is not None:
-        return Finding("absent", "gsplat-rasterizer", reason)
+        should = installed() and device.type == "cuda"
+        return Finding("broken" if should else "absent", "gsplat-rasterizer", reason)
     try:
         expected = picture("torch", torch.device("cpu"))
         return _compared("gsplat-rasterizer", "gsplat", device, expected, "that of plain torch")
@@ -76,8 +86,8 @@ def picture(rasterizer: Rasterizer, device: torch.device) -> Tensor:
 
     splats = Splats(
         torch.tensor([_CENTRE]),
-        torch.full((1, 3), math.log(_SCALE)),
-        torch.tensor([[0.5, -0.5, 0.1, 0.7]]),
+        torch.tensor([_SCALES]).log(),
+        torch.tensor([_ROTATION]),
         torch.tensor([_LOGIT]),
         torch.tensor([_COLOUR]),
         torch.zeros(1, 0, 3),
@@ -89,21 +99,25 @@ def picture(rasterizer: Rasterizer, device: torch.device) -> Tensor:
 
 
 def formula() -> Tensor:
-    """Returns the splat's picture in closed form, as `picture`: a ball's outline is that of a circular cone."""
+    """Returns the splat's picture in closed form, as `picture` does."""
     import torch
+    from scipy.spatial.transform import Rotation
 
     from picardopt_3d.cameras import orbit_cameras
 
-    cameras = orbit_cameras(
-        0.0, 0.0
-    )  # on the x axis: x is towards the camera, y to the right, z up
+    # The camera is on the x axis: x is towards it, y to the right, z up.
+    cameras = orbit_cameras(0.0, 0.0)
     depth = float(cameras.distance) - _CENTRE[0]
     focal = 0.5 * _SIZE / math.tan(math.radians(float(cameras.fov)) / 2)
     right, down = _CENTRE[1] / depth, -_CENTRE[2] / depth
     pixels = torch.arange(_SIZE, dtype=torch.float64) + 0.5 - 0.5 * _SIZE
     off_y, off_x = torch.meshgrid(pixels - focal * down, pixels - focal * right, indexing="ij")
-    square = (focal * _SCALE / depth) ** 2
-    xx, xy, yy = square * (1 + right**2), square * right * down, square * (1 + down**2)
+    # How the centre moves on the screen, for each unit along the axes of the world and then along the splat's own.
+    w, x, y, z = _ROTATION
+    turn = torch.from_numpy(Rotation.from_quat([x, y, z, w]).as_matrix())
+    slopes = torch.tensor([[right, 1.0, 0.0], [down, 0.0, -1.0]], dtype=torch.float64)
+    spread = focal / depth * slopes @ turn * torch.tensor(_SCALES)
+    (xx, xy), (_, yy) = (spread @ spread.mT).tolist()
     xx, yy = xx + 0.3, yy + 0.3  # the blur that every rasterizer adds
     power = (yy * off_x**2 - 2 * xy * off_x * off_y + xx * off_y**2) / (xx * yy - xy * xy)
     alpha = torch.exp(-0.5 * power) / (1 + math.exp(-_LOGIT))

@@ -134,7 +134,7 @@ STRATEGY = StrategyConfig(
 - It measures one view of each batch, from step 100 on, and has divided that view's loss by the batch. Here every view
   of every step counts, with the whole loss: the same threshold is a number 16 times as large.
 - It removes nothing (`do_prune` is False). Here `least_opacity` and `largest_scale` are what it passes and ignores;
-  0 and None do as it does.
+  0 and None reproduce this.
 - Its limit to the radius on the screen never takes effect in either (see `StrategyConfig.largest_radius`): None.
 """
 

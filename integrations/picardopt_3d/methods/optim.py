@@ -35,14 +35,31 @@ def gaussian_rates(
     rotations: Points = 0.005,
     opacity_logits: Points = 0.05,
     colours: Points = 0.01,
+    harmonics: Points | None = None,
 ) -> dict[str, Points]:
-    """Returns learning rates for the groups of 3D Gaussians without view dependence; see `Splats`."""
+    """Returns learning rates for the groups of 3D Gaussians, the tensors of `Splats`.
+
+    Args:
+        means: Learning rate of the centres.
+        log_scales: Learning rate of the logarithms of the standard deviations.
+        rotations: Learning rate of the quaternions.
+        opacity_logits: Learning rate of the opacities before the sigmoid.
+        colours: Learning rate of the colours from all sides.
+        harmonics: Learning rate of how colours depend on the direction, which Gaussians of degree 0 are without; None:
+            a twentieth of `colours`, as in 3D Gaussian Splatting.
+    """
+    if harmonics is None:
+        if isinstance(colours, float | int):
+            harmonics = colours / 20
+        else:
+            harmonics = tuple((step, rate / 20) for step, rate in colours)
     return {
         "means": means,
         "log_scales": log_scales,
         "rotations": rotations,
         "opacity_logits": opacity_logits,
         "colours": colours,
+        "harmonics": harmonics,
     }
 
 

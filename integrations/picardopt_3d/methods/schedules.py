@@ -53,10 +53,13 @@ class Weights:
         """Checks the weights.
 
         Raises:
-            ValueError: A weight is negative, or its steps are not in order.
+            ValueError: A weight is negative, its steps are not in order, or all weights are 0 at every step.
         """
-        for item in fields(self):
-            check_points(f"weights.{item.name}", getattr(self, item.name))
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name, points in given.items():
+            check_points(f"weights.{name}", points)
+        if not any(value > 0 for points in given.values() for _, value in _pairs(points)):
+            raise ValueError("weights: all are 0 at every step; give one that is not")
 
     def at(self, step: int) -> dict[str, float]:
         """Returns the weights of one step, by name; those of 0 are left out."""
@@ -74,12 +77,17 @@ def check_points(name: str, points: Points) -> None:
     Raises:
         ValueError: A value is negative, or the steps are not in order.
     """
-    pairs = ((0, points),) if isinstance(points, float | int) else points
+    pairs = _pairs(points)
     steps = [step for step, _ in pairs]
     if not pairs or steps != sorted(steps) or not all(value >= 0 for _, value in pairs):
         raise ValueError(
             f"{name}={points!r}: give a number that is not negative, or (step, value) pairs in order of their steps"
         )
+
+
+def _pairs(points: Points) -> tuple[tuple[int, float], ...]:
+    """Returns a schedule as (step, value) pairs."""
+    return ((0, points),) if isinstance(points, float | int) else points
 
 
 def check_milestones(name: str, milestones: Milestones) -> None:

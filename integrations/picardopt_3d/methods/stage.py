@@ -57,14 +57,16 @@ class Stage(ABC):
     ) -> Losses:
         """Returns the weighted sum of a step's terms, with the measurements for the scene's carry.
 
+        Where no term has a weight, it is 0 with gradients of 0, as at a step at which weights begin to grow.
+
         Args:
-            terms: Scalars by name; those without a weight are left out of the sum.
+            terms: Scalars by name, at least one; those without a weight are left out of the sum.
             weights: From `Weights.at`.
             step: The step.
             renders: Its views.
         """
         counted = [weight * terms[name] for name, weight in weights.items() if name in terms]
-        total = torch.stack(counted).sum()
+        total = torch.stack(counted or [0 * term for term in terms.values()]).sum()
         return Losses(total, dict(terms), self.scene.measure(step, *renders))
 
     def optimizers(self) -> list[Optimizer]:

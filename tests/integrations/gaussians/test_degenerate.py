@@ -179,5 +179,5 @@ def test_what_has_no_picture_is_refused() -> None:
 def test_gsplat_is_refused_where_it_cannot_run() -> None:
     cpu = torch.device("cpu")
     assert chosen("auto", cpu) == chosen("torch", cpu) == "torch"
-    with pytest.raises(ValueError, match=r'rasterizer="gsplat": .*; use "torch" or "auto"'):
+    with pytest.raises(ValueError, match=r'rasterizer="gsplat": .*; give rasterizer="torch"'):
         rasterize(random_splats(2), CAMERAS, 8, 8, degree=0, rasterizer="gsplat")

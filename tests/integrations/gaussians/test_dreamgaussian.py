@@ -12,9 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from picardopt_3d.cameras import Cameras, orbit_cameras, random_cameras
+from picardopt_3d.command import parse
 from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.methods import METHODS, Stage
-from picardopt_3d.methods.dreamgaussian import PAPER, PAPER_IMAGE, DreamGaussianConfig
+from picardopt_3d.methods.dreamgaussian import (
+    PAPER,
+    PAPER_IMAGE,
+    DreamGaussianConfig,
+    DreamGaussianWeights,
+)
 from picardopt_3d.methods.schedules import current
 from picardopt_3d.methods.zero123 import Zero123Weights
 from picardopt_3d.scenes import Gaussians
@@ -25,6 +31,7 @@ from torch import Tensor
 from tests.integrations.helpers.recipes import (
     CHAIR,
     FEW,
+    RATES,
     ahead,
     build,
     count_of,
@@ -85,6 +92,27 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(
     assert found.terms.keys() == names
     views = found.aux["views"]
     assert views.max() == batch + (command == "image-to-3d")
+
+
+@pytest.mark.parametrize("command", ["text-to-3d", "image-to-3d"])
+def test_a_step_at_which_nothing_has_a_weight_has_no_gradient(
+    command: str, folders: dict[str, Path]
+) -> None:
+    """As one at which weights that grow from 0 begin."""
+    config = tiny(command, "dreamgaussian", folders)
+    growing = ((0, 0.0), (9, 90.0))
+    weights = {"sds": growing, "rgb": growing if command == "image-to-3d" else 0.0}
+    stage = build(replace(config, weights=DreamGaussianWeights(**weights)))  # type: ignore[arg-type, call-arg]
+    torch.manual_seed(0)
+    found = stage.loss(0)
+    assert found.total == 0
+    found.total.backward()
+    for name, parameter in stage.scene.named_parameters():
+        assert parameter.grad is not None, name
+        assert (parameter.grad == 0).all(), name
+    stage.scene.zero_grad()
+    stage.loss(1).total.backward()
+    assert (stage.scene.means.grad != 0).any()  # type: ignore[union-attr]
 
 
 def seen_by_guidance(
@@ -203,8 +231,26 @@ def test_options_are_checked(
 
 
 def test_a_scene_without_its_rates_names_them(folders: dict[str, Path]) -> None:
+    rates = {name: rate for name, rate in RATES.items() if name != "harmonics"}
+    build(text(folders, rates=rates))
     with pytest.raises(ValueError, match="give a rate for the scene's harmonics too"):
-        build(text(folders, scene=replace(FEW, degree=1)))
+        build(text(folders, rates=rates, scene=replace(FEW, degree=1)))
+
+
+def test_colours_that_depend_on_the_side_are_one_option_of_the_command(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    said = ["--method", "dreamgaussian", "--recipe.scene.degree", "1", "--out", str(tmp_path)]
+    given = parse("text-to-3d", ["a red cube", *said], "").recipe
+    said += ["--recipe.rates.harmonics", "0.25"]
+    other = parse("text-to-3d", ["a red cube", *said], "").recipe
+    rates = (given.rates["harmonics"], other.rates["harmonics"])
+    assert rates == (given.rates["colours"] / 20, 0.25)
+    stage = build(text(folders, scene=replace(FEW, degree=1), rates=given.rates))
+    before = stage.scene.harmonics.detach().clone()  # type: ignore[union-attr]
+    stage.loss(0).total.backward()
+    stage.optimizers()[0].step()
+    assert (stage.scene.harmonics != before).any()  # type: ignore[union-attr]
 
 
 # -- looking ahead -------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def changed(steps: int = 2) -> tuple[Gaussians, torch.optim.Optimizer]:
 @pytest.mark.parametrize("degree", [0, 2])
 def test_a_file_brings_back_another_number_of_gaussians(tmp_path: Path, degree: int) -> None:
     made = scene(degree=degree)
-    base = optimizer_of(made, **{"harmonics": 0.01} if degree else {})
+    base = optimizer_of(made)
     change = made.restructure([base])
     for step in range(2):
         take(made, base, step, change)
@@ -342,13 +342,28 @@ def test_without_a_strategy_nothing_is_measured_or_changed() -> None:
 
 def test_every_tensor_has_a_rate_of_its_own() -> None:
     base = optimizer_of(scene(), means=0.5)
-    assert [group["name"] for group in base.param_groups] == list(gaussian_rates())
+    names = list(gaussian_rates())
+    assert names[-1] == "harmonics"
+    assert [group["name"] for group in base.param_groups] == names[
+        :-1
+    ]  # of degree 0 there are none
     assert base.param_groups[0]["lr"] == 0.5
+    base = optimizer_of(scene(degree=1))
+    assert [group["name"] for group in base.param_groups] == names
+    without = OptimizerConfig(rates=dict.fromkeys(names[:-1], 0.1))
     with pytest.raises(ValueError, match="give a rate for the scene's harmonics"):
-        optimizer_of(scene(degree=1))
+        build_optimizer(without, scene(degree=1).groups())
+    assert len(build_optimizer(without, scene().groups()).param_groups) == 5
     with pytest.raises(ValueError, match=r"rates\.encoding: the scene has no such parameters"):
         optimizer_of(scene(), encoding=0.1)
     assert scene().counts() == {"Gaussians": 20}
+
+
+def test_harmonics_have_a_twentieth_of_the_rate_of_the_colours() -> None:
+    assert gaussian_rates()["harmonics"] == 0.01 / 20
+    moving = gaussian_rates(colours=((0, 0.02), (9, 0.001)))["harmonics"]
+    assert moving == ((0, 0.02 / 20), (9, 0.001 / 20))
+    assert gaussian_rates(colours=0.03, harmonics=0.5)["harmonics"] == 0.5
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3])

@@ -7,6 +7,7 @@ operations: their last bits can differ between two runs.
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -23,22 +24,35 @@ from picardopt_3d.scenes.gaussians.projection import (
 from picardopt_3d.scenes.gaussians.splats import Splats
 
 
+def installed() -> bool:
+    """Returns whether there is a gsplat, whatever it can do."""
+    return importlib.util.find_spec("gsplat") is not None
+
+
 def why_not(device: torch.device) -> str | None:
     """Returns why gsplat cannot rasterize on a device; None: it can.
 
-    Where gsplat's extension is not compiled yet, this compiles it, which takes minutes.
+    Where gsplat's extension is not compiled yet, the first call compiles it, which takes minutes.
 
     Args:
         device: The device of the Gaussians.
     """
-    if importlib.util.find_spec("gsplat") is None:
+    if not installed():
         return "not installed: pip install gsplat"
     if device.type != "cuda":
         return f"gsplat needs CUDA, and this is {device.type}"
+    return _trouble()
+
+
+@cache
+def _trouble() -> str | None:
+    """Returns what is wrong with gsplat's extension; tried once, because each try may compile it for minutes."""
     try:
         from gsplat.cuda._backend import _C
     except Exception as error:  # whatever a compiler says
-        return f"gsplat's CUDA extension does not build: {str(error).strip().splitlines()[-1]}"
+        does_not = "does not import" if isinstance(error, ImportError) else "does not build"
+        said = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        return f"gsplat's CUDA extension {does_not}: {said}"
     return None if _C is not None else "gsplat found no CUDA toolkit to compile its extension"
 
 

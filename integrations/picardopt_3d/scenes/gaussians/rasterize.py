@@ -9,7 +9,11 @@ from torch import Tensor
 
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.scenes.gaussians.config import Rasterizer
-from picardopt_3d.scenes.gaussians.gsplat_backend import rasterize_gsplat, why_not
+from picardopt_3d.scenes.gaussians.gsplat_backend import (
+    installed,
+    rasterize_gsplat,
+    why_not,
+)
 from picardopt_3d.scenes.gaussians.harmonics import MOST_DEGREE, count_higher, view_colours
 from picardopt_3d.scenes.gaussians.projection import project
 from picardopt_3d.scenes.gaussians.splats import Splats, check_finite
@@ -80,19 +84,21 @@ def rasterize(
 
 
 def chosen(rasterizer: Rasterizer, device: torch.device) -> Literal["torch", "gsplat"]:
-    """Returns the rasterizer that is used on a device.
+    """Returns the rasterizer that is used on a device; the same one in every process of a run.
 
     Raises:
-        ValueError: gsplat is asked for and cannot be used.
+        ValueError: gsplat is asked for, or installed for this device, and cannot be used.
     """
-    if rasterizer == "torch" or (rasterizer == "auto" and device.type != "cuda"):
+    automatic = rasterizer == "auto"
+    if rasterizer == "torch" or (automatic and (device.type != "cuda" or not installed())):
         return "torch"
     reason = why_not(device)
     if reason is None:
         return "gsplat"
-    if rasterizer == "gsplat":
-        raise ValueError(f'rasterizer="gsplat": {reason}; use "torch" or "auto"')
-    return "torch"
+    remedy = 'give rasterizer="torch"'
+    if automatic:  # to go on with torch would let one process draw otherwise than the others
+        remedy = f"build it in one process with `picardopt doctor`, or {remedy}"
+    raise ValueError(f'rasterizer="{rasterizer}": {reason}; {remedy}')
 
 
 def _check(splats: Splats, cameras: Cameras, degree: int, height: int, width: int) -> None:

@@ -98,8 +98,9 @@ class Gaussians(Scene):
         )
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Returns each tensor of `Splats` as a group of its own."""
-        return {name: [parameter] for name, parameter in self._trained().items()}
+        """Returns each tensor of `Splats` as a group of its own; "harmonics" is empty for degree 0."""
+        trained = self._trained()
+        return {name: [trained[name]] if name in trained else [] for name in Splats._fields}
 
     def _trained(self) -> dict[str, nn.Parameter]:
         """Returns the parameters by the field of `Splats`."""
