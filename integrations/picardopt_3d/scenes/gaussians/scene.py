@@ -19,7 +19,8 @@ from picardopt_3d.scenes.gaussians.normals import normals_of_depth
 from picardopt_3d.scenes.gaussians.rasterize import rasterize
 from picardopt_3d.scenes.gaussians.splats import Splats
 from picardopt_3d.scenes.gaussians.start import in_ball, on_surface
-from picardopt_3d.scenes.gaussians.strategy import Statistics, apply, densifies, due
+from picardopt_3d.scenes.gaussians.statistics import RunningStatistics, Statistics
+from picardopt_3d.scenes.gaussians.strategy import apply, densifies, due
 from picardopt_3d.scenes.scene import Scene, Surface
 from picardopt_3d.scenes.views import Light, Render
 
@@ -27,32 +28,6 @@ _FAINT = -3.0
 """Opacity logit below which a Gaussian does not count for the size of the surface."""
 _FAR_OFF = 3.0
 """Gaussians that reach farther than the median one, times this, do not count for it either."""
-
-
-class RunningStatistics(nn.Module):
-    """`Statistics` as buffers, which steps rewrite.
-
-    Args:
-        count: Number of Gaussians.
-    """
-
-    gradients: Tensor
-    views: Tensor
-    radii: Tensor
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        for name, value in Statistics.zeros(count)._asdict().items():
-            self.register_buffer(name, value)
-
-    def present(self) -> Statistics:
-        """Returns the buffers."""
-        return Statistics(self.gradients, self.views, self.radii)
-
-    def reset(self, count: int) -> None:
-        """Puts zeros for another number of Gaussians in place of the buffers."""
-        for name, value in Statistics.zeros(count, self.gradients.device)._asdict().items():
-            setattr(self, name, value)
 
 
 class Gaussians(Scene):
