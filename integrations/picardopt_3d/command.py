@@ -64,6 +64,12 @@ def parse_resume(argv: Sequence[str] | None) -> RunConfig[Any]:
             raise ValueError(
                 f"{asked!r}: a run goes on with what it was asked for, {was!r}; leave it out, or start a new run"
             )
+        for name in ("method", "preset"):
+            if getattr(config, name) != getattr(default, name):
+                raise ValueError(
+                    f"{name}={getattr(config, name)!r}: a run goes on with its own {name}, "
+                    f"{getattr(default, name)!r}; leave it out, or start a new run"
+                )
     return config
 
 

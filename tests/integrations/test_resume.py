@@ -260,6 +260,13 @@ def test_what_cannot_be_resumed_says_so(
     with pytest.raises(SystemExit):
         resume_command([str(config.out), "a blue cube"])
     assert "goes on with what it was asked for, 'a red cube'" in capsys.readouterr().err
+    before = (config.out / "config.yaml").read_bytes()
+    for name, other, own in (("method", "textmesh", "dreamfusion"), ("preset", "huge", "small")):
+        with pytest.raises(SystemExit) as stop:
+            resume_command([str(config.out), f"--{name}", other])
+        assert stop.value.code == 2
+        assert f"goes on with its own {name}, '{own}'" in capsys.readouterr().err
+    assert (config.out / "config.yaml").read_bytes() == before
     RunFolder(config.out).begun()[0].checkpoint.unlink()
     with pytest.raises(FileNotFoundError, match="start it anew"):
         resume(config)

@@ -16,7 +16,7 @@ from picardopt_3d.problem import Losses
 from picardopt_3d.scenes.gaussians.config import GaussiansConfig
 from picardopt_3d.scenes.gaussians.density import surface_of
 from picardopt_3d.scenes.gaussians.normals import normals_of_depth
-from picardopt_3d.scenes.gaussians.rasterize import rasterize
+from picardopt_3d.scenes.gaussians.rasterize import chosen, rasterize
 from picardopt_3d.scenes.gaussians.splats import Splats
 from picardopt_3d.scenes.gaussians.start import in_ball, on_surface
 from picardopt_3d.scenes.gaussians.statistics import RunningStatistics, Statistics
@@ -71,6 +71,14 @@ class Gaussians(Scene):
             self.colours,
             harmonics,
         )
+
+    def prepare(self) -> None:
+        """Refuses a rasterizer that cannot be used here: before step 0, where all processes end in one line.
+
+        Raises:
+            ValueError: See `rasterize`.
+        """
+        chosen(self.config.rasterizer, self.device)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Returns each tensor of `Splats` as a group of its own; "harmonics" is empty for degree 0."""
