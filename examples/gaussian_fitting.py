@@ -20,7 +20,7 @@ import torch
 import tyro
 from picardopt_3d.scenes.gaussians import strategy
 from picardopt_3d.scenes.gaussians.config import StrategyConfig
-from picardopt_3d.scenes.gaussians.strategy import Statistics
+from picardopt_3d.scenes.gaussians.statistics import RunningStatistics
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
@@ -64,10 +64,6 @@ RATES = {"means": 1e-3, "log_scales": 5e-3, "opacity_logits": 1e-2, "colours": 5
 class Gaussians(nn.Module):
     """Gaussians on the unit square with axes along its edges, added up: `colours` are signed."""
 
-    gradients: Tensor
-    views: Tensor
-    radii: Tensor
-
     def __init__(self, count: int, generator: torch.Generator) -> None:
         super().__init__()
         values = {
@@ -77,16 +73,7 @@ class Gaussians(nn.Module):
             "colours": torch.zeros(count, 3),
         }
         self.splats = nn.ParameterDict(values)
-        self.begin(count)
-
-    def begin(self, count: int) -> None:
-        """Starts the statistics that densification reads."""
-        for name, value in Statistics.zeros(count)._asdict().items():
-            self.register_buffer(name, value)
-
-    def statistics(self) -> Statistics:
-        """Returns the statistics since the number of Gaussians last changed."""
-        return Statistics(self.gradients, self.views, self.radii)
+        self.statistics = RunningStatistics(count)
 
     def forward(self, points: Tensor) -> Tensor:
         """Returns the colours at points [n, 2]: [n, 3]."""
@@ -139,9 +126,10 @@ class Fitting:
     def densify(self, step: int) -> Tensor:
         """Rewrites the scene and returns, for each of its rows, the row that it stems from."""
         splats, optimizers = dict(self.scene.splats.items()), list(self.optimizers.values())
-        parents = strategy.apply(splats, optimizers, self.scene.statistics(), self.strategy, step)
+        seen = self.scene.statistics.present()
+        parents = strategy.apply(splats, optimizers, seen, self.strategy, step)
         self.scene.splats.update(splats)
-        self.scene.begin(len(parents))
+        self.scene.statistics.reset(len(parents))
         return parents
 
     def wrap(self, restructure: Restructure | None) -> ParallelPicardOptimizer:
@@ -163,8 +151,8 @@ class Fitting:
         loss = (self.scene(self.points[chosen]) - self.target[chosen]).square().mean()
         loss.backward()
         with torch.no_grad():  # the statistics that densification reads
-            self.scene.gradients += self.scene.splats["means"].grad.norm(dim=1)
-            self.scene.views += 1
+            self.scene.statistics.gradients += self.scene.splats["means"].grad.norm(dim=1)
+            self.scene.statistics.views += 1
         return loss
 
     @torch.no_grad()
@@ -189,7 +177,7 @@ def main(config: Config) -> None:
     stats = optimizer.stats
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         print(
-            f"{task.psnr():.2f} dB with {len(task.scene.views)} Gaussians after {stats.steps} steps in "
+            f"{task.psnr():.2f} dB with {len(task.scene.splats['means'])} Gaussians after {stats.steps} steps in "
             f"{stats.sweeps} sweeps ({stats.mean_stride:.1f} steps a sweep)"
         )
         if config.out is not None:

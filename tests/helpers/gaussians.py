@@ -9,7 +9,7 @@ import torch
 from picardopt_3d.problem import Losses
 from picardopt_3d.scenes.gaussians import strategy
 from picardopt_3d.scenes.gaussians.config import StrategyConfig
-from picardopt_3d.scenes.gaussians.strategy import Statistics
+from picardopt_3d.scenes.gaussians.statistics import RunningStatistics, Statistics
 from torch import Tensor, nn
 
 from picardopt import Carry, ParallelPicardOptimizer, Restructure, step_rng
@@ -62,10 +62,6 @@ class Pulled(nn.Module):
     Gradients are piecewise constant, so that several steps a sweep are exact (see `problems`).
     """
 
-    gradients: Tensor
-    views: Tensor
-    radii: Tensor
-
     def __init__(
         self,
         config: StrategyConfig = SHORT,
@@ -84,15 +80,7 @@ class Pulled(nn.Module):
             [base(groups)] if one else [base([group]) for group in groups]
         )
         self.happened: Counter[str] = Counter()
-        self.begin(count)
-
-    def begin(self, count: int) -> None:
-        """Starts the statistics anew."""
-        for name, value in Statistics.zeros(count)._asdict().items():
-            self.register_buffer(name, value)
-
-    def statistics(self) -> Statistics:
-        return Statistics(self.gradients, self.views, self.radii)
+        self.statistics = RunningStatistics(count)
 
     def closure(self, step: int) -> Losses:
         for base in self.bases:
@@ -114,17 +102,18 @@ class Pulled(nn.Module):
         return Losses(total, {}, aux)
 
     def update(self, returned: Losses) -> None:
-        self.statistics().add_(Statistics(**returned.aux))
+        self.statistics.present().add_(Statistics(**returned.aux))
 
     def restructured(self, step: int) -> Tensor:
         """Does what is due."""
         parameters, before = dict(self.splats.items()), self.splats["means"].detach()
-        parents = strategy.apply(parameters, self.bases, self.statistics(), self.config, step)
+        seen = self.statistics.present()
+        parents = strategy.apply(parameters, self.bases, seen, self.config, step)
         self.splats.update(parameters)
         self.happened += self._counted(before, parents)
         self.happened["reset"] += strategy.resets(self.config, step)
         if strategy.densifies(self.config, step):
-            self.begin(len(parents))
+            self.statistics.reset(len(parents))
         return parents
 
     def _counted(self, before: Tensor, parents: Tensor) -> Counter[str]:
@@ -151,7 +140,7 @@ class Pulled(nn.Module):
         for name, parameter in self.splats.items():
             parameter.data = torch.empty_like(state_dict[f"splats.{name}"])
             parameter.grad = None
-        self.begin(len(state_dict["views"]))
+        self.statistics.reset(len(state_dict["statistics.views"]))
         return super().load_state_dict(state_dict, *args, **kwargs)
 
 

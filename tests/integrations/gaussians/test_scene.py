@@ -31,6 +31,7 @@ from picardopt_3d.scenes.gaussians.density import THRESHOLD
 from picardopt_3d.scenes.gaussians.rasterize import rasterize
 from picardopt_3d.scenes.gaussians.splats import SH_C0
 
+from picardopt import ParallelPicardOptimizer
 from tests.integrations.helpers.splats import shell
 
 EVERY_TWO = StrategyConfig(
@@ -280,6 +281,53 @@ def test_statistics_add_up_over_renders_and_steps_and_start_again_where_gaussian
         assert torch.equal(getattr(made.statistics, name), one[name])
     both = made.measure(9, made.render(AROUND, 8), made.render(AROUND, 10))
     assert both["views"].max() == 6
+
+
+def test_what_no_later_step_reads_is_not_measured() -> None:
+    """From the strategy's last step on, neither picture nor gradients are measured, and the statistics stay."""
+    made = scene(strategy=replace(EVERY_TWO, stop=4))
+    base = optimizer_of(made)
+    change = made.restructure([base])
+    assert change is not None
+    measured = [bool(take(made, base, step, change).aux) for step in range(6)]
+    assert measured == [True, True, True, False, False, False]
+    assert not any(map(change.due, range(3, 20)))
+    render = made.render(AROUND, 8)
+    assert made.measure(3, render) == {}
+    assert not render.drawn.means2d._backward_hooks
+
+
+@pytest.mark.parametrize(("tolerance", "across"), [(0, False), (0, True), (math.inf, True)])
+def test_one_window_runs_over_the_end_of_the_strategy(tolerance: float, across: bool) -> None:
+    """Its first steps return statistics, the others nothing; at tolerance 0 the bits are the sequential run's."""
+    states = []
+    for window in (1, 6):
+        made = scene(strategy=replace(EVERY_TWO, stop=5, reset_every=0), across=across)
+        base = optimizer_of(made)
+        optimizer = ParallelPicardOptimizer(
+            base,
+            window=window,
+            tolerance=tolerance,
+            total_steps=8,
+            carry=made.carry(),
+            restructure=made.restructure([base]),
+        )
+
+        def closure(step: int, made: Gaussians = made, base: Any = base) -> Losses:
+            base.zero_grad()
+            render = made.render(AROUND, 12)
+            total = render.rgb.square().mean()
+            losses = Losses(total, {}, made.measure(step, render))
+            total.backward()
+            return losses
+
+        measured = [bool(optimizer.step(closure).aux) for _ in range(8)]
+        assert measured == 4 * [True] + 4 * [False]
+        states.append(made.state_dict())
+        if tolerance and window > 1:
+            assert optimizer.stats.strides == [6, 2]
+    for name, value in states[0].items():
+        assert tolerance or torch.equal(value, states[1][name]), name
 
 
 def test_without_a_strategy_nothing_is_measured_or_changed() -> None:

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from picardopt_3d.scenes.gaussians import strategy
 from picardopt_3d.scenes.gaussians.config import StrategyConfig
-from picardopt_3d.scenes.gaussians.strategy import Statistics, densify_and_prune, reset_opacities
+from picardopt_3d.scenes.gaussians.statistics import Statistics
+from picardopt_3d.scenes.gaussians.strategy import densify_and_prune, reset_opacities
 from torch import Tensor, nn
 from torch.optim import Optimizer
 

@@ -125,7 +125,7 @@ def test_bitwise_with_other_optimizers(name: str, one: bool) -> None:
     scene = Pulled(base=OTHERS[name], one=one)
     got = run(scene, scene.wrap(window=5), range(STEPS))
     assert_same_bits(got, (losses, states))
-    assert len(scene.views) != 24
+    assert len(scene.statistics.views) != 24
 
 
 # Steps 8 and 17 end with a densification, step 6 with a reset, step 20 with both.
@@ -181,7 +181,7 @@ def test_the_papers_window_runs_across(
     assert all(math.isfinite(loss) for loss in losses)
     for tensors, _ in states:
         assert all(bool(value.isfinite().all()) for value in tensors.values())
-        assert {len(value) for value in tensors.values()} == {len(tensors["views"])}
+        assert {len(value) for value in tensors.values()} == {len(tensors["statistics.views"])}
     for other in pools(2).run(traced, config, options, True):
         assert_same_bits(other, one)
 
@@ -195,9 +195,9 @@ def test_each_step_counts_once_in_the_statistics(across: bool) -> None:
     for step in range(STEPS):
         optimizer.step(scene.closure)
         since = 0 if strategy.densifies(LONG, step) else since + 1
-        assert since <= int(scene.views.sum()) or across
-        assert int(scene.views.max()) <= since
-        assert (int(scene.views.sum()) > 0) == (since > 0)
+        assert since <= int(scene.statistics.views.sum()) or across
+        assert int(scene.statistics.views.max()) <= since
+        assert (int(scene.statistics.views.sum()) > 0) == (since > 0)
 
 
 class Stop:

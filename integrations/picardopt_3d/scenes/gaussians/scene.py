@@ -12,13 +12,15 @@ from torch.optim import Optimizer
 
 from picardopt import Carry, Restructure
 from picardopt_3d.cameras import Cameras
+from picardopt_3d.problem import Losses
 from picardopt_3d.scenes.gaussians.config import GaussiansConfig
 from picardopt_3d.scenes.gaussians.density import surface_of
 from picardopt_3d.scenes.gaussians.normals import normals_of_depth
 from picardopt_3d.scenes.gaussians.rasterize import chosen, rasterize
 from picardopt_3d.scenes.gaussians.splats import Splats
 from picardopt_3d.scenes.gaussians.start import in_ball, on_surface
-from picardopt_3d.scenes.gaussians.strategy import Statistics, apply, densifies, due
+from picardopt_3d.scenes.gaussians.statistics import RunningStatistics, Statistics
+from picardopt_3d.scenes.gaussians.strategy import apply, densifies, due
 from picardopt_3d.scenes.scene import Scene, Surface
 from picardopt_3d.scenes.views import Light, Render
 
@@ -26,32 +28,6 @@ _FAINT = -3.0
 """Opacity logit below which a Gaussian does not count for the size of the surface."""
 _FAR_OFF = 3.0
 """Gaussians that reach farther than the median one, times this, do not count for it either."""
-
-
-class RunningStatistics(nn.Module):
-    """`Statistics` as buffers, which steps rewrite.
-
-    Args:
-        count: Number of Gaussians.
-    """
-
-    gradients: Tensor
-    views: Tensor
-    radii: Tensor
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        for name, value in Statistics.zeros(count)._asdict().items():
-            self.register_buffer(name, value)
-
-    def present(self) -> Statistics:
-        """Returns the buffers."""
-        return Statistics(self.gradients, self.views, self.radii)
-
-    def reset(self, count: int) -> None:
-        """Puts zeros for another number of Gaussians in place of the buffers."""
-        for name, value in Statistics.zeros(count, self.gradients.device)._asdict().items():
-            setattr(self, name, value)
 
 
 class Gaussians(Scene):
@@ -158,8 +134,12 @@ class Gaussians(Scene):
         )
 
     def measure(self, step: int, *renders: Render) -> dict[str, Tensor]:
-        """Returns the statistics of a step's views by the fields of `Statistics`; `backward` fills in the gradients."""
-        if self.config.strategy is None:
+        """Returns the statistics of a step's views by the fields of `Statistics`; `backward` fills in the gradients.
+
+        Nothing once the strategy has ended: no later step reads them.
+        """
+        strategy = self.config.strategy
+        if strategy is None or step + 1 >= strategy.stop:
             return {}
         found = Statistics.zeros(self.count, self.device)
         for render in renders:
@@ -167,13 +147,15 @@ class Gaussians(Scene):
         return found._asdict()
 
     def carry(self) -> Carry | None:
-        """Returns the statistics, to which each step's measurements are added."""
+        """Returns the statistics, to which each step's measurements are added, if it made any."""
         if self.config.strategy is None:
             return None
-        return Carry(
-            self.statistics,
-            lambda returned: self.statistics.present().add_(Statistics(**returned.aux)),
-        )
+
+        def update(returned: Losses) -> None:
+            if returned.aux:
+                self.statistics.present().add_(Statistics(**returned.aux))
+
+        return Carry(self.statistics, update)
 
     def restructure(self, optimizers: Sequence[Optimizer]) -> Restructure | None:
         """Returns when and how Gaussians are added and removed."""

@@ -25,7 +25,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -35,38 +34,10 @@ from torch.optim import Optimizer
 from picardopt_3d.scenes.gaussians.config import StrategyConfig
 from picardopt_3d.scenes.gaussians.replace import replace_rows
 from picardopt_3d.scenes.gaussians.splats import logit, rotation_matrices
+from picardopt_3d.scenes.gaussians.statistics import Statistics
 
 SHRINK = 1.6
 """A Gaussian is split into two whose standard deviations are smaller by this factor (0.8 times their number, 2)."""
-
-
-class Statistics(NamedTuple):
-    """What steps measured of each Gaussian since their number last changed.
-
-    Ranks that share a step (a data axis) average all three, so that a radius is the mean of the largest on each rank.
-
-    Attributes:
-        gradients: Sum over views of the length of the gradient of its centre on the screen, whose edges are at -1 and
-            1. [count]
-        views: Number of views that saw it. [count]
-        radii: Largest radius seen, as a share of the picture's edge. [count]
-    """
-
-    gradients: Tensor
-    views: Tensor
-    radii: Tensor
-
-    @classmethod
-    def zeros(cls, count: int, device: torch.device | str | None = None) -> Statistics:
-        """Returns those of Gaussians that no view has seen; floating, so that ranks can average them."""
-        return cls(*(torch.zeros(count, device=device) for _ in cls._fields))
-
-    @torch.no_grad()
-    def add_(self, seen: Statistics) -> None:
-        """Adds what one more step measured, in place."""
-        self.gradients.add_(seen.gradients)
-        self.views.add_(seen.views)
-        self.radii.copy_(torch.maximum(self.radii, seen.radii))
 
 
 def densifies(config: StrategyConfig, step: int) -> bool:
