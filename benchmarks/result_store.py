@@ -65,7 +65,7 @@ class ResultStore:
         processes: int,
         said: Callable[[Figures], str],
     ) -> None:
-        """Carries out the runs that are missing, several at a time with one thread each.
+        """Carries out the runs that are missing, several at a time with one thread each, and writes the document.
 
         Args:
             function: Of one task's argument; returns its name and what was found.
@@ -75,6 +75,7 @@ class ResultStore:
         """
         os.environ["OMP_NUM_THREADS"] = "1"
         todo = [argument for name, argument in tasks if name not in self.runs]
+        self.write()
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
             for done, (name, found) in enumerate(pool.imap_unordered(function, todo), 1):
                 self.runs[name] = found
