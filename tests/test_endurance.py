@@ -37,10 +37,11 @@ class Probe:
 def probe() -> Probe:
     for _ in range(3):
         gc.collect()
-    objects = gc.get_objects()
     # Only plain tensors are asked: asking some modules' lazy objects what they are imports things.
-    tensors = [thing for thing in objects if type(thing) in (Tensor, nn.Parameter)]
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]
+    # Before all objects are counted: torch keeps what it makes here, for tensors of other tests too.
     storages = [tensor.untyped_storage() for tensor in tensors]
+    objects = gc.get_objects()
     resident = Path("/proc/self/statm").read_text().split()[1]
     return Probe(
         kilobytes=int(resident) * os.sysconf("SC_PAGE_SIZE") // 1024,
