@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 import trimesh
 from picardopt_3d.export.mesh import Mesh, NoSurfaceError, extract_mesh
 from picardopt_3d.scenes.gaussians import Gaussians, GaussiansConfig
@@ -16,7 +15,7 @@ from picardopt_3d.scenes.gaussians.splats import SH_C0, Splats
 from scipy.spatial.transform import Rotation
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.integrations.helpers.splats import random_splats
+from tests.integrations.helpers.splats import random_splats, shell
 
 
 def some_splats(count: int, *, degree: int = 0, scale: float = 0.05) -> Splats:
@@ -25,22 +24,6 @@ def some_splats(count: int, *, degree: int = 0, scale: float = 0.05) -> Splats:
 
 def scene_of(splats: Splats) -> Gaussians:
     return Gaussians(GaussiansConfig(count=len(splats.means)), splats)
-
-
-def shell(count: int, radius: float, scale: float) -> Splats:
-    """Opaque round Gaussians evenly on a sphere, whose colour at a point is 0.5 + the point's coordinates."""
-    turn = math.pi * (3 - math.sqrt(5)) * torch.arange(count)
-    z = 1 - (2 * torch.arange(count) + 1) / count
-    flat = (1 - z * z).sqrt()
-    means = radius * torch.stack([flat * turn.cos(), flat * turn.sin(), z], dim=1)
-    return Splats(
-        means,
-        torch.full((count, 3), math.log(scale)),
-        F.pad(torch.ones(count, 1), (0, 3)),
-        torch.full((count,), 8.0),
-        means / SH_C0,
-        torch.zeros(count, 0, 3),
-    )
 
 
 def formula(splats: Splats, points: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
