@@ -20,6 +20,7 @@ from picardopt_3d.cameras import CameraConfig, random_cameras
 from picardopt_3d.guidance import SdsConfig, TimestepSchedule
 from picardopt_3d.guidance.choose import GuidanceConfig
 from picardopt_3d.guidance.loading import ModelOptions
+from picardopt_3d.methods import zero123
 from picardopt_3d.methods.optim import gaussian_rates
 from picardopt_3d.methods.recipe import Context, StageConfig
 from picardopt_3d.methods.reference import Reference
@@ -206,15 +207,13 @@ SMALL = DreamGaussianConfig(
 
 SMALL_IMAGE = replace(
     SMALL,
-    batch=((0, 4), (110, 3), (170, 2)),
-    pixels=((0, 16), (110, 32), (170, 64)),
+    # Sizes, noise levels and cameras suit the shipped model, whatever the scene.
+    batch=zero123.SMALL.batch,
+    pixels=zero123.SMALL.pixels,
     reference_pixels=64,
-    guidance=GuidanceConfig("zero123"),
-    timesteps=TimestepSchedule(low=(0.4, 0.2), high=(0.85, 0.5), between=(0, 110)),
-    # The cameras that the shipped model was trained on.
-    cameras=CameraConfig(
-        elevation=(-10.0, 80.0), distance=(1.5, 1.8), fov=(42.5, 42.5), stratified=False
-    ),
+    guidance=zero123.SMALL.guidance,
+    timesteps=zero123.SMALL.timesteps,
+    cameras=zero123.SMALL.cameras,
     weights=DreamGaussianWeights(rgb=((0, 0.0), (250, 1e4)), mask=((0, 0.0), (250, 1e3))),
 )
 
