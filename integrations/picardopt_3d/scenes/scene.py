@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from picardopt import Carry, Restructure
 from picardopt_3d.cameras import Cameras
+from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.views import Light, Render
 
 
@@ -31,6 +32,19 @@ class Surface:
     level_set: Callable[[Tensor], Tensor]
     colour: Callable[[Tensor], Tensor]
     device: torch.device
+
+
+@dataclass(frozen=True)
+class Shell:
+    """The triangles of a scene that consists of them.
+
+    Attributes:
+        triangles: The triangles, on the scene's device; closed or not.
+        colour: Maps points on them, `[count, 3]`, to their albedo, RGB in [0, 1], `[count, 3]`.
+    """
+
+    triangles: Triangles
+    colour: Callable[[Tensor], Tensor]
 
 
 class Scene(nn.Module, ABC):
@@ -117,6 +131,10 @@ class Scene(nn.Module, ABC):
         raise ValueError(
             f"a {type(self).__name__} has no surface: a mesh needs a scene that implements `surface`"
         )
+
+    def shell(self) -> Shell | None:
+        """Returns the scene's own triangles; None: a mesh is extracted from `surface`."""
+        return None
 
     @classmethod
     def from_scene(cls, config: Any, other: Scene) -> Self:

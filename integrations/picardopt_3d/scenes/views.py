@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from picardopt_3d.scenes.mesh.triangles import Triangles
+
 WHITE = (1.0, 1.0, 1.0)
 """The plain background of the presets, RGB in [0, 1]."""
 
@@ -43,6 +45,7 @@ class Render:
             threestudio's Zero-1-to-3; None if not requested.
         eikonal: Mean over samples of (|grad sdf| - 1)^2; None unless the scene is a signed distance and normals were
             requested.
+        triangles: What was drawn, in the graph of the parameters; None unless the scene consists of triangles.
         drawn: What the scene's `measure` needs of a view; None for most scenes.
     """
 
@@ -53,4 +56,5 @@ class Render:
     orientation_penalty: Tensor | None = None
     normal_smoothness: Tensor | None = None
     eikonal: Tensor | None = None
+    triangles: Triangles | None = None
     drawn: Any = None

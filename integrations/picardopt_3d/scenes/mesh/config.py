@@ -1,0 +1,105 @@
+"""The configurations of scenes that are triangles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from picardopt_3d.scenes.hash_grid import HashConfig
+from picardopt_3d.scenes.networks import check_background
+
+Rasterizer = Literal["auto", "torch", "nvdiffrast"]
+"""What draws triangles: nvdiffrast (CUDA), plain torch (any device), or "auto": nvdiffrast on CUDA if installed."""
+
+Trained = Literal["all", "shape", "colour"]
+"""What is trained of a mesh; the rest is kept and drawn."""
+
+
+@dataclass(frozen=True)
+class TetrahedralConfig:
+    """The configuration of a tetrahedral grid with a signed distance at its vertices (DMTet, arXiv 2111.04276).
+
+    Attributes:
+        resolution: Cells along each edge of the cube.
+        radius: Half the edge of the cube, world units.
+        deform: Whether the vertices of the grid can move, each by at most half a cell.
+        trained: What is trained: the shape, the colours, or both.
+        encoding: The hash encoding of the colours.
+        width: Width of the hidden layers of the colours' network.
+        depth: Number of its hidden layers.
+        background: "solid", or "neural" (a small network of the ray's direction).
+        background_colour: Colour of a "solid" background, RGB in [0, 1].
+        rasterizer: What draws the triangles.
+    """
+
+    resolution: int = 128
+    radius: float = 2.0
+    deform: bool = True
+    trained: Trained = "all"
+    encoding: HashConfig = field(default_factory=HashConfig)
+    width: int = 64
+    depth: int = 1
+    background: Literal["solid", "neural"] = "neural"
+    background_colour: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    rasterizer: Rasterizer = "auto"
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: A value is out of range; the message names it.
+        """
+        for name, least in (("resolution", 2), ("width", 1), ("depth", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)!r}: give at least {least}")
+        if not self.radius > 0:
+            raise ValueError(f"radius={self.radius!r}: give a positive number")
+        check_mesh(self.trained, self.rasterizer)
+        check_background(self.background, self.background_colour)
+
+
+@dataclass(frozen=True)
+class TexturedMeshConfig:
+    """The configuration of a mesh with a texture, which is made from another scene.
+
+    Attributes:
+        resolution: Samples of the other scene along each edge of the cube around it, where its surface is extracted.
+        faces: Most triangles; a surface with more is simplified.
+        texture: Pixels along each edge of the texture.
+        trained: What is trained: the shape (offsets of the vertices), the colours (the texture), or both.
+        background: Colour of the background, RGB in [0, 1].
+        rasterizer: What draws the triangles.
+    """
+
+    resolution: int = 128
+    faces: int = 50_000
+    texture: int = 1024
+    trained: Trained = "colour"
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    rasterizer: Rasterizer = "auto"
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: A value is out of range; the message names it.
+        """
+        for name, least in (("resolution", 8), ("faces", 4), ("texture", 16)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)!r}: give at least {least}")
+        check_mesh(self.trained, self.rasterizer)
+        check_background("solid", self.background)
+
+
+def check_mesh(trained: str, rasterizer: str) -> None:
+    """Checks the names that both configurations share.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
+    if trained not in get_args(Trained):
+        raise ValueError(f"trained={trained!r}: give one of {', '.join(get_args(Trained))}")
+    if rasterizer not in get_args(Rasterizer):
+        raise ValueError(
+            f"rasterizer={rasterizer!r}: give one of {', '.join(get_args(Rasterizer))}"
+        )
