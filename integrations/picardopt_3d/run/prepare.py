@@ -164,6 +164,7 @@ def _figures(config: RunConfig[Any], stage: StageConfig, device: torch.device) -
         "seed": config.seed,
         "guidance": stage.guidance.model,
         "guidance_source": stage.guidance.source or "shipped",
+        "guidance_loss": stage.guidance.loss,
         "sequential": config.sequential,
         "workers": dist.get_world_size() if dist.is_initialized() else 1,
         "threads_per_worker": torch.get_num_threads(),
@@ -172,4 +173,4 @@ def _figures(config: RunConfig[Any], stage: StageConfig, device: torch.device) -
         "torch": str(torch.__version__),
         "steps": stage.steps,
         "size": stage.final_pixels,
-    }
+    } | ({} if config.sequential or stage.caution is None else {"caution": stage.caution})
