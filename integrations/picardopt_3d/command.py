@@ -131,6 +131,7 @@ def resume(argv: Sequence[str] | None = None) -> None:
     config = parse_resume(argv)
     from picardopt_3d.run.pipeline import resume_checked
 
+    _print_notes(_cautions(config))
     folder = RunFolder(config.out)
     with cli_errors("resume", partial(_goes_on, folder)):
         print_report(resume_checked(config, started), folder)
@@ -143,14 +144,24 @@ def _run(command: str, argv: Sequence[str] | None, description: str) -> None:
     # Only now: what renders and scores takes seconds to import, which a mistyped option should not cost.
     from picardopt_3d.run.pipeline import run_checked
 
-    for _, stage in config.recipe.stages():
-        caution = config.task.caution(stage.guidance)
-        if caution is not None:
-            print(f"note: {caution}", file=sys.stderr)
-            break
+    stages = [stage for _, stage in config.recipe.stages()]
+    _print_notes([config.task.caution(stage.guidance) for stage in stages])
+    _print_notes(_cautions(config))
     folder = RunFolder(config.out)
     with cli_errors(command, partial(_goes_on, folder)):
         print_report(run_checked(config, started), folder)
+
+
+def _cautions(config: RunConfig[Any]) -> list[str | None]:
+    """What makes a run inexact; a sequential one is what it is."""
+    return [] if config.sequential else [stage.caution for _, stage in config.recipe.stages()]
+
+
+def _print_notes(cautions: Sequence[str | None]) -> None:
+    """Prints each caution once."""
+    for caution in dict.fromkeys(cautions):
+        if caution is not None:
+            print(f"note: {caution}", file=sys.stderr)
 
 
 def _goes_on(folder: RunFolder) -> str:

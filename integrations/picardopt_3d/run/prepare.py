@@ -130,7 +130,13 @@ def build_problem(
     reference = task.reference(picture, *stage.cameras.middle)
     prompt = task.prompt(stage.guidance, reference)
     guidance = load_guidance(
-        stage.guidance, prompt, stage.final_pixels, device, sds=stage.sds, vsd=stage.vsd
+        stage.guidance,
+        prompt,
+        stage.final_pixels,
+        device,
+        sds=stage.sds,
+        vsd=stage.vsd,
+        denoise=stage.denoise,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -171,6 +177,7 @@ def _figures(config: RunConfig[Any], stage: StageConfig, device: torch.device) -
         "seed": config.seed,
         "guidance": stage.guidance.model,
         "guidance_source": stage.guidance.source or "shipped",
+        "guidance_loss": stage.guidance.loss,
         "sequential": config.sequential,
         "workers": dist.get_world_size() if dist.is_initialized() else 1,
         "threads_per_worker": torch.get_num_threads(),
@@ -179,4 +186,4 @@ def _figures(config: RunConfig[Any], stage: StageConfig, device: torch.device) -
         "torch": str(torch.__version__),
         "steps": stage.steps,
         "size": stage.final_pixels,
-    }
+    } | ({} if config.sequential or stage.caution is None else {"caution": stage.caution})
