@@ -1,0 +1,213 @@
+"""The nearest triangle at each pixel's centre, in plain torch.
+
+Edge functions are evaluated in homogeneous coordinates (Olano and Greer, "Triangle scan conversion using 2D homogeneous
+coordinates", 1997), so that a triangle that reaches behind the camera needs no clipping: what is nearer than `NEAR` is
+cut off pixel by pixel. Both sides of a triangle are drawn.
+
+A mesh without holes has none in its picture: an edge function is antisymmetric in the edge's two ends to the last
+bit, its sign is right or zero (rounding is monotonic), and a pixel on an edge belongs to the faces on both sides; the
+nearest of them is taken, and of several at one depth the one with the lowest index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from picardopt_3d.scenes.mesh.screen import NEAR, Screen, take
+
+_PAIRS = 1 << 18
+"""Most pairs of a face and a pixel that are looked at in one piece."""
+_CORNERS = 1 << 20
+"""Most faces of all views whose boxes are found in one piece, unless one view has more."""
+_SLACK = 0.01
+"""By how much a box is larger than its face, pixels, against rounding."""
+
+
+class _Boxes(NamedTuple):
+    """Faces that may cover a pixel's centre, one a row.
+
+    Attributes:
+        corners: x, y and depth of the three corners on the screen. [3 (coordinate), 3 (corner), rows]
+        face: Index of the face. [rows]
+        view: Index of the view. [rows]
+        left: First column of its box. [rows]
+        top: First row of its box. [rows]
+        wide: Columns of its box. [rows]
+        pixels: Pixels of its box, at least one. [rows]
+    """
+
+    corners: Tensor
+    face: Tensor
+    view: Tensor
+    left: Tensor
+    top: Tensor
+    wide: Tensor
+    pixels: Tensor
+
+
+@torch.no_grad()
+def nearest_faces(screen: Screen, faces: Tensor, height: int, width: int) -> Tensor:
+    """Returns the nearest face at each pixel's centre, -1 where there is none: int64, `[views, height, width]`.
+
+    Args:
+        screen: The vertices on the screens.
+        faces: Indices of three vertices each, `[faces, 3]`.
+        height: Rows of pixels.
+        width: Columns of pixels.
+    """
+    views, none = len(screen.depth), len(faces)
+    nearest = faces.new_full((views * height * width,), none)
+    depth = screen.depth.new_full(nearest.shape, torch.inf)
+    step = max(1, _CORNERS // max(1, len(faces)))
+    for first in range(0, views, step):
+        some = Screen(*(axis[first : first + step] for axis in screen))
+        boxes = _boxes(some, faces, first, height, width)
+        for pixel, face, far in _hits(boxes, height, width):
+            _draw(nearest, depth, pixel, face, far, none)
+    nearest[nearest == none] = -1
+    return nearest.view(views, height, width)
+
+
+def _draw(
+    nearest: Tensor, depth: Tensor, pixel: Tensor, face: Tensor, far: Tensor, none: int
+) -> None:
+    """Draws hits into the buffers of depths and faces; their order does not matter."""
+    before = depth[pixel]
+    depth.scatter_reduce_(0, pixel, far, "amin")
+    now = depth[pixel]
+    nearest.index_fill_(0, pixel[now < before], none)
+    first = far == now
+    nearest.scatter_reduce_(0, pixel[first], face[first], "amin")
+
+
+def _boxes(screen: Screen, faces: Tensor, first: int, height: int, width: int) -> _Boxes:
+    """Returns the boxes of the faces that may be seen; views are counted from `first`."""
+    corners = torch.stack([axis[:, faces.T] for axis in screen])  # [3, views, 3 (corner), faces]
+    near = corners[2].amin(1) < NEAR
+    across, down = (corners[i] / corners[2] for i in (0, 1))  # [views, 3, faces]
+    sides = [across.amin(1), across.amax(1), down.amin(1), down.amax(1)]  # [views, faces] each
+    crossing = near & (corners[2].amax(1) >= NEAR)
+    if bool(crossing.any()):
+        cut = _cut(corners.movedim(2, 1)[:, :, crossing])
+        sides = [side.masked_scatter(crossing, new) for side, new in zip(sides, cut, strict=True)]
+    (left, wide), (top, high) = (
+        _span(low, high, size)
+        for low, high, size in ((sides[0], sides[1], width), (sides[2], sides[3], height))
+    )
+    count = torch.where(near & ~crossing, 0, wide * high)
+    view, face = count.nonzero(as_tuple=True)
+    left, top, wide, count = (x[view, face] for x in (left, top, wide, count))
+    corners = corners.movedim(1, 2).flatten(2)[..., view * faces.shape[0] + face]
+    return _Boxes(corners, face, view + first, left, top, wide, count)
+
+
+def _span(low: Tensor, high: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Returns the first pixel whose centre lies in an interval, and how many there are."""
+    first = (low + (0.5 * size - 0.5 - _SLACK)).ceil().clamp(0, size)
+    last = (high + (0.5 * size - 0.5 + _SLACK)).floor().clamp(-1, size - 1)
+    return first.long(), (last - first + 1).clamp_min(0).long()
+
+
+def _cut(corners: Tensor) -> list[Tensor]:
+    """Returns the sides of the boxes around what lies beyond the near plane of faces that cross it.
+
+    Args:
+        corners: x, y and depth of the corners, `[3 (coordinate), 3 (corner), faces]`.
+
+    Returns:
+        Least and greatest x, then y, `[faces]` each.
+    """
+    after = corners.roll(-1, dims=1)
+    part = (NEAR - corners[2]) / (after[2] - corners[2])  # where an edge meets the plane
+    crosses = (corners[2] < NEAR) != (after[2] < NEAR)
+    points = torch.cat(
+        [corners[:2] / corners[2], (corners + part * (after - corners))[:2] / NEAR], 1
+    )
+    seen = torch.cat([corners[2] >= NEAR, crosses])  # [6, faces]
+    return [
+        side
+        for axis in points
+        for side in (  # one pixel more: divided by a depth so small, rounding is larger
+            torch.where(seen, axis, torch.inf).amin(0) - 1,
+            torch.where(seen, axis, -torch.inf).amax(0) + 1,
+        )
+    ]
+
+
+def _hits(boxes: _Boxes, height: int, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields (pixel, face, depth) of the pixels whose centres faces cover, a bounded number at a time."""
+    ends = boxes.pixels.cumsum(0)
+    total = int(ends[-1]) if len(ends) else 0
+    for begin in range(0, total, _PAIRS):
+        end = min(begin + _PAIRS, total)
+        bounds = torch.searchsorted(ends, ends.new_tensor([begin, end - 1]), right=True).tolist()
+        rows = slice(bounds[0], bounds[1] + 1)
+        some, until = _Boxes(boxes.corners[..., rows], *(x[rows] for x in boxes[1:])), ends[rows]
+        since = until - some.pixels
+        owner = torch.arange(len(until), device=ends.device).repeat_interleave(
+            until.clamp_max(end) - since.clamp_min(begin), output_size=end - begin
+        )
+        place = torch.arange(begin, end, device=ends.device) - since[owner]
+        wide = some.wide[owner]
+        row = some.top[owner] + place // wide
+        column = some.left[owner] + place % wide
+        corners = some.corners.flatten(0, 1).index_select(1, owner).unflatten(0, (3, 3))
+        edges = edge_functions(corners, row, column, height, width)
+        area = edges[0] + edges[1] + edges[2]
+        inside = ((edges >= 0).all(0) | (edges <= 0).all(0)) & drawn(area)
+        hit = inside.nonzero().squeeze(-1)
+        edges, area, owner = edges[:, hit], area[hit], owner[hit]
+        far = (edges * corners[2][:, hit] / area).sum(0)
+        pixel = (some.view[owner] * height + row[hit]) * width + column[hit]
+        seen = far >= NEAR
+        yield pixel[seen], some.face[owner][seen], far[seen]
+
+
+def edge_functions(corners: Tensor, row: Tensor, column: Tensor, height: int, width: int) -> Tensor:
+    """Returns what is proportional to the perspective-correct weights of a face's corners at a pixel's centre.
+
+    Args:
+        corners: x, y and depth of the three corners on the screen, `[3 (coordinate), 3 (corner), pairs]`.
+        row: Rows of the pixels, `[pairs]`.
+        column: Their columns, `[pairs]`.
+        height: Rows of the picture.
+        width: Columns of the picture.
+
+    Returns:
+        One value a corner, all of one sign in a face that is seen from one side: `[3, pairs]`.
+    """
+    x = corners[0] - corners[2] * (column + (0.5 - 0.5 * width))
+    y = corners[1] - corners[2] * (row + (0.5 - 0.5 * height))
+    return torch.stack([x[i - 2] * y[i - 1] - x[i - 1] * y[i - 2] for i in range(3)])
+
+
+def drawn(area: Tensor) -> Tensor:
+    """Returns whether a face's area, as seen, is large enough to divide by."""
+    return area.abs() > torch.finfo(area.dtype).tiny * 1e8
+
+
+def weights(screen: Screen, faces: Tensor, nearest: Tensor) -> Tensor:
+    """Returns the perspective-correct weights of the corners of the nearest faces, differentiable in the vertices.
+
+    Args:
+        screen: The vertices on the screens.
+        faces: Indices of three vertices each, `[faces, 3]`.
+        nearest: The nearest face at each pixel's centre, -1: none, `[views, height, width]`.
+
+    Returns:
+        0 where there is no face: `[views, height, width, 3]`.
+    """
+    height, width = nearest.shape[1:]
+    view, row, column = (nearest >= 0).nonzero(as_tuple=True)
+    index = faces[nearest[view, row, column]].T  # [3, pixels]
+    index = (index + view * screen.depth.shape[1]).reshape(-1)
+    corners = torch.stack([take(axis.reshape(-1), index).view(3, -1) for axis in screen])
+    edges = edge_functions(corners, row, column, height, width)
+    shares = edges / (edges[0] + edges[1] + edges[2])
+    place = (view * height + row) * width + column
+    empty = shares.new_zeros(nearest.numel(), 3)
+    return empty.index_copy(0, place, shares.T).view(*nearest.shape, 3)
