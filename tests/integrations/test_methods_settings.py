@@ -28,6 +28,7 @@ Key = tuple[str, str, str]
 TABLE = Path(__file__).with_name("settings.csv")
 
 NOT_IN_THE_TABLE = {
+    "denoise",  # of another loss
     "geometric",  # only where rates change so
     "guidance.loss",  # score distillation everywhere
     "guidance.negative",  # none anywhere

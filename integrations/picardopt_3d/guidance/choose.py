@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from picardopt_3d.guidance.loading import ModelOptions
-from picardopt_3d.guidance.loss_config import SdsConfig, VsdConfig
+from picardopt_3d.guidance.loss_config import DenoiseConfig, SdsConfig, VsdConfig
 from picardopt_3d.guidance.protocol import Guidance, ScoreModel
 from picardopt_3d.guidance.sds import ScoreDistillation
 from picardopt_3d.models import GUIDANCE_MODELS, named
@@ -18,7 +18,7 @@ from picardopt_3d.prompts import ImagePrompt, PerpNeg, TextPrompt, ViewWords
 
 Model = Literal["pixel-diffusion", "stable-diffusion", "deepfloyd", "zero123", "exact"]
 
-Loss = Literal["sds", "vsd"]
+Loss = Literal["sds", "vsd", "denoise"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class GuidanceConfig:
         negative: Negative prompt.
         views: Words for the view, for models that do not take the camera; None: the same text for every view.
         perp_neg: Perp-Neg, which pushes away from the texts of neighboring views; needs `views`.
-        loss: "sds" (score distillation) or "vsd" (variational score distillation, which trains a LoRA of the model
-            beside the scene; only for models that take a text).
+        loss: "sds" (score distillation), "vsd" (variational score distillation, which trains a LoRA of the model
+            beside the scene; only for models that take a text) or "denoise" (the squared difference from views that
+            the model has refined).
         lora_source: The model of the same kind that VSD adds its LoRA to, a folder or a hub id (ProlificDreamer has
             Stable Diffusion 2.1 beside 2.1 base); None: to the model itself.
     """
@@ -93,6 +94,7 @@ def load_guidance(
     *,
     sds: SdsConfig | None = None,
     vsd: VsdConfig | None = None,
+    denoise: DenoiseConfig | None = None,
 ) -> Guidance:
     """Loads the guidance that the options name.
 
@@ -106,15 +108,23 @@ def load_guidance(
         device: See `load_score`.
         sds: Options of score distillation.
         vsd: Options of variational score distillation.
+        denoise: Options of image-to-image denoising.
 
     Raises:
         FileNotFoundError: See `load_score`.
         PermissionError: See `load_score`.
-        ValueError: See `load_score`; or VSD cannot train a LoRA of this model.
+        ValueError: See `load_score`; or VSD cannot train a LoRA of this model, or it has too few noise levels to
+            denoise.
     """
     if config.loss == "vsd":
         return _load_vsd(config, prompt, size, device, vsd)
-    return ScoreDistillation(_load_shared(config, prompt, size, device), sds)
+    shared = _load_shared(config, prompt, size, device)
+    if config.loss == "denoise":
+        # Imported here because it imports diffusers.
+        from picardopt_3d.guidance.denoise import Denoising
+
+        return Denoising(shared, denoise)
+    return ScoreDistillation(shared, sds)
 
 
 def _load_vsd(

@@ -117,11 +117,37 @@ class VsdConfig:
         )
 
 
-def _check_names(config: SdsConfig | VsdConfig) -> None:
-    """Checks the names that both configurations share."""
+@dataclass(frozen=True)
+class DenoiseConfig:
+    """Options of image-to-image denoising; its noise level is the stage's.
+
+    Attributes:
+        guidance_scale: Strength `s` of classifier-free guidance.
+        guidance_form: As `SdsConfig.guidance_form`; DreamGaussian's is "uncond".
+        steps: Steps that DDIM would take from pure noise on; a view takes the last ones, as many as its level needs.
+    """
+
+    guidance_scale: float = 7.5
+    guidance_form: GuidanceForm = "uncond"
+    steps: int = 50
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: The form is unknown, or there is no step.
+        """
+        _check_names(self)
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: give a whole number of at least 1")
+
+
+def _check_names(config: SdsConfig | VsdConfig | DenoiseConfig) -> None:
+    """Checks the names that the configurations share."""
     for name, known in (
         ("guidance_form", get_args(GuidanceForm)),
         ("weighting", tuple(WEIGHTINGS)),
     ):
-        if getattr(config, name) not in known:
-            raise ValueError(f"{name}={getattr(config, name)!r}: give one of {', '.join(known)}")
+        given = getattr(config, name, None)
+        if given is not None and given not in known:
+            raise ValueError(f"{name}={given!r}: give one of {', '.join(known)}")

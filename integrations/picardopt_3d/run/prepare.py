@@ -126,7 +126,13 @@ def build_problem(
     reference = task.reference(picture, *stage.cameras.middle)
     prompt = task.prompt(stage.guidance, reference)
     guidance = load_guidance(
-        stage.guidance, prompt, stage.final_pixels, device, sds=stage.sds, vsd=stage.vsd
+        stage.guidance,
+        prompt,
+        stage.final_pixels,
+        device,
+        sds=stage.sds,
+        vsd=stage.vsd,
+        denoise=stage.denoise,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

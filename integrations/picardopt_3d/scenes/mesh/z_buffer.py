@@ -86,23 +86,31 @@ def _draw(
 
 def _boxes(screen: Screen, faces: Tensor, first: int, height: int, width: int) -> _Boxes:
     """Returns the boxes of the faces that may be seen; views are counted from `first`."""
-    corners = torch.stack([axis[:, faces.T] for axis in screen])  # [3, views, 3 (corner), faces]
-    near = corners[2].amin(1) < NEAR
-    across, down = (corners[i] / corners[2] for i in (0, 1))  # [views, 3, faces]
-    sides = [across.amin(1), across.amax(1), down.amin(1), down.amax(1)]  # [views, faces] each
-    crossing = near & (corners[2].amax(1) >= NEAR)
+    order = faces.T.reshape(-1)
+    x, y, depth = (axis.index_select(1, order).view(len(axis), 3, -1) for axis in screen)
+    least, most = _extremes(depth)  # [views, faces]
+    sides = [*_extremes(x / depth), *_extremes(y / depth)]
+    crossing = (least < NEAR) & (most >= NEAR)
     if bool(crossing.any()):
-        cut = _cut(corners.movedim(2, 1)[:, :, crossing])
+        cut = _cut(*(axis.transpose(1, 2)[crossing].T for axis in (x, y, depth)))
         sides = [side.masked_scatter(crossing, new) for side, new in zip(sides, cut, strict=True)]
-    (left, wide), (top, high) = (
-        _span(low, high, size)
-        for low, high, size in ((sides[0], sides[1], width), (sides[2], sides[3], height))
+    left, wide = _span(sides[0], sides[1], width)
+    top, high = _span(sides[2], sides[3], height)
+    pixels = torch.where(most >= NEAR, wide * high, 0).view(-1)
+    place = pixels.nonzero().squeeze(-1)
+    view, face = place // max(1, len(faces)), place % max(1, len(faces))
+    corners = torch.stack([x, y, depth])[:, view, :, face].permute(1, 2, 0).contiguous()
+    boxes = (side.view(-1).index_select(0, place) for side in (left, top, wide, pixels))
+    return _Boxes(corners, face, view + first, *boxes)
+
+
+def _extremes(corners: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the least and the greatest of three values: `[views, faces]` each of `[views, 3, faces]`."""
+    one, two, three = corners.unbind(1)
+    return (
+        torch.minimum(torch.minimum(one, two), three),
+        torch.maximum(torch.maximum(one, two), three),
     )
-    count = torch.where(near & ~crossing, 0, wide * high)
-    view, face = count.nonzero(as_tuple=True)
-    left, top, wide, count = (x[view, face] for x in (left, top, wide, count))
-    corners = corners.movedim(1, 2).flatten(2)[..., view * faces.shape[0] + face]
-    return _Boxes(corners, face, view + first, left, top, wide, count)
 
 
 def _span(low: Tensor, high: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -112,30 +120,27 @@ def _span(low: Tensor, high: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return first.long(), (last - first + 1).clamp_min(0).long()
 
 
-def _cut(corners: Tensor) -> list[Tensor]:
-    """Returns the sides of the boxes around what lies beyond the near plane of faces that cross it.
+def _cut(x: Tensor, y: Tensor, depth: Tensor) -> list[Tensor]:
+    """Returns the boxes around what lies beyond the near plane of faces that cross it.
 
     Args:
-        corners: x, y and depth of the corners, `[3 (coordinate), 3 (corner), faces]`.
+        x: Columns times depths of the corners, `[3, faces]`.
+        y: Rows times depths.
+        depth: Depths.
 
     Returns:
-        Least and greatest x, then y, `[faces]` each.
+        Least and greatest column, then row, `[faces]` each.
     """
-    after = corners.roll(-1, dims=1)
-    part = (NEAR - corners[2]) / (after[2] - corners[2])  # where an edge meets the plane
-    crosses = (corners[2] < NEAR) != (after[2] < NEAR)
-    points = torch.cat(
-        [corners[:2] / corners[2], (corners + part * (after - corners))[:2] / NEAR], 1
-    )
-    seen = torch.cat([corners[2] >= NEAR, crosses])  # [6, faces]
-    return [
-        side
-        for axis in points
-        for side in (  # one pixel more: divided by a depth so small, rounding is larger
-            torch.where(seen, axis, torch.inf).amin(0) - 1,
-            torch.where(seen, axis, -torch.inf).amax(0) + 1,
-        )
-    ]
+    after = depth.roll(-1, dims=0)
+    part = (NEAR - depth) / (after - depth)  # where an edge meets the plane
+    seen = torch.cat([depth >= NEAR, (depth < NEAR) != (after < NEAR)])  # [6, faces]
+    sides = []
+    for axis in (x, y):
+        points = torch.cat([axis / depth, (axis + part * (axis.roll(-1, dims=0) - axis)) / NEAR])
+        # One pixel more: divided by a depth so small, rounding is larger.
+        sides.append(torch.where(seen, points, torch.inf).amin(0) - 1)
+        sides.append(torch.where(seen, points, -torch.inf).amax(0) + 1)
+    return sides
 
 
 def _hits(boxes: _Boxes, height: int, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
