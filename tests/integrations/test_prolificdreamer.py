@@ -31,7 +31,7 @@ from tests.integrations.helpers.tiny_pipelines import save_stable_diffusion
 CPU, SEED, CHANGE = torch.device("cpu"), 3, 4
 TASK = TextTask("a red mug")
 PLAIN = PicardConfig()
-NAMES = ("nerf",)
+NAMES = ("nerf", "geometry", "texture")
 
 
 @pytest.fixture(scope="module")
