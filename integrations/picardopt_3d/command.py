@@ -81,7 +81,7 @@ def _run_among(arguments: Sequence[str]) -> str | None:
 
 
 def print_report(report: dict[str, Any], folder: RunFolder) -> None:
-    """Prints in two lines what came of a run."""
+    """Prints in two lines what came of a run, and of several stages a line each."""
     psnr = report.get("psnr")
     quality = "" if psnr is None else f"; PSNR {psnr:.1f} dB against the true views"
     counts = "".join(
@@ -89,11 +89,22 @@ def print_report(report: dict[str, Any], folder: RunFolder) -> None:
         for name in report.get("counts", {})
         if name.lower() in report
     )
+    stages = "".join(f"  {_in_short(stage)}\n" for stage in report.get("stages", ()))
     print(
         f"{report['title']!r}: {report['steps']} steps in {report['sweeps']} sweeps"
         f" ({report['mean_stride']:.2f} steps a sweep) by {report['workers']} worker(s){counts};"
         f" {report['total_seconds']:.0f} s in all{quality}\n"
+        f"{stages}"
         f"look at {folder.sheet} and {folder.film}"
+    )
+
+
+def _in_short(stage: dict[str, Any]) -> str:
+    """Returns what came of one of several stages."""
+    quality = f"; PSNR {stage['psnr']:.1f} dB" if "psnr" in stage else ""
+    return (
+        f"{stage['name']}: {stage['steps_done']} of {stage['steps']} steps in {stage['sweeps']} sweeps, "
+        f"{stage['seconds']:.0f} s{quality}"
     )
 
 

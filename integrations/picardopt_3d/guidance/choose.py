@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from picardopt_3d.guidance.loading import ModelOptions
+from picardopt_3d.guidance.loading import ModelOptions, read_index
 from picardopt_3d.guidance.loss_config import DenoiseConfig, SdsConfig, VsdConfig
 from picardopt_3d.guidance.protocol import Guidance, ScoreModel
 from picardopt_3d.guidance.sds import ScoreDistillation
@@ -28,7 +28,7 @@ class GuidanceConfig:
     Attributes:
         model: Kind of the model; "exact" is the closed-form score of the true views of the prompt's shape in all
             colours, a yardstick that covers only the built-in world.
-        source: A folder in diffusers' layout or a hub id; None: the model that ships (kinds pixel-diffusion, zero123).
+        source: A folder in diffusers' layout or a hub id; None: the model that ships (of all kinds but deepfloyd).
         options: How the model is loaded and run.
         negative: Negative prompt.
         views: Words for the view, for models that do not take the camera; None: the same text for every view.
@@ -196,6 +196,22 @@ def load_score(
     loader = named(GUIDANCE_MODELS[config.model].loader)
     score: ScoreModel = loader.from_pretrained(**given, device=device, options=config.options)
     return score
+
+
+def check_source(config: GuidanceConfig) -> None:
+    """Checks that the model of a guidance is there, without loading it: its folder, or the hub, has its index.
+
+    Args:
+        config: The options.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or the hub has no such model or cannot be reached.
+        PermissionError: The model is gated.
+        ValueError: The pipeline is of another class.
+    """
+    known = GUIDANCE_MODELS.get(config.model)
+    if known is not None and config.source is not None:
+        read_index(_source(config.source), known.classes, config.options)
 
 
 def _source(source: str) -> str:

@@ -36,8 +36,8 @@ class Method:
         presets: Its presets by name.
     """
 
-    config: type[StageConfig]
-    presets: Mapping[str, StageConfig]
+    config: type[RecipeConfig]
+    presets: Mapping[str, RecipeConfig]
 
 
 METHODS: dict[str, dict[str, Method]] = {
