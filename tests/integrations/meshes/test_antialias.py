@@ -151,7 +151,7 @@ def test_the_gradient_of_a_silhouette_is_there() -> None:
     flat = (found.face >= 0).to(vertices)[..., None]
     assert not flat.requires_grad
     gradient = slopes(coverage(ball._replace(vertices=vertices), TILTED, 32).sum(), vertices)
-    assert float((gradient * vertices).sum()) > 100  # it grows outwards
+    assert (gradient * vertices).sum().item() > 100  # it grows outwards
 
 
 def test_what_is_not_a_silhouette_stays_as_it_is() -> None:
