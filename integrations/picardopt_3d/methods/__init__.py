@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from picardopt_3d.methods import (
     dreamfusion,
     dreamgaussian,
+    magic3d,
     textmesh,
     zero123,
     zero123_gaussians,
@@ -44,6 +45,7 @@ METHODS: dict[str, dict[str, Method]] = {
     "text-to-3d": {
         "dreamfusion": Method(dreamfusion.DreamFusionConfig, dreamfusion.PRESETS),
         "textmesh": Method(textmesh.TextMeshConfig, textmesh.PRESETS),
+        "magic3d": Method(magic3d.Magic3DConfig, magic3d.PRESETS),
         "dreamgaussian": Method(dreamgaussian.DreamGaussianConfig, dreamgaussian.TEXT_PRESETS),
     },
     "image-to-3d": {
