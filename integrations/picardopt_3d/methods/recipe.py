@@ -91,6 +91,11 @@ class StageConfig(OptimizerConfig, RecipeConfig, ABC):
         return (NamedStage("stage", self),)
 
     @property
+    def caution(self) -> str | None:
+        """What a user must know of a run with this configuration, in one line; None: nothing."""
+        return self.vsd.caution if self.guidance.loss == "vsd" else None
+
+    @property
     def final_pixels(self) -> int:
         """Pixels along each edge of the last step's views."""
         return current(self.pixels, self.steps - 1)

@@ -1,13 +1,22 @@
 """Scenes: what a run trains and renders."""
 
 from picardopt_3d.scenes.field import Field, FieldSample
-from picardopt_3d.scenes.files import SceneConfig, build_scene, load_scene, save_scene
+from picardopt_3d.scenes.files import (
+    SceneConfig,
+    build_scene,
+    check_conversion,
+    load_scene,
+    save_scene,
+)
 from picardopt_3d.scenes.gaussians import Gaussians, GaussiansConfig, StrategyConfig
 from picardopt_3d.scenes.hash_grid import HashConfig, HashGrid
+from picardopt_3d.scenes.mesh.config import TetrahedralConfig
+from picardopt_3d.scenes.mesh.tetrahedral import Tetrahedral
+from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.nerf import NerfConfig, NerfField
 from picardopt_3d.scenes.occupancy import OccupancyConfig, OccupancyGrid
 from picardopt_3d.scenes.radiance_field import FieldConfig, RadianceField
-from picardopt_3d.scenes.scene import Scene, Surface
+from picardopt_3d.scenes.scene import Scene, Shell, Surface
 from picardopt_3d.scenes.sdf import SdfConfig, SdfField
 from picardopt_3d.scenes.views import WHITE, Light, Render
 
@@ -31,9 +40,14 @@ __all__ = [
     "SceneConfig",
     "SdfConfig",
     "SdfField",
+    "Shell",
     "StrategyConfig",
     "Surface",
+    "Tetrahedral",
+    "TetrahedralConfig",
+    "Triangles",
     "build_scene",
+    "check_conversion",
     "load_scene",
     "save_scene",
 ]

@@ -28,6 +28,21 @@ def shade(albedo: Tensor, normal: Tensor, light: Light, rays: Rays, samples: Sam
     """
     views = rays.view_of(samples.rays())
     towards = F.normalize(light.position.to(albedo)[views] - samples.points, dim=1).T
+    return lambert(albedo, normal, towards, light)
+
+
+def lambert(albedo: Tensor, normal: Tensor, towards: Tensor, light: Light) -> Tensor:
+    """Applies Lambert's law; see `shade`.
+
+    Args:
+        albedo: Albedo of points, RGB in [0, 1], `[3, count]`.
+        normal: Outward unit normals, `[3, count]`.
+        towards: Unit vectors from the points to the light, `[3, count]`.
+        light: How the light shades them; its position is not read.
+
+    Returns:
+        The shaded colours, `[3, count]`.
+    """
     cosine = (normal * towards).sum(0).clamp_min(0.0)
     shading = light.ambient + light.diffuse * cosine
     return shading.expand_as(albedo) if light.textureless else shading * albedo

@@ -16,28 +16,40 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from picardopt_3d.scenes.mesh.screen import NEAR, Screen, take
+from picardopt_3d.scenes.mesh.screen import NEAR, Screen, add_rows, take, take_rows
 
-_MOST_FACES = 16
+_MOST_FACES = 64
 """Most faces that are followed from one pixel to the next."""
+_ROUNDING = 1 / 16
+"""How far behind a pixel's centre its face may seem to end, pixels."""
 
 
-class _Cuts(NamedTuple):
-    """Silhouettes between neighbouring pixels, one a row.
+class _Walk(NamedTuple):
+    """Where surfaces have been followed to, one pair of neighbouring pixels a row.
 
     Attributes:
-        pair: Index of the pair; that of its first pixel (left, upper).
-        view: Index of the view.
-        ends: Indices of the two vertices of the edge. [2, rows]
-        centre: Centre of the nearer pixel, along the pair and across it, pixels from the picture's middle. [2, rows]
-        way: 1 where the nearer pixel is the first of the pair, else -1.
+        first: The first pixel of the pair, left or upper, of all pixels of all views.
+        second: The second.
+        forward: Whether the nearer pixel is the first.
+        points: Index of the first vertex on the screen of the pair's view; see `_sideways`.
+        along: Centre of the nearer pixel along the pair, pixels from the picture's middle.
+        across: Its centre across the pair.
+        face: The face that the walk is on.
+        entered: The edge, named by its opposite corner, by which it came there; -1: it began there.
     """
 
-    pair: Tensor
-    view: Tensor
-    ends: Tensor
-    centre: Tensor
-    way: Tensor
+    first: Tensor
+    second: Tensor
+    forward: Tensor
+    points: Tensor
+    along: Tensor
+    across: Tensor
+    face: Tensor
+    entered: Tensor
+
+    def only(self, rows: Tensor) -> _Walk:
+        """Returns some of the rows."""
+        return _Walk(*(part.index_select(0, rows) for part in self))
 
 
 def blend(image: Tensor, face: Tensor, depth: Tensor, screen: Screen, faces: Tensor) -> Tensor:
@@ -50,135 +62,117 @@ def blend(image: Tensor, face: Tensor, depth: Tensor, screen: Screen, faces: Ten
         screen: The vertices on the screens.
         faces: Indices of three vertices each, `[faces, 3]`.
     """
-    neighbours = adjacent(faces)
-    blended = image
-    for vertical in (False, True):
-        # Along a pair of pixels is the last dimension.
-        face_, depth_, image_ = (x.transpose(1, 2) if vertical else x for x in (face, depth, image))
-        screen_ = Screen(screen.y, screen.x, screen.depth) if vertical else screen
-        cuts = _cuts(face_, depth_, screen_, faces, neighbours)
-        share = _shares(cuts, screen_, face_)[..., None]
-        step = share * (image_[:, :, 1:] - image_[:, :, :-1])
-        first = functional.pad(torch.where(share > 0, step, 0.0), (0, 0, 0, 1))
-        second = functional.pad(torch.where(share < 0, step, 0.0), (0, 0, 1, 0))
-        change = first + second
-        blended = blended + (change.transpose(1, 2) if vertical else change)
-    return blended
-
-
-def _shares(cuts: _Cuts, screen: Screen, face: Tensor) -> Tensor:
-    """Returns which share of the step between its pixels a pair takes; its first pixel if positive, else its second."""
-    views, rows, columns = face.shape
-    index = (cuts.ends + cuts.view * screen.depth.shape[1]).reshape(-1)
-    x, y, depth = (take(axis.reshape(-1), index).view(2, -1) for axis in screen)
-    along, across = x / depth - cuts.centre[0], y / depth - cuts.centre[1]
+    x, y, depths = _sideways(screen)
+    with torch.no_grad():
+        seen = depths >= NEAR
+        along, across = (torch.where(seen, axis / depths, torch.nan) for axis in (x, y))
+        walk = _pairs(face, depth, depths.shape[1])
+        cuts, ends = _silhouettes(walk, along.view(-1), across.view(-1), faces)
+    points = (ends + cuts.points).reshape(-1)
+    x, y, depths = (take(axis.view(-1), points).view(2, -1) for axis in (x, y, depths))
+    along, across = x / depths - cuts.along, y / depths - cuts.across
     crossing = along[0] - across[0] * ((along[1] - along[0]) / (across[1] - across[0]))
-    share = cuts.way * 0.5 - crossing.clamp(-1, 1)
-    empty = share.new_zeros(views * rows * (columns - 1))
-    return empty.index_copy(0, cuts.pair, share).view(views, rows, columns - 1)
+    share = torch.where(cuts.forward, 0.5, -0.5) - crossing.clamp(-1, 1)
+    pixels = image.reshape(-1, image.shape[-1])
+    both = take_rows(pixels, torch.cat([cuts.first, cuts.second]))
+    step = share[:, None] * (both[len(share) :] - both[: len(share)])
+    target = torch.where(share > 0, cuts.first, cuts.second)
+    return add_rows(pixels, target, step).view(image.shape)
 
 
-@torch.no_grad()
-def _cuts(face: Tensor, depth: Tensor, screen: Screen, faces: Tensor, neighbours: Tensor) -> _Cuts:
-    """Finds the silhouettes between pixels that neighbour along the last dimension."""
-    _, rows, columns = face.shape
-    one, two = face[:, :, :-1], face[:, :, 1:]
-    first = (two < 0) | ((one >= 0) & (depth[:, :, :-1] <= depth[:, :, 1:]))
-    view, row, column = (one != two).nonzero(as_tuple=True)
-    first = first[view, row, column]
-    at = torch.where(first, one[view, row, column], two[view, row, column])
-    pair = (view * rows + row) * (columns - 1) + column
-    way = torch.where(first, 1.0, -1.0).to(screen.depth.dtype)
-    centre = torch.stack([column + ~first + 0.5 - 0.5 * columns, row + 0.5 - 0.5 * rows])
-    walk = _Walk(pair, view, centre.to(way), way, at, torch.full_like(at, -1))
-    found = []
-    for _ in range(_MOST_FACES):
-        if not len(walk.pair):
-            break
-        cuts, walk = _next_edges(walk, screen, faces, neighbours)
-        found.append(cuts)
-    if not found:
-        none = pair[:0]
-        return _Cuts(none, none, none.new_zeros(2, 0), centre[:, :0].to(way), way[:0])
-    return _Cuts(*(torch.cat([getattr(x, name) for x in found], -1) for name in _Cuts._fields))
+def _sideways(screen: Screen) -> Screen:
+    """Returns the points as pairs side by side see them, then as pairs above each other do: `[2 * views, points]`."""
+    x, y, depth = screen
+    return Screen(torch.cat([x, y]), torch.cat([y, x]), torch.cat([depth, depth]))
 
 
-class _Walk(NamedTuple):
-    """Where the surface has been followed to, one pair of pixels a row.
-
-    Attributes:
-        pair: As in `_Cuts`.
-        view: As in `_Cuts`.
-        centre: As in `_Cuts`.
-        way: As in `_Cuts`.
-        face: The face that the walk is on.
-        entered: The edge (by its opposite corner, 0 to 2) by which it came there; -1: it began there.
-    """
-
-    pair: Tensor
-    view: Tensor
-    centre: Tensor
-    way: Tensor
-    face: Tensor
-    entered: Tensor
-
-
-def _next_edges(
-    walk: _Walk, screen: Screen, faces: Tensor, neighbours: Tensor
-) -> tuple[_Cuts, _Walk]:
-    """Returns the silhouettes by which walks leave their faces, and the walks that go on to another face."""
-    count = screen.depth.shape[1]
-    index = faces[walk.face].T  # [3, pairs]
-    flat = (index + walk.view * count).reshape(-1)
-    corners = torch.stack([axis.reshape(-1)[flat].view(3, -1) for axis in screen])  # [3, 3, pairs]
-    along = walk.way * (corners[0] / corners[2] - walk.centre[0])
-    across = corners[1] / corners[2] - walk.centre[1]
-    above = across >= 0
-    far = []
-    for k in range(3):  # the corner opposite to the edge
-        i, j = k - 2, k - 1
-        where = along[i] - across[i] * ((along[j] - along[i]) / (across[j] - across[i]))
-        leaves = (above[i] != above[j]) & (walk.entered != k)
-        far.append(torch.where(leaves, where, -torch.inf))
-    distance, corner = torch.stack(far).max(0)
-    # The pixel's centre lies on the first face, so that its far edge is ahead, but for rounding.
-    going = (distance > -0.0625) & (distance <= 1) & (corners[2] >= NEAR).all(0)
-    rows = going.nonzero().squeeze(-1)
-    distance, corner = distance[rows], corner[rows]
-    walk = _Walk(*(x[..., rows] for x in walk))
-    index, corners = index[:, rows], corners[..., rows]
-    along, across = along[:, rows], across[:, rows]
-    order = (corner + torch.arange(3, device=corner.device)[:, None]) % 3  # opposite corner first
-    index = index.gather(0, order)
-    corners = corners.gather(1, order.expand(3, -1, -1))
-    link = neighbours[walk.face, corner]  # 3 * face + corner there, -1: none
-    other = faces.reshape(-1)[link.clamp_min(0)] + walk.view * count
-    outer = torch.stack([axis.reshape(-1)[other] for axis in screen])  # [3, pairs]
-    folds = _side(corners, corners[:, 0]) * _side(corners, outer) >= 0
-    silhouette = (link < 0) | folds
-    steep = (
-        along.gather(0, order[1:]).diff(dim=0).abs()
-        <= across.gather(0, order[1:]).diff(dim=0).abs()
-    )[0]
-    cut = (silhouette & steep).nonzero().squeeze(-1)
-    on = (~silhouette).nonzero().squeeze(-1)
-    cuts = _Cuts(walk.pair[cut], walk.view[cut], index[1:, cut], walk.centre[:, cut], walk.way[cut])
-    target = link[on]
-    on_walk = _Walk(*(x[..., on] for x in walk))
-    return cuts, on_walk._replace(face=target // 3, entered=target % 3)
+def _pairs(face: Tensor, depth: Tensor, points: int) -> _Walk:
+    """Returns the pairs of neighbouring pixels with different faces, at the nearer one of each."""
+    views, height, width = face.shape
+    pixels = torch.arange(face.numel(), device=face.device).view(face.shape)
+    walks = []
+    for vertical in (0, 1):
+        before = [x[:, :-1] if vertical else x[:, :, :-1] for x in (face, depth, pixels)]
+        after = [x[:, 1:] if vertical else x[:, :, 1:] for x in (face, depth, pixels)]
+        differ = before[0] != after[0]
+        one, near, first = (x[differ] for x in before)
+        two, far, second = (x[differ] for x in after)
+        forward = (two < 0) | ((one >= 0) & (near <= far))
+        pixel = torch.where(forward, first, second)
+        column = (pixel % width).to(depth.dtype) + (0.5 - 0.5 * width)
+        row = (pixel // width % height).to(depth.dtype) + (0.5 - 0.5 * height)
+        along, across = (row, column) if vertical else (column, row)
+        start = (pixel // (height * width) + vertical * views) * points
+        own = torch.where(forward, one, two)
+        none = torch.full_like(own, -1)
+        walks.append(_Walk(first, second, forward, start, along, across, own, none))
+    return _Walk(*(torch.cat(parts) for parts in zip(*walks, strict=True)))
 
 
-def _side(corners: Tensor, point: Tensor) -> Tensor:
-    """Returns on which side of an edge a point is seen, as a sign: 1, 0 or -1.
+def _silhouettes(walk: _Walk, along: Tensor, across: Tensor, faces: Tensor) -> tuple[_Walk, Tensor]:
+    """Returns the pairs between whose centres a surface ends, and the two vertices of the edge where it does.
 
     Args:
-        corners: x, y and depth of a face's corners, the edge's ends second and third, `[3, 3, pairs]`.
-        point: x, y and depth of the point, `[3, pairs]`.
+        walk: All pairs that may have one.
+        along: Places of all vertices on the screen along the pairs, pixels; NaN: not seen, `[2 * views * vertices]`.
+        across: Their places across the pairs.
+        faces: Indices of three vertices each, `[faces, 3]`.
+
+    Returns:
+        The pairs, and indices of vertices, `[2, pairs]`.
     """
-    start, edge, away = corners[:, 1], corners[:, 2] - corners[:, 1], point - corners[:, 1]
-    normal = torch.linalg.cross(edge, away, dim=0)
-    volume: Tensor = start[0] * normal[0] + start[1] * normal[1] + start[2] * normal[2]
-    return volume.sign()
+    neighbours, corners = adjacent(faces), faces.T.contiguous()
+    found = [(walk.only(walk.face[:0]), corners.new_zeros(2, 0))]
+    for _ in range(_MOST_FACES):
+        if not len(walk.face):
+            break
+        index = corners.index_select(1, walk.face)  # [3, pairs]
+        points = (index + walk.points).view(-1)
+        places = [
+            axis.index_select(0, points).view(3, -1) - centre
+            for axis, centre in ((along, walk.along), (across, walk.across))
+        ]
+        corner, going = _exits(walk, *places)
+        walk, index, corner = walk.only(going), index.index_select(1, going), corner[going]
+        edge = torch.stack([(corner + 1) % 3, (corner + 2) % 3])
+        x, y = (axis.index_select(1, going) for axis in places)
+        link = neighbours.view(-1).index_select(0, 3 * walk.face + corner)
+        outer = faces.reshape(-1).index_select(0, link.clamp_min(0)) + walk.points
+        (x0, x1), (y0, y1) = x.gather(0, edge), y.gather(0, edge)
+        x2, y2 = (axis.gather(0, corner[None])[0] for axis in (x, y))
+        x3, y3 = along[outer] - walk.along, across[outer] - walk.across
+        inner_side = (x1 - x0) * (y2 - y0) - (y1 - y0) * (x2 - x0)
+        outer_side = (x1 - x0) * (y3 - y0) - (y1 - y0) * (x3 - x0)
+        ends = (link < 0) | (inner_side * outer_side >= 0)
+        cut = (ends & ((x1 - x0).abs() <= (y1 - y0).abs())).nonzero().squeeze(-1)
+        found.append((walk.only(cut), index.gather(0, edge).index_select(1, cut)))
+        on = (~ends).nonzero().squeeze(-1)
+        link = link.index_select(0, on)
+        walk = walk.only(on)._replace(face=link // 3, entered=link % 3)
+    cuts = _Walk(*(torch.cat(parts) for parts in zip(*(x for x, _ in found), strict=True)))
+    return cuts, torch.cat([x for _, x in found], dim=1)
+
+
+def _exits(walk: _Walk, along: Tensor, across: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the edge by which each walk leaves its face, and the rows that do so before the other pixel's centre.
+
+    Args:
+        walk: The walks.
+        along: Where the corners of their faces are along the pairs, pixels from the nearer pixel, `[3, walks]`.
+        across: Where they are across the pairs.
+    """
+    along = torch.where(walk.forward, along, -along)
+    above = across >= 0
+    distance, corner = torch.full_like(along[0], -torch.inf), torch.zeros_like(walk.face)
+    for k in range(3):
+        i, j = k - 2, k - 1
+        where = along[i] - across[i] * ((along[j] - along[i]) / (across[j] - across[i]))
+        further = (above[i] != above[j]) & (walk.entered != k) & (where > distance)
+        distance = torch.where(further, where, distance)
+        corner = torch.where(further, k, corner)
+    whole = along[0] + along[1] + along[2]  # NaN: a corner is not seen
+    going = (distance > -_ROUNDING) & (distance <= 1) & ~whole.isnan()
+    return corner, going.nonzero().squeeze(-1)
 
 
 def adjacent(faces: Tensor) -> Tensor:
@@ -193,12 +187,11 @@ def adjacent(faces: Tensor) -> Tensor:
     """
     if not len(faces):
         return faces.clone()
-    ends = torch.stack([faces.roll(-1, 1), faces.roll(-2, 1)], dim=-1).view(-1, 2)
-    low, high = ends.amin(-1), ends.amax(-1)
-    key, order = (low * (high.max() + 1) + high).sort(stable=True)
-    same = functional.pad(key[1:] == key[:-1], (1, 1))  # [edges + 1]: as the one before
-    first = same[1:] & ~same[:-1] & ~functional.pad(same[2:], (0, 1))
-    first = first.nonzero().squeeze(-1)
+    one, two = faces.roll(-1, 1).view(-1), faces.roll(-2, 1).view(-1)
+    key = torch.minimum(one, two) * (faces.max() + 1) + torch.maximum(one, two)
+    key, order = key.sort(stable=True)
+    same = functional.pad(key[1:] == key[:-1], (1, 2))  # whether an edge is that before it
+    first = (same[1:-1] & ~same[:-2] & ~same[2:]).nonzero().squeeze(-1)
     links = torch.full_like(key, -1)
     links[order[first]], links[order[first + 1]] = order[first + 1], order[first]
     return links.view(-1, 3)

@@ -20,9 +20,10 @@ class TetrahedralConfig:
     """The configuration of a tetrahedral grid with a signed distance at its vertices (DMTet, arXiv 2111.04276).
 
     Attributes:
-        resolution: Cells along each edge of the cube.
-        radius: Half the edge of the cube, world units.
-        deform: Whether the vertices of the grid can move, each by at most half a cell.
+        resolution: Cells along each edge of the cube. There are two vertices per cell, at a corner and in its middle:
+            the table of tetrahedra that DMTet calls 128 has as many as 52 cells along an edge.
+        radius: Half the edge of the cube, world units; a grid made from another scene has a smaller cube around it.
+        deform: Whether the vertices of the grid can move, each by at most a quarter of a cell along each axis.
         trained: What is trained: the shape, the colours, or both.
         encoding: The hash encoding of the colours.
         width: Width of the hidden layers of the colours' network.

@@ -53,12 +53,37 @@ def on_screen(points: Tensor, cameras: Cameras, height: int) -> Screen:
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
-    """Returns `values[..., index]`; the gradient is summed in an order that depends on no thread.
+    """Returns `values[..., index]`; its gradient is summed in an order that no thread changes.
 
     Args:
-        values: Rows of numbers, `[..., count]`.
+        values: Numbers, `[..., count]`.
         index: Places along the last dimension, int64, `[taken]`.
     """
     if values.device.type != "cpu":
-        return values[..., index]  # its gradient sorts; that of gather adds with atomic operations
-    return values.gather(-1, index.expand(*values.shape[:-1], -1))  # the other's adds with threads
+        return values[
+            ..., index
+        ]  # its gradient sorts, where that of gather adds with atomic operations
+    return values.gather(-1, index.expand(*values.shape[:-1], -1))
+
+
+def take_rows(values: Tensor, index: Tensor) -> Tensor:
+    """Returns `values[index]`; its gradient is summed in an order that no thread changes.
+
+    Args:
+        values: Numbers, `[rows, channels]`.
+        index: Rows, int64, `[taken]`.
+    """
+    return values.index_select(0, index) if values.device.type == "cpu" else values[index]
+
+
+def add_rows(values: Tensor, index: Tensor, more: Tensor) -> Tensor:
+    """Returns the values after rows were added to some of theirs, in an order that no thread changes.
+
+    Args:
+        values: Numbers, `[rows, channels]`.
+        index: Rows of `values`, int64, with repetitions, `[added]`.
+        more: What is added, `[added, channels]`.
+    """
+    if values.device.type == "cpu":
+        return values.index_add(0, index, more)
+    return values.index_put((index,), more, accumulate=True)

@@ -1,0 +1,191 @@
+"""The shape of another scene as signed distances at the vertices of a tetrahedral grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from picardopt_3d.scenes.field import Field
+from picardopt_3d.scenes.mesh.geometry import face_normals
+from picardopt_3d.scenes.mesh.marching import march
+from picardopt_3d.scenes.mesh.triangles import Triangles
+from picardopt_3d.scenes.scene import Scene
+from picardopt_3d.scenes.sdf import SdfField
+from picardopt_3d.scenes.volume import inverse_softplus
+
+_AT_ONCE = 1 << 17
+"""Points that are evaluated together."""
+
+_FARTHEST = 4.0
+"""Distance from the surface, in cells, that all vertices farther off have too."""
+
+_NEAREST = 1e-3
+"""Least distance from the surface, in cells, so that a vertex keeps its side."""
+
+_THINNEST, _THICKEST = 1e-6, 1e4
+"""Range of densities whose raw values (before the softplus) are compared."""
+
+_FAINTEST = 0.05
+"""A field in which no ray is more opaque than this is empty."""
+
+_MARGIN = 0.15
+"""Space to grow on each side of the shape, as a share of its size."""
+
+
+@dataclass(frozen=True)
+class Cube:
+    """Where a grid lies.
+
+    Attributes:
+        lattice: Vertices of the grid, in cells from its centre, `[vertices, 3]`.
+        resolution: Cells along each edge.
+        centre: Its centre, world units, `[3]`.
+        cell: Edge of a cell, world units.
+    """
+
+    lattice: Tensor
+    resolution: int
+    centre: Tensor
+    cell: float
+
+    def points(self) -> Tensor:
+        """Returns the positions of the vertices, world units, `[vertices, 3]`."""
+        return self.centre + self.cell * self.lattice
+
+
+@torch.no_grad()
+def shape_of(other: Scene, whole: Cube, border: Tensor) -> tuple[Cube, Tensor]:
+    """Returns a cube around another scene's surface, no larger than a given one, and signed distances in it.
+
+    Args:
+        other: The other scene: a field, or one that has a surface.
+        whole: The largest cube.
+        border: Which vertices lie on the border of the grid, where nothing is inside, `[vertices]`.
+
+    Returns:
+        The cube, and distances at its vertices in cells, negative inside, limited far off, `[vertices]`.
+
+    Raises:
+        ValueError: The other scene is empty, or has no surface.
+    """
+    cube = _around(whole, _values(other, whole) < 0)
+    values = _values(other, cube)
+    values = torch.where(border, values.abs().clamp_min(1e-3), values)
+    if not (values < 0).any():
+        raise empty()
+    if isinstance(other, SdfField):
+        return cube, (values / cube.cell).clamp(-_FARTHEST, _FARTHEST)
+    triangles = march(cube.lattice, values, cube.resolution)
+    return cube, torch.where(values < 0, -1.0, 1.0) * _distances(cube.lattice, triangles)
+
+
+def empty() -> ValueError:
+    """Returns the error of a scene without a surface."""
+    return ValueError(
+        "the scene before is empty: nothing in it is opaque, so that there is no surface to start from. "
+        "It is kept as it is; give its stage more steps, another seed or weaker sparsity weights"
+    )
+
+
+def _around(whole: Cube, inside: Tensor) -> Cube:
+    """Returns a cube around the vertices inside, with some space to grow, that does not leave the whole one."""
+    if not inside.any():
+        raise empty()
+    half = 0.5 * whole.resolution
+    places = whole.lattice[inside]
+    low, high = places.amin(0) - 1, places.amax(0) + 1  # the surface lies up to a cell further out
+    size = float((high - low).max()) * (0.5 + _MARGIN)
+    # The tetrahedra at the border, half a cell deep, stay outside.
+    size = min(half, size * half / max(1.0, half - 1))
+    centre = ((low + high) / 2).clamp(size - half, half - size)
+    scale = size / half
+    return Cube(
+        whole.lattice, whole.resolution, whole.centre + whole.cell * centre, whole.cell * scale
+    )
+
+
+def _values(other: Scene, cube: Cube) -> Tensor:
+    """Returns values at the vertices that are negative inside: in world units of a signed distance, others of any."""
+    points = cube.points()
+    if isinstance(other, SdfField):
+        return -_evaluated(other.level_set, points)
+    if isinstance(other, Field):
+        within = points.norm(dim=1) < other.radius
+        density = torch.zeros_like(points[:, 0])
+        density[within] = _evaluated(other.density, points[within])
+        density = density.clamp(_THINNEST, _THICKEST)
+        level = outline_level(density, cube.resolution, cube.cell)
+        return inverse_softplus(density.new_tensor(level)) - inverse_softplus(density)
+    surface = other.surface()
+    return torch.maximum(
+        -_evaluated(surface.level_set, points), points.norm(dim=1) - surface.radius
+    )
+
+
+def _evaluated(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """Returns a function's values at points `[count, 3]`, in parts to save memory, `[count]`."""
+    return torch.cat([function(part) for part in points.split(_AT_ONCE)])
+
+
+def outline_level(density: Tensor, resolution: int, cell: float) -> float:
+    """Returns the density on the surface of a field: the level whose outlines are as large as those of the field.
+
+    The grid's rows along the three axes are rays. As many of them should meet the inside of the surface as are at least
+    half as opaque as the most opaque one. A volume would not do: it depends on how the inside is counted, which nobody
+    sees, and a soft but thick field, opaque as a whole, has little density in each cell. If many levels fit, as those
+    of a hard field do, it is the one closest to half opacity over one cell.
+
+    Args:
+        density: Densities at the grid's vertices, per world unit, `[vertices]`.
+        resolution: Cells along each edge of the grid.
+        cell: Edge of a cell, world units.
+
+    Raises:
+        ValueError: The field is empty.
+    """
+    corners, centres = density.split([(resolution + 1) ** 3, resolution**3])
+    blocks = corners.view((resolution + 1,) * 3), centres.view((resolution,) * 3)
+    rows = [block.movedim(axis, 0).flatten(1) for block in blocks for axis in range(3)]
+    opacity = torch.cat([-torch.expm1(-cell * row.sum(0)) for row in rows])
+    highest = torch.cat([row.amax(0) for row in rows]).sort(descending=True).values
+    most = float(opacity.max())
+    if most < _FAINTEST:
+        raise empty()
+    count = int((opacity > most / 2).sum())
+    above = float(highest[count - 1])
+    below = float(highest[count]) if count < len(highest) else 0.0
+    # Slightly less, so that rays at this very level, as in a field of one density, count as inside.
+    return (1 - 1e-4) * min(max(math.log(2) / cell, below), above)
+
+
+def _distances(points: Tensor, triangles: Triangles) -> Tensor:
+    """Returns about the distances of points from triangles, limited to a range, `[points]`.
+
+    The nearest centre of a face gives the distance from the plane of that face, and along it from a disc of its size.
+
+    Args:
+        points: Points, in cells, `[points, 3]`.
+        triangles: The triangles, in cells.
+    """
+    from scipy.spatial import cKDTree  # it takes a while to import
+
+    corners = triangles.vertices[triangles.faces]  # [faces, 3 (corner), 3]
+    centres, normals = corners.mean(1), face_normals(triangles)
+    solid = normals.any(1)
+    corners, centres, normals = corners[solid], centres[solid], normals[solid]
+    tree = cKDTree(centres.cpu().numpy())
+    reach = _FARTHEST + 1.0
+    found, nearest = tree.query(points.cpu().numpy(), distance_upper_bound=reach)
+    near = torch.from_numpy(found).to(points.device) < reach
+    index = torch.from_numpy(nearest).to(points.device)[near]
+    away = points[near] - centres[index]
+    up = (away * normals[index]).sum(1).abs()
+    along = (away.square().sum(1) - up.square()).clamp_min(0).sqrt()
+    size = (corners - centres[:, None]).norm(dim=2).amax(1)[index]
+    distances = torch.full_like(points[:, 0], _FARTHEST)
+    distances[near] = torch.hypot(up, (along - size).clamp_min(0)).clamp(_NEAREST, _FARTHEST)
+    return distances
