@@ -9,6 +9,7 @@ from picardopt_3d.methods import (
     dreamfusion,
     dreamgaussian,
     magic3d,
+    prolificdreamer,
     textmesh,
     zero123,
     zero123_gaussians,
@@ -47,6 +48,7 @@ METHODS: dict[str, dict[str, Method]] = {
         "textmesh": Method(textmesh.TextMeshConfig, textmesh.PRESETS),
         "magic3d": Method(magic3d.Magic3DConfig, magic3d.PRESETS),
         "dreamgaussian": Method(dreamgaussian.DreamGaussianConfig, dreamgaussian.TEXT_PRESETS),
+        "prolificdreamer": Method(prolificdreamer.ProlificDreamerConfig, prolificdreamer.PRESETS),
     },
     "image-to-3d": {
         "zero123": Method(zero123.Zero123Config, zero123.PRESETS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -164,7 +165,7 @@ def test_a_sphere_converges_to_its_volume_and_area() -> None:
                 abs(float(area) / (4 * math.pi * 0.4**2) - 1),
             ]
         )
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         for before, after in zip(coarse, fine, strict=True):
             assert after < before / 3  # of second order: a quarter
     assert max(errors[-1]) < 3e-3

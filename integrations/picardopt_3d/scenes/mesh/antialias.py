@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from picardopt_3d.scenes.mesh.screen import NEAR, Screen, add_rows, take, take_rows
 
-_MOST_FACES = 16
+_MOST_FACES = 64
 """Most faces that are followed from one pixel to the next."""
 _ROUNDING = 1 / 16
 """How far behind a pixel's centre its face may seem to end, pixels."""
@@ -158,8 +158,8 @@ def _exits(walk: _Walk, along: Tensor, across: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         walk: The walks.
-        along: Places of the corners of their faces along the pairs, pixels from the nearer pixel's centre, `[3, walks]`.
-        across: Their places across the pairs.
+        along: Where the corners of their faces are along the pairs, pixels from the nearer pixel, `[3, walks]`.
+        across: Where they are across the pairs.
     """
     along = torch.where(walk.forward, along, -along)
     above = across >= 0

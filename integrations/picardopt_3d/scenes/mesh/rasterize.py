@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,13 @@ from torch import Tensor
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.scenes.mesh.antialias import blend
 from picardopt_3d.scenes.mesh.config import Rasterizer
+from picardopt_3d.scenes.mesh.nvdiffrast_backend import (
+    Rasterized,
+    antialias_nvdiffrast,
+    installed,
+    rasterize_nvdiffrast,
+    why_not,
+)
 from picardopt_3d.scenes.mesh.screen import on_screen, take
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.mesh.z_buffer import nearest_faces, weights
@@ -27,7 +34,7 @@ class Fragments(NamedTuple):
 
     face: Tensor
     barycentric: Tensor
-    raw: Any = None
+    raw: Rasterized | None = None
 
 
 def rasterize(
@@ -56,7 +63,10 @@ def rasterize(
         raise ValueError(f"height={height}, width={width}: give at least one pixel")
     if not bool(triangles.vertices.isfinite().all()):
         raise ValueError("a vertex of the mesh is not finite")
+    used = chosen(rasterizer, triangles.vertices.device)
     screen = on_screen(triangles.vertices, cameras, height)
+    if used == "nvdiffrast" and len(triangles.faces) and len(cameras):
+        return Fragments(*rasterize_nvdiffrast(screen, triangles.faces, height, width))
     face = nearest_faces(screen, triangles.faces, height, width)
     return Fragments(face, weights(screen, triangles.faces, face))
 
@@ -99,13 +109,15 @@ def antialias(
     Returns:
         The picture, differentiable in `image` and in the vertices: `[views, height, width, channels]`.
     """
+    if fragments.raw is not None:
+        return antialias_nvdiffrast(image, fragments.raw)
     screen = on_screen(triangles.vertices, cameras, fragments.face.shape[1])
-    with torch.no_grad():
-        depth = interpolate_depth(fragments, triangles.faces, screen.depth)
+    depth = _depths(fragments, triangles.faces, screen.depth)
     return blend(image, fragments.face, depth, screen, triangles.faces)
 
 
-def interpolate_depth(fragments: Fragments, faces: Tensor, depths: Tensor) -> Tensor:
+@torch.no_grad()
+def _depths(fragments: Fragments, faces: Tensor, depths: Tensor) -> Tensor:
     """Returns the depth at each pixel, infinite where there is no face: `[views, height, width]`.
 
     Args:
@@ -114,12 +126,24 @@ def interpolate_depth(fragments: Fragments, faces: Tensor, depths: Tensor) -> Te
         depths: Depths of the vertices, world units, `[views, vertices]`.
     """
     view, row, column = (fragments.face >= 0).nonzero(as_tuple=True)
-    corners = depths[view[:, None], faces[fragments.face[view, row, column]]]
+    w = depths[view[:, None], faces[fragments.face[view, row, column]]]  # [pixels, 3]
+    b = fragments.barycentric[view, row, column]
     depth = depths.new_full(fragments.face.shape, torch.inf)
-    depth[view, row, column] = (corners * fragments.barycentric[view, row, column]).sum(-1)
+    depth[view, row, column] = w[:, 0] * b[:, 0] + w[:, 1] * b[:, 1] + w[:, 2] * b[:, 2]
     return depth
 
 
 def chosen(rasterizer: Rasterizer, device: torch.device) -> Literal["torch", "nvdiffrast"]:
-    """Returns the rasterizer that is used on a device."""
-    return "torch"
+    """Returns the rasterizer that is used on a device; the same one in every process of a run.
+
+    Raises:
+        ValueError: nvdiffrast is asked for, or installed for this device, and cannot be used.
+    """
+    automatic = rasterizer == "auto"
+    if rasterizer == "torch" or (automatic and (device.type != "cuda" or not installed())):
+        return "torch"
+    reason = why_not(device)
+    if reason is None:
+        return "nvdiffrast"
+    # With "auto" too: to go on with torch would let one process draw otherwise than the others.
+    raise ValueError(f'rasterizer="{rasterizer}": {reason}; give rasterizer="torch"')

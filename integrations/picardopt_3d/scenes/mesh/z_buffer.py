@@ -88,8 +88,8 @@ def _boxes(screen: Screen, faces: Tensor, first: int, height: int, width: int) -
     """Returns the boxes of the faces that may be seen; views are counted from `first`."""
     order = faces.T.reshape(-1)
     x, y, depth = (axis.index_select(1, order).view(len(axis), 3, -1) for axis in screen)
-    least, most = _extremes(depth)  # [views, faces]
-    sides = [*_extremes(x / depth), *_extremes(y / depth)]
+    least, most = _extremes(*depth.unbind(1))  # [views, faces]
+    sides = [*_extremes(*(x / depth).unbind(1)), *_extremes(*(y / depth).unbind(1))]
     crossing = (least < NEAR) & (most >= NEAR)
     if bool(crossing.any()):
         cut = _cut(*(axis.transpose(1, 2)[crossing].T for axis in (x, y, depth)))
@@ -102,15 +102,6 @@ def _boxes(screen: Screen, faces: Tensor, first: int, height: int, width: int) -
     corners = torch.stack([x, y, depth])[:, view, :, face].permute(1, 2, 0).contiguous()
     boxes = (side.view(-1).index_select(0, place) for side in (left, top, wide, pixels))
     return _Boxes(corners, face, view + first, *boxes)
-
-
-def _extremes(corners: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the least and the greatest of three values: `[views, faces]` each of `[views, 3, faces]`."""
-    one, two, three = corners.unbind(1)
-    return (
-        torch.minimum(torch.minimum(one, two), three),
-        torch.maximum(torch.maximum(one, two), three),
-    )
 
 
 def _span(low: Tensor, high: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -156,23 +147,35 @@ def _hits(boxes: _Boxes, height: int, width: int) -> Iterator[tuple[Tensor, Tens
         owner = torch.arange(len(until), device=ends.device).repeat_interleave(
             until.clamp_max(end) - since.clamp_min(begin), output_size=end - begin
         )
-        place = torch.arange(begin, end, device=ends.device) - since[owner]
-        wide = some.wide[owner]
-        row = some.top[owner] + place // wide
-        column = some.left[owner] + place % wide
+        place = torch.arange(begin, end, device=ends.device) - since.index_select(0, owner)
+        wide = some.wide.index_select(0, owner)
+        down = place // wide
+        row = some.top.index_select(0, owner) + down
+        column = some.left.index_select(0, owner) + (place - down * wide)
         corners = some.corners.flatten(0, 1).index_select(1, owner).unflatten(0, (3, 3))
         edges = edge_functions(corners, row, column, height, width)
+        least, most = _extremes(*edges)
         area = edges[0] + edges[1] + edges[2]
-        inside = ((edges >= 0).all(0) | (edges <= 0).all(0)) & drawn(area)
-        hit = inside.nonzero().squeeze(-1)
-        edges, area, owner = edges[:, hit], area[hit], owner[hit]
-        far = (edges * corners[2][:, hit] / area).sum(0)
-        pixel = (some.view[owner] * height + row[hit]) * width + column[hit]
+        hit = (((least >= 0) | (most <= 0)) & drawn(area)).nonzero().squeeze(-1)
+        area, owner, row, column = (x.index_select(0, hit) for x in (area, owner, row, column))
+        e, w = ([x.index_select(0, hit) for x in each] for each in (edges, corners[2]))
+        far = (e[0] * w[0] + e[1] * w[1] + e[2] * w[2]) / area
+        pixel = (some.view.index_select(0, owner) * height + row) * width + column
         seen = far >= NEAR
-        yield pixel[seen], some.face[owner][seen], far[seen]
+        yield pixel[seen], some.face.index_select(0, owner)[seen], far[seen]
 
 
-def edge_functions(corners: Tensor, row: Tensor, column: Tensor, height: int, width: int) -> Tensor:
+def _extremes(one: Tensor, two: Tensor, three: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the least and the greatest of three values."""
+    return (
+        torch.minimum(torch.minimum(one, two), three),
+        torch.maximum(torch.maximum(one, two), three),
+    )
+
+
+def edge_functions(
+    corners: Tensor, row: Tensor, column: Tensor, height: int, width: int
+) -> tuple[Tensor, ...]:
     """Returns what is proportional to the perspective-correct weights of a face's corners at a pixel's centre.
 
     Args:
@@ -183,11 +186,11 @@ def edge_functions(corners: Tensor, row: Tensor, column: Tensor, height: int, wi
         width: Columns of the picture.
 
     Returns:
-        One value a corner, all of one sign in a face that is seen from one side: `[3, pairs]`.
+        One value a corner, all of one sign where the pixel lies in the face: three times `[pairs]`.
     """
     x = corners[0] - corners[2] * (column + (0.5 - 0.5 * width))
     y = corners[1] - corners[2] * (row + (0.5 - 0.5 * height))
-    return torch.stack([x[i - 2] * y[i - 1] - x[i - 1] * y[i - 2] for i in range(3)])
+    return tuple(x[i - 2] * y[i - 1] - x[i - 1] * y[i - 2] for i in range(3))
 
 
 def drawn(area: Tensor) -> Tensor:
@@ -212,7 +215,7 @@ def weights(screen: Screen, faces: Tensor, nearest: Tensor) -> Tensor:
     index = (index + view * screen.depth.shape[1]).reshape(-1)
     corners = torch.stack([take(axis.reshape(-1), index).view(3, -1) for axis in screen])
     edges = edge_functions(corners, row, column, height, width)
-    shares = edges / (edges[0] + edges[1] + edges[2])
+    shares = torch.stack(edges) / (edges[0] + edges[1] + edges[2])
     place = (view * height + row) * width + column
     empty = shares.new_zeros(nearest.numel(), 3)
     return empty.index_copy(0, place, shares.T).view(*nearest.shape, 3)
