@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from picardopt_3d.methods import (
     dreamfusion,
     dreamgaussian,
+    magic3d,
     prolificdreamer,
     textmesh,
     zero123,
@@ -45,6 +46,7 @@ METHODS: dict[str, dict[str, Method]] = {
     "text-to-3d": {
         "dreamfusion": Method(dreamfusion.DreamFusionConfig, dreamfusion.PRESETS),
         "textmesh": Method(textmesh.TextMeshConfig, textmesh.PRESETS),
+        "magic3d": Method(magic3d.Magic3DConfig, magic3d.PRESETS),
         "dreamgaussian": Method(dreamgaussian.DreamGaussianConfig, dreamgaussian.TEXT_PRESETS),
         "prolificdreamer": Method(prolificdreamer.ProlificDreamerConfig, prolificdreamer.PRESETS),
     },

@@ -20,12 +20,12 @@ class Texels(NamedTuple):
     """The texels whose centre lies on a triangle, and what is there.
 
     Attributes:
-        index: Row times the texture's size, plus column, ascending, int64, `[count]`.
+        place: Row times the texture's size, plus column, ascending, int64, `[count]`.
         face: The triangle, int64, `[count]`.
         barycentric: Weights of its three corners, `[count, 3]`.
     """
 
-    index: Tensor
+    place: Tensor
     face: Tensor
     barycentric: Tensor
 
