@@ -91,7 +91,7 @@ _SMALL_GEOMETRY = RefineConfig(
     batch=2,
     pixels=32,
     scene=_SMALL_MESH,
-    rates={"shape": 1e-4},
+    rates={"shape": ((0, 1e-2), (20, 1e-3))},
     weights=RefineWeights(normal_consistency=100.0, laplacian=100.0),
     shows="normals",
     sds=SdsConfig(guidance_scale=3.0),
@@ -99,14 +99,17 @@ _SMALL_GEOMETRY = RefineConfig(
     shading=_UNLIT,
 )
 
+# At first the LoRA knows nothing of the mesh, and VSD is as noisy as strong guidance alone.
+_GENTLY = ((0, 1e-3), (25, 8e-3), (70, 1e-3))
+
 _SMALL_TEXTURE = RefineConfig(
-    steps=60,
+    steps=70,
     batch=2,
     pixels=32,
     scene=replace(_SMALL_MESH, trained="colour"),
-    rates=field_rates(),
+    rates=field_rates(encoding=_GENTLY, networks=_GENTLY),
     guidance=_BY_VSD,
-    vsd=_SMALL_VSD,
+    vsd=replace(_SMALL_VSD, learning_rate=3e-3),
     timesteps=TimestepSchedule(high=(0.5, 0.5)),
     weights=RefineWeights(normal_consistency=0.0),
     shading=_UNLIT,
