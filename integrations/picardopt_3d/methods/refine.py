@@ -19,6 +19,7 @@ from picardopt_3d.methods.recipe import Context
 from picardopt_3d.methods.schedules import Points
 from picardopt_3d.scenes import Render, Scene
 from picardopt_3d.scenes.mesh.config import TetrahedralConfig, TexturedMeshConfig
+from picardopt_3d.scenes.mesh.geometry import laplacian, normal_consistency
 
 Shows = Literal["colour", "normals"]
 """What the guidance sees of a mesh."""
@@ -109,12 +110,6 @@ class Refine(DreamFusion):
         terms = super().terms(render, weights)
         if render.triangles is None:
             return terms
-        # Not at the top: these modules are written side by side.
-        from picardopt_3d.scenes.mesh.geometry import (  # type: ignore[import-not-found]
-            laplacian,
-            normal_consistency,
-        )
-
         if "normal_consistency" in weights:
             terms["normal_consistency"] = normal_consistency(render.triangles)
         if "laplacian" in weights:

@@ -10,8 +10,9 @@ from picardopt_3d.scenes.files import (
 )
 from picardopt_3d.scenes.gaussians import Gaussians, GaussiansConfig, StrategyConfig
 from picardopt_3d.scenes.hash_grid import HashConfig, HashGrid
-from picardopt_3d.scenes.mesh.config import TetrahedralConfig
+from picardopt_3d.scenes.mesh.config import TetrahedralConfig, TexturedMeshConfig
 from picardopt_3d.scenes.mesh.tetrahedral import Tetrahedral
+from picardopt_3d.scenes.mesh.textured import TexturedMesh
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.nerf import NerfConfig, NerfField
 from picardopt_3d.scenes.occupancy import OccupancyConfig, OccupancyGrid
@@ -45,6 +46,8 @@ __all__ = [
     "Surface",
     "Tetrahedral",
     "TetrahedralConfig",
+    "TexturedMesh",
+    "TexturedMeshConfig",
     "Triangles",
     "build_scene",
     "check_conversion",

@@ -12,15 +12,18 @@ from safetensors.torch import save_file
 
 from picardopt_3d.scenes.gaussians import Gaussians, GaussiansConfig, StrategyConfig
 from picardopt_3d.scenes.hash_grid import HashConfig
-from picardopt_3d.scenes.mesh.config import TetrahedralConfig
+from picardopt_3d.scenes.mesh.config import TetrahedralConfig, TexturedMeshConfig
 from picardopt_3d.scenes.mesh.tetrahedral import Tetrahedral
+from picardopt_3d.scenes.mesh.textured import TexturedMesh
 from picardopt_3d.scenes.nerf import NerfConfig, NerfField
 from picardopt_3d.scenes.occupancy import OccupancyConfig
 from picardopt_3d.scenes.radiance_field import FieldConfig, RadianceField
 from picardopt_3d.scenes.scene import Scene
 from picardopt_3d.scenes.sdf import SdfConfig, SdfField
 
-SceneConfig = FieldConfig | NerfConfig | SdfConfig | GaussiansConfig | TetrahedralConfig
+SceneConfig = (
+    FieldConfig | NerfConfig | SdfConfig | GaussiansConfig | TetrahedralConfig | TexturedMeshConfig
+)
 
 KINDS: dict[str, tuple[type[SceneConfig], type[Scene]]] = {
     "voxels": (FieldConfig, RadianceField),
@@ -28,6 +31,7 @@ KINDS: dict[str, tuple[type[SceneConfig], type[Scene]]] = {
     "sdf": (SdfConfig, SdfField),
     "gaussians": (GaussiansConfig, Gaussians),
     "tetrahedra": (TetrahedralConfig, Tetrahedral),
+    "textured": (TexturedMeshConfig, TexturedMesh),
 }
 """Configuration class and scene class by the kind that a file's header names."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from picardopt_3d.scenes.mesh.triangles import Triangles
-from picardopt_3d.scenes.scene import Surface
+from picardopt_3d.scenes.scene import Scene, Surface
 
 POINTS_AT_ONCE = 1 << 17
 """Points that are evaluated in one call, to limit memory."""
@@ -78,6 +78,51 @@ def extract_triangles(
         corners, triangles = simplified(corners, triangles, faces, surface.radius)
     return Triangles(
         torch.from_numpy(corners.astype(np.float32)), torch.from_numpy(triangles.astype(np.int64))
+    )
+
+
+def triangles_of(
+    scene: Scene,
+    resolution: int = 128,
+    *,
+    level: float = 0.0,
+    components: int | None = None,
+    faces: int | None = None,
+    progress: Progress | None = None,
+) -> Triangles:
+    """Returns the triangles of any scene: its own ones, simplified if they are too many, or those of its surface.
+
+    Args:
+        scene: The scene.
+        resolution: See `extract_triangles`; of no use for a scene that consists of triangles, like `level`.
+        level: See `extract_triangles`.
+        components: See `extract_triangles`.
+        faces: See `extract_triangles`.
+        progress: See `extract_triangles`.
+
+    Raises:
+        ValueError: The scene has no surface, or no triangles.
+    """
+    shell = scene.shell()
+    if shell is None:
+        return extract_triangles(
+            scene.surface(),
+            resolution,
+            level=level,
+            components=components,
+            faces=faces,
+            progress=progress,
+        )
+    triangles = Triangles(shell.triangles.vertices.detach().cpu(), shell.triangles.faces.cpu())
+    if not len(triangles.faces):
+        raise NoSurfaceError("the scene has no triangles: its surface has vanished")
+    corners, found = triangles.vertices.numpy(), triangles.faces.numpy()
+    if components is not None:
+        corners, found = largest_components(corners, found, components)
+    if faces is not None and faces < len(found):
+        corners, found = simplified(corners, found, faces, float(np.abs(corners).max()))
+    return Triangles(
+        torch.from_numpy(corners.astype(np.float32)), torch.from_numpy(found.astype(np.int64))
     )
 
 

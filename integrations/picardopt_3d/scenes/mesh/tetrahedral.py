@@ -68,6 +68,8 @@ class Tetrahedral(Scene):
         self.register_buffer("centre", torch.zeros(3))
         self.register_buffer("cell", torch.tensor(cell))
         sphere = self.lattice.norm(dim=1) - min(0.5, 0.75 * config.radius) / cell
+        # A vertex right on the sphere would have faces without an area around it.
+        sphere = torch.where(sphere.abs() < 0.01, 0.01, sphere)
         self.distance = nn.Parameter(sphere, requires_grad=shape)
         offsets = torch.zeros(vertex_count(count), 3)
         self.offsets = nn.Parameter(offsets, requires_grad=shape and config.deform)

@@ -11,19 +11,21 @@ from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.mesh.unwrap import Unwrapped
 
 _PAIRS = 1 << 22  # of a triangle and a texel that are tested at once, to limit memory
-_EDGE = 1e-6  # by so much a texel's centre may lie outside of both triangles at an edge, for rounding
+_EDGE = (
+    1e-6  # by so much a texel's centre may lie outside of both triangles at an edge, for rounding
+)
 
 
 class Texels(NamedTuple):
     """The texels whose centre lies on a triangle, and what is there.
 
     Attributes:
-        index: Row times the texture's size, plus column, ascending, int64, `[count]`.
+        place: Row times the texture's size, plus column, ascending, int64, `[count]`.
         face: The triangle, int64, `[count]`.
         barycentric: Weights of its three corners, `[count, 3]`.
     """
 
-    index: Tensor
+    place: Tensor
     face: Tensor
     barycentric: Tensor
 

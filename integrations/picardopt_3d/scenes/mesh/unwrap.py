@@ -87,7 +87,9 @@ def _run(content: bytes, progress: Callable[[int], object] | None) -> bytes:
     Not by multiprocessing: that would import torch again, and refuse to work in daemonic processes.
     """
     command = [sys.executable, "-P", str(unwrap_process.__file__), str(os.getpid())]
-    with tempfile.TemporaryFile() as given:  # not a pipe, which `communicate` forgets to fill after a timeout
+    with (
+        tempfile.TemporaryFile() as given
+    ):  # not a pipe, which `communicate` forgets to fill after a timeout
         given.write(content)
         given.seek(0)
         process = subprocess.Popen(
