@@ -214,7 +214,7 @@ def test_an_occupied_cell_is_one_that_the_released_code_samples() -> None:
 
 def test_the_register_holds_presets_of_its_own_classes() -> None:
     assert {command: list(methods) for command, methods in METHODS.items()} == {
-        "text-to-3d": ["dreamfusion", "textmesh", "dreamgaussian", "prolificdreamer"],
+        "text-to-3d": ["dreamfusion", "textmesh", "magic3d", "dreamgaussian", "prolificdreamer"],
         "image-to-3d": ["zero123", "zero123-gaussians", "dreamgaussian"],
     }
     assert METHODS.keys() == COMMANDS.keys()

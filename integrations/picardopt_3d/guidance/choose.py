@@ -199,7 +199,7 @@ def load_score(
 
 
 def check_source(config: GuidanceConfig) -> None:
-    """Checks that the model of a guidance is there, without loading it: its folder, or the hub, has its index.
+    """Checks that the models of a guidance are there, without loading them: folders, or the hub, have their indices.
 
     Args:
         config: The options.
@@ -210,8 +210,9 @@ def check_source(config: GuidanceConfig) -> None:
         ValueError: The pipeline is of another class.
     """
     known = GUIDANCE_MODELS.get(config.model)
-    if known is not None and config.source is not None:
-        read_index(_source(config.source), known.classes, config.options)
+    for source in (config.source, config.lora_source):
+        if known is not None and source is not None:
+            read_index(_source(source), known.classes, config.options)
 
 
 def _source(source: str) -> str:
