@@ -13,15 +13,10 @@ import torch
 import trimesh
 from picardopt_3d.export.command import main
 from picardopt_3d.export.glb import to_linear
-from picardopt_3d.export.mesh import (
-    Mesh,
-    NoSurfaceError,
-    extract_mesh,
-    largest_components,
-    points_of,
-)
+from picardopt_3d.export.mesh import Mesh, extract_mesh
 from picardopt_3d.export.mesh_files import save_mesh, vertex_normals
 from picardopt_3d.scenes import NerfConfig, NerfField, SdfConfig, SdfField, save_scene
+from picardopt_3d.scenes.mesh.extract import NoSurfaceError, largest_components, points_of
 from picardopt_3d.world import SHAPES
 from plyfile import PlyData
 

@@ -37,8 +37,8 @@ SMALL_HASH = HashConfig(levels=4, log2_size=12, base=8, scale=1.6)
 class TwoStages(RecipeConfig):
     """A coarse stage, and a finer one that begins with its scene."""
 
-    coarse: StageConfig
-    fine: StageConfig
+    coarse: DreamFusionConfig
+    fine: DreamFusionConfig
     note: str = "no stage"
 
 
@@ -145,7 +145,9 @@ def test_a_recipe_of_one_stage_is_that_stage() -> None:
         for methods in METHODS.values()
         for entry in methods.values()
         for config in entry.presets.values()
+        if isinstance(config, StageConfig)
     ]
+    assert configs
     for config in configs:
         ((_, only),) = config.stages()
         assert only is config

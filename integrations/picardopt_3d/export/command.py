@@ -155,8 +155,9 @@ def _export_mesh(config: ExportConfig, scene: Scene, out: Path) -> str:
     """Extracts and writes a mesh, and returns the line to print."""
     from tqdm import tqdm
 
-    from picardopt_3d.export.mesh import extract_mesh, points_of
+    from picardopt_3d.export.mesh import extract_mesh
     from picardopt_3d.export.mesh_files import save_mesh
+    from picardopt_3d.scenes.mesh.extract import points_of
 
     with tqdm(
         total=points_of(config.resolution), desc="surface", unit="point", unit_scale=True

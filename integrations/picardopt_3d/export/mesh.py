@@ -1,4 +1,4 @@
-"""Extraction of a scene's surface as a mesh: marching cubes, colours at the vertices, clean-up.
+"""Extraction of a scene's surface as a mesh with colours at the vertices.
 
 Meshes have the world's axes (right-handed, z up, the front along +x) and world units.
 """
@@ -13,23 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from picardopt_3d.scenes import Scene, Surface
-
-POINTS_AT_ONCE = 1 << 17
-"""Points that are evaluated in one call, to limit memory."""
-
-_LEAST_RESOLUTION = 8
-
-_AGGRESSIVENESS = (
-    3.0  # at its default, 7, the library meets the count but loses parts such as a mug's handle
-)
-
-Progress = Callable[[int], object]
-"""A function that is called with the number of points evaluated since the last call."""
-
-
-class NoSurfaceError(ValueError):
-    """The scene has no surface at the requested level."""
+from picardopt_3d.scenes import Scene
+from picardopt_3d.scenes.mesh.extract import POINTS_AT_ONCE, Progress, extract_triangles
+from picardopt_3d.scenes.mesh.triangles import Triangles
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +33,6 @@ class Mesh:
     colours: npt.NDArray[np.float32]
 
 
-@torch.no_grad()
 def extract_mesh(
     scene: Scene,
     resolution: int = 128,
@@ -57,7 +42,7 @@ def extract_mesh(
     faces: int | None = None,
     progress: Progress | None = None,
 ) -> Mesh:
-    """Extracts a mesh from a scene.
+    """Extracts a mesh from a scene's surface, whether or not it has triangles of its own.
 
     Args:
         scene: The scene.
@@ -74,157 +59,25 @@ def extract_mesh(
         NoSurfaceError: The scene's level set is on one side of `level` everywhere.
         ValueError: An option cannot be used, or the scene holds values that are not finite.
     """
-    if resolution < _LEAST_RESOLUTION:
-        raise ValueError(f"resolution={resolution}: give at least {_LEAST_RESOLUTION}")
-    for name, value, least in (("components", components, 1), ("faces", faces, 4)):
-        if value is not None and value < least:
-            raise ValueError(f"{name}={value}: give at least {least}, or leave it out")
     surface = scene.surface()
-    values, spacing = _sample(surface, resolution, level, progress)
-    # Imported here because it takes a second to import.
-    from skimage.measure import marching_cubes
-
-    corners, triangles, _, _ = marching_cubes(
-        values, 0.0, spacing=(spacing,) * 3, gradient_direction="ascent", allow_degenerate=False
+    triangles = extract_triangles(
+        surface, resolution, level=level, components=components, faces=faces, progress=progress
     )
-    corners = corners - spacing * (resolution - 1) / 2
-    if components is not None:
-        corners, triangles = largest_components(corners, triangles, components)
-    if faces is not None and faces < len(triangles):
-        corners, triangles = _simplified(corners / surface.radius, triangles, faces)
-        corners = corners * surface.radius
-    corners = corners.astype(np.float32)
-    return Mesh(corners, triangles.astype(np.int64), _colours(surface, corners))
+    return coloured(triangles, surface.colour, surface.device)
 
 
-def points_of(resolution: int) -> int:
-    """Returns the number of points that `extract_mesh` evaluates at a resolution."""
-    axis = _axis(resolution).square()
-    squared = axis[:, None, None] + axis[:, None] + axis
-    return int((squared < 1).sum())
-
-
-def largest_components(
-    vertices: npt.NDArray[np.floating], faces: npt.NDArray[np.integer], count: int
-) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]:
-    """Returns the connected pieces of largest area.
+@torch.no_grad()
+def coloured(
+    triangles: Triangles, colour: Callable[[Tensor], Tensor], device: torch.device
+) -> Mesh:
+    """Returns triangles with colours at their vertices.
 
     Args:
-        vertices: Positions of the vertices, `[vertices, 3]`.
-        faces: Indices of the triangles' vertices, `[faces, 3]`.
-        count: Number of pieces to keep.
-
-    Returns:
-        Vertices and faces of the pieces, in their old order.
+        triangles: The triangles.
+        colour: Maps points `[count, 3]` to RGB, `[count, 3]`.
+        device: Device that the points must be on.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    starts, ends = faces[:, [0, 1, 2]].ravel(), faces[:, [1, 2, 0]].ravel()
-    graph = coo_matrix((np.ones(len(starts), bool), (starts, ends)), shape=(len(vertices),) * 2)
-    pieces, piece = connected_components(graph, directed=False)
-    a, b, c = (vertices[faces[:, corner]] for corner in range(3))
-    areas = np.bincount(
-        piece[faces[:, 0]], np.linalg.norm(np.cross(b - a, c - a), axis=1), minlength=pieces
-    )
-    kept = np.isin(piece, np.argsort(-areas, kind="stable")[:count])
-    numbers = np.cumsum(kept) - 1
-    return vertices[kept], numbers[faces[kept[faces[:, 0]]]]
-
-
-def _axis(resolution: int) -> Tensor:
-    """Returns grid coordinates along one edge, in radii; the outermost ones lie outside the sphere."""
-    edge = (resolution - 1) / (resolution - 3)
-    return torch.linspace(-edge, edge, resolution, dtype=torch.float64)
-
-
-def _sample(
-    surface: Surface, resolution: int, level: float, progress: Progress | None
-) -> tuple[npt.NDArray[np.float32], float]:
-    """Evaluates the surface's level set minus `level` on a grid, negative outside the sphere.
-
-    Returns:
-        The values, `[x, y, z]`, and the spacing of the grid, world units.
-    """
-    axis = _axis(resolution) * surface.radius
-    spacing = 2 * surface.radius / (resolution - 3)
-    squared = axis.square()
-    distance = (squared[:, None, None] + squared[:, None] + squared).sqrt().flatten()
-    within = torch.nonzero(distance < surface.radius).squeeze(1)
-    found = []
-    for part in within.split(POINTS_AT_ONCE):
-        x, rest = part // resolution**2, part % resolution**2
-        points = torch.stack([axis[x], axis[rest // resolution], axis[rest % resolution]], dim=-1)
-        found.append(surface.level_set(points.to(surface.device, torch.float32)).double().cpu())
-        if progress is not None:
-            progress(len(part))
-    inside = torch.cat(found)
-    _check(inside, level)
-    inside -= level
-    # The depth below the sphere, so steep that it matters only within one cell of the sphere.
-    steep = float(inside.abs().max()) / spacing
-    values = steep * (surface.radius - distance)
-    values[within] = torch.minimum(inside, values[within])
-    # Marching cubes leaves holes or specks where a sample is exactly at the level.
-    values[values == 0] = -1e-12 * steep * spacing
-    return values.view((resolution,) * 3).float().numpy(), spacing
-
-
-def _check(inside: Tensor, level: float) -> None:
-    """Checks that the values are finite and that the scene has a surface at the level.
-
-    Args:
-        inside: Values of the level set within the sphere, `[points]`.
-        level: The requested level.
-
-    Raises:
-        ValueError: Some values are not finite.
-        NoSurfaceError: All values are on one side of the level.
-    """
-    if not bool(inside.isfinite().all()):
-        raise ValueError(
-            "the scene holds values that are not finite: its optimization diverged; take another checkpoint, or run "
-            "it again with a smaller learning rate"
-        )
-    low, high = float(inside.min()), float(inside.max())
-    if high <= level:
-        raise NoSurfaceError(
-            f"level={level:g}: the scene has no surface there; its level set ranges from {low:.4g} to "
-            f"{high:.4g}. Give a lower level (a lower density threshold), such as {high - (high - low) / 4:.4g}, or "
-            f"optimize for more steps"
-        )
-    if low >= level:
-        raise NoSurfaceError(
-            f"level={level:g}: all of the scene's sphere is inside that surface; its level set ranges "
-            f"from {low:.4g} to {high:.4g}. Give a higher level (a higher density threshold), such as "
-            f"{(low + high) / 2:.4g}"
-        )
-
-
-def _simplified(
-    vertices: npt.NDArray[np.floating], faces: npt.NDArray[np.integer], count: int
-) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]:
-    """Simplifies a mesh to about `count` triangles by quadric edge collapse (Garland and Heckbert, 1997).
-
-    Args:
-        vertices: Positions in radii of the scene, `[vertices, 3]`; the library's thresholds are for about that size.
-        faces: Indices of the triangles' vertices, `[faces, 3]`.
-        count: Number of triangles to aim for.
-    """
-    import fast_simplification
-
-    fewer: tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]] = fast_simplification.simplify(
-        np.ascontiguousarray(vertices, np.float32),
-        np.ascontiguousarray(faces, np.int32),
-        target_count=count,
-        agg=_AGGRESSIVENESS,
-    )
-    return fewer
-
-
-def _colours(surface: Surface, vertices: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Returns the scene's colour at the vertices, `[vertices, 3]`."""
-    parts = torch.from_numpy(vertices).split(POINTS_AT_ONCE)
-    colours = torch.cat([surface.colour(part.to(surface.device)).float().cpu() for part in parts])
-    found: npt.NDArray[np.float32] = colours.clamp(0, 1).numpy()
-    return found
+    vertices = triangles.vertices.float()
+    parts = [colour(part.to(device)) for part in vertices.split(POINTS_AT_ONCE)]
+    colours = torch.cat([part.float().cpu() for part in parts]).clamp(0, 1)
+    return Mesh(vertices.cpu().numpy(), triangles.faces.cpu().numpy(), colours.numpy())

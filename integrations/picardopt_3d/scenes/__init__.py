@@ -1,11 +1,18 @@
 """Scenes: what a run trains and renders."""
 
 from picardopt_3d.scenes.field import Field, FieldSample
-from picardopt_3d.scenes.files import SceneConfig, build_scene, load_scene, save_scene
+from picardopt_3d.scenes.files import (
+    SceneConfig,
+    build_scene,
+    check_conversion,
+    load_scene,
+    save_scene,
+)
 from picardopt_3d.scenes.gaussians import Gaussians, GaussiansConfig, StrategyConfig
 from picardopt_3d.scenes.hash_grid import HashConfig, HashGrid
-from picardopt_3d.scenes.mesh.config import TetrahedralConfig
+from picardopt_3d.scenes.mesh.config import TetrahedralConfig, TexturedMeshConfig
 from picardopt_3d.scenes.mesh.tetrahedral import Tetrahedral
+from picardopt_3d.scenes.mesh.textured import TexturedMesh
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.nerf import NerfConfig, NerfField
 from picardopt_3d.scenes.occupancy import OccupancyConfig, OccupancyGrid
@@ -39,8 +46,11 @@ __all__ = [
     "Surface",
     "Tetrahedral",
     "TetrahedralConfig",
+    "TexturedMesh",
+    "TexturedMeshConfig",
     "Triangles",
     "build_scene",
+    "check_conversion",
     "load_scene",
     "save_scene",
 ]

@@ -12,15 +12,18 @@ from safetensors.torch import save_file
 
 from picardopt_3d.scenes.gaussians import Gaussians, GaussiansConfig, StrategyConfig
 from picardopt_3d.scenes.hash_grid import HashConfig
-from picardopt_3d.scenes.mesh.config import TetrahedralConfig
+from picardopt_3d.scenes.mesh.config import TetrahedralConfig, TexturedMeshConfig
 from picardopt_3d.scenes.mesh.tetrahedral import Tetrahedral
+from picardopt_3d.scenes.mesh.textured import TexturedMesh
 from picardopt_3d.scenes.nerf import NerfConfig, NerfField
 from picardopt_3d.scenes.occupancy import OccupancyConfig
 from picardopt_3d.scenes.radiance_field import FieldConfig, RadianceField
 from picardopt_3d.scenes.scene import Scene
 from picardopt_3d.scenes.sdf import SdfConfig, SdfField
 
-SceneConfig = FieldConfig | NerfConfig | SdfConfig | GaussiansConfig | TetrahedralConfig
+SceneConfig = (
+    FieldConfig | NerfConfig | SdfConfig | GaussiansConfig | TetrahedralConfig | TexturedMeshConfig
+)
 
 KINDS: dict[str, tuple[type[SceneConfig], type[Scene]]] = {
     "voxels": (FieldConfig, RadianceField),
@@ -28,6 +31,7 @@ KINDS: dict[str, tuple[type[SceneConfig], type[Scene]]] = {
     "sdf": (SdfConfig, SdfField),
     "gaussians": (GaussiansConfig, Gaussians),
     "tetrahedra": (TetrahedralConfig, Tetrahedral),
+    "textured": (TexturedMeshConfig, TexturedMesh),
 }
 """Configuration class and scene class by the kind that a file's header names."""
 
@@ -48,6 +52,20 @@ def build_scene(config: SceneConfig, other: Scene | None = None) -> Scene:
     kind: Any = KINDS[_kind_of(config)][1]
     scene: Scene = kind(config) if other is None else kind.from_scene(config, other)
     return scene
+
+
+def check_conversion(config: SceneConfig, other: SceneConfig) -> None:
+    """Checks that the scene of one configuration can start from that of another one, before there are scenes.
+
+    Args:
+        config: Of the scene that starts from the other one.
+        other: Of the other one.
+
+    Raises:
+        TypeError: A configuration belongs to no scene, or there is no conversion between the two kinds.
+    """
+    kind, given = (KINDS[_kind_of(each)][1] for each in (config, other))
+    kind.check_conversion(given)
 
 
 def save_scene(scene: Scene, path: Path) -> None:

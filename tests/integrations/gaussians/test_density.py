@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from picardopt_3d.export.mesh import Mesh, NoSurfaceError, extract_mesh
+from picardopt_3d.export.mesh import Mesh, extract_mesh
 from picardopt_3d.scenes.gaussians import Gaussians, GaussiansConfig
 from picardopt_3d.scenes.gaussians.density import THRESHOLD, Density, surface_of
 from picardopt_3d.scenes.gaussians.splats import SH_C0, Splats
+from picardopt_3d.scenes.mesh.extract import NoSurfaceError
 from scipy.spatial.transform import Rotation
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -67,6 +67,7 @@ class TexturedMeshConfig:
         resolution: Samples of the other scene along each edge of the cube around it, where its surface is extracted.
         faces: Most triangles; a surface with more is simplified.
         texture: Pixels along each edge of the texture.
+        view_pixels: Pixels along each edge of the views of the other scene that the texture is baked from.
         trained: What is trained: the shape (offsets of the vertices), the colours (the texture), or both.
         background: Colour of the background, RGB in [0, 1].
         rasterizer: What draws the triangles.
@@ -75,6 +76,7 @@ class TexturedMeshConfig:
     resolution: int = 128
     faces: int = 50_000
     texture: int = 1024
+    view_pixels: int = 256
     trained: Trained = "colour"
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
     rasterizer: Rasterizer = "auto"
@@ -85,7 +87,7 @@ class TexturedMeshConfig:
         Raises:
             ValueError: A value is out of range; the message names it.
         """
-        for name, least in (("resolution", 8), ("faces", 4), ("texture", 16)):
+        for name, least in (("resolution", 8), ("faces", 4), ("texture", 16), ("view_pixels", 16)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give at least {least}")
         check_mesh(self.trained, self.rasterizer)

@@ -1,0 +1,169 @@
+"""The texture of a mesh, from another scene: means over many views of it, and its colours in space.
+
+Each texel is looked up in every view that sees it, and gets the mean of what they show, weighted by how squarely they
+look at it: sums, which do not depend on the order of the views.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from picardopt_3d.cameras import Cameras, orbit_cameras
+from picardopt_3d.scenes.mesh.extract import POINTS_AT_ONCE
+from picardopt_3d.scenes.mesh.geometry import vertex_normals
+from picardopt_3d.scenes.mesh.rasterize import interpolate, rasterize
+from picardopt_3d.scenes.mesh.screen import on_screen
+from picardopt_3d.scenes.mesh.texels import Texels, spread, texels_of
+from picardopt_3d.scenes.mesh.triangles import Triangles
+from picardopt_3d.scenes.mesh.unwrap import Unwrapped
+from picardopt_3d.scenes.scene import Scene
+
+_FOV = 42.5
+_MARGIN = 1.1  # of the cameras' distance, so that no silhouette touches the edge of a view
+_RINGS = ((-60.0, 6), (-30.0, 8), (0.0, 10), (30.0, 8), (60.0, 6))
+"""Elevation and number of views, besides those from above and below."""
+
+_LEAST_COSINE = 0.1
+_OPAQUE = 0.5
+_LEAST_WEIGHT = 1e-3
+
+VIEWS = sum(count for _, count in _RINGS) + 2
+"""Number of views that a texture is baked from."""
+
+
+def views_around(triangles: Triangles) -> Cameras:
+    """Returns cameras all around a mesh near the origin, that see all of it."""
+    reach = float(triangles.vertices.norm(dim=1).max())
+    distance = _MARGIN * reach / math.sin(math.radians(_FOV / 2))
+    elevations = [e for e, count in _RINGS for _ in range(count)] + [89.9, -89.9]
+    azimuths = [
+        360 * (i + 0.5 * (ring % 2)) / count
+        for ring, (_, count) in enumerate(_RINGS)
+        for i in range(count)
+    ]
+    azimuths += [0.0, 0.0]
+    return orbit_cameras(torch.tensor(elevations), torch.tensor(azimuths), distance, _FOV).to(
+        triangles.vertices.device
+    )
+
+
+class Seen:
+    """What views show of points of a mesh: sums that grow view by view.
+
+    Args:
+        triangles: The mesh.
+        texels: Where its points are.
+    """
+
+    def __init__(self, triangles: Triangles, texels: Texels) -> None:
+        self.triangles, self.points = triangles, texels.points(triangles)
+        normals = vertex_normals(triangles)[triangles.faces[texels.face]]
+        self.normals = F.normalize((texels.barycentric[:, :, None] * normals).sum(1), dim=1)
+        self.colours = self.points.new_zeros(len(self.points), 3, dtype=torch.float64)
+        self.weights = self.points.new_zeros(len(self.points), dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, camera: Cameras, rgb: Tensor, opacity: Tensor) -> None:
+        """Adds what one view shows.
+
+        Args:
+            camera: Where it is taken from; one camera.
+            rgb: Its colours over black, `[1, 3, size, size]`.
+            opacity: Its alpha, `[1, 1, size, size]`.
+        """
+        size = rgb.shape[-1]
+        towards = camera.position - self.points
+        distance = towards.norm(dim=1)
+        cosine = (towards * self.normals).sum(1) / distance
+        near = (cosine > _LEAST_COSINE).nonzero().squeeze(1)
+        screen = on_screen(self.points[near], camera, size)
+        at = (
+            torch.stack([screen.x[0], screen.y[0]], 1) / screen.depth[0][:, None]
+        )  # pixels from the middle
+        at = at + (size / 2 - 0.5)  # centres of pixels are integers
+        fragments = rasterize(self.triangles, camera, size, size, rasterizer="torch")
+        depths = on_screen(self.triangles.vertices, camera, size).depth[0]
+        depth = interpolate(fragments, self.triangles.faces, depths[:, None])[0]
+        depth = torch.where(fragments.face[0][..., None] >= 0, depth, torch.inf)
+        low = at.floor().long().clamp(0, size - 2)
+        part = at - low
+        pixel = 2 * math.tan(math.radians(float(camera.fov[0]) / 2)) / size * screen.depth[0]
+        tolerance = 2 * pixel / cosine[near]
+        rows = torch.cat([rgb, opacity], 1)[0].permute(1, 2, 0)
+        mixed, visible = rows.new_zeros(len(near), 4), torch.ones_like(near, dtype=torch.bool)
+        for down in (0, 1):
+            for right in (0, 1):
+                row, column = low[:, 1] + down, low[:, 0] + right
+                share = (part[:, 1] if down else 1 - part[:, 1]) * (
+                    part[:, 0] if right else 1 - part[:, 0]
+                )
+                mixed += share[:, None] * rows[row, column]
+                visible &= (depth[row, column, 0] - screen.depth[0]).abs() < tolerance
+        visible &= mixed[:, 3] > _OPAQUE
+        weight = torch.where(visible, cosine[near].square() * mixed[:, 3], 0.0).double()
+        colour = mixed[:, :3] / mixed[:, 3:].clamp_min(1e-6)
+        self.weights[near] += weight
+        self.colours[near] += weight[:, None] * colour.double()
+
+    def mean(self) -> Tensor:
+        """Returns the colours, RGB in [0, 1], black where no view sees a point, `[count, 3]`."""
+        return (self.colours / self.weights.clamp_min(1e-12)[:, None]).float().clamp(0, 1)
+
+
+@torch.no_grad()
+def bake(
+    triangles: Triangles,
+    unwrapped: Unwrapped,
+    size: int,
+    other: Scene,
+    view_pixels: int,
+    *,
+    progress: Callable[[int], object] | None = None,
+) -> Tensor:
+    """Returns the texture of a mesh in the colours of another scene, RGB in [0, 1], row 0 on top, `[size, size, 3]`.
+
+    A texel that no view sees has the other scene's colour at its place in space, if the scene has one, or else, like
+    all between the charts, that of the nearest texel.
+
+    Args:
+        triangles: The mesh, on the other scene's device.
+        unwrapped: Where its triangles lie on the texture.
+        size: Pixels along each edge of the texture.
+        other: The other scene.
+        view_pixels: Pixels along each edge of the views.
+        progress: Called with 1 after each of `VIEWS` views.
+    """
+    texels = texels_of(unwrapped, size)
+    found, cameras = Seen(triangles, texels), views_around(triangles)
+    black = torch.zeros(1, 3, device=other.device)
+    for index in range(len(cameras)):
+        camera = cameras[index : index + 1]
+        view = other.render(camera, view_pixels, background=black)
+        found.add(camera, view.rgb, view.opacity)
+        if progress is not None:
+            progress(1)
+    colours, known = found.mean(), found.weights > _LEAST_WEIGHT
+    in_space = _colour_in_space(other)
+    if in_space is not None and not bool(known.all()):
+        hidden = found.points[~known].split(POINTS_AT_ONCE)
+        colours[~known] = torch.cat([in_space(part) for part in hidden]).clamp(0, 1)
+        known = torch.ones_like(known)
+    if not bool(known.any()):
+        return colours.new_full((size, size, 3), 0.5)
+    return spread(colours[known], texels.place[known], size)
+
+
+def _colour_in_space(other: Scene) -> Callable[[Tensor], Tensor] | None:
+    """Returns a scene's colour as a function of points, None if it has none."""
+    shell = other.shell()
+    if shell is not None:
+        return shell.colour
+    try:
+        return other.surface().colour
+    except ValueError:
+        return None
