@@ -145,7 +145,9 @@ def test_a_recipe_of_one_stage_is_that_stage() -> None:
         for methods in METHODS.values()
         for entry in methods.values()
         for config in entry.presets.values()
+        if isinstance(config, StageConfig)
     ]
+    assert configs
     for config in configs:
         ((_, only),) = config.stages()
         assert only is config

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from picardopt_3d.cameras import Cameras, random_cameras
-from picardopt_3d.guidance import TimestepSchedule
 from picardopt_3d.methods.recipe import Context, StageConfig
 from picardopt_3d.methods.reference import Reference
 from picardopt_3d.methods.schedules import Milestones, Points, Weights, check_milestones, current
