@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from picardopt_3d.config import TextTo3DConfig
 from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.guidance.schedule import TimestepSchedule
+from picardopt_3d.guidance.vsd import VSD
 from picardopt_3d.methods import Stage, StageConfig, stage_seed
 from picardopt_3d.methods.prolificdreamer import PAPER, ProlificDreamerConfig
 from picardopt_3d.picard import PicardConfig, PicardOptions, make_optimizer
 from picardopt_3d.problem import Losses
+from picardopt_3d.run import prepare, worker
 from picardopt_3d.run.loop import closure_of
 from picardopt_3d.run.prepare import build_problem
 from picardopt_3d.scenes import HashConfig, OccupancyConfig, Scene
@@ -24,7 +30,13 @@ from picardopt_3d.tolerances import FixedTol, TolConfig
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from picardopt import ParallelPicardOptimizer, load_checkpoint, save_checkpoint, step_rng
+from picardopt import (
+    AdaptiveTolerance,
+    ParallelPicardOptimizer,
+    load_checkpoint,
+    save_checkpoint,
+    step_rng,
+)
 from tests.helpers.pool import Pools
 from tests.integrations.helpers.tiny_pipelines import save_stable_diffusion
 
@@ -311,3 +323,81 @@ def test_strides_do_not_collapse_where_batch_size_and_weights_change(
         ]
     assert max(across["changing"]) >= 2
     assert len(strides["changing"]) <= len(strides["constant"]) + 2
+
+
+# -- published, and in memory ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_published_settings_run_two_sweeps_on_the_real_pipelines(
+    name: str, folders: dict[str, Path]
+) -> None:
+    """A LoRA on a model that predicts the velocity, beside one that predicts the noise."""
+    config, index, previous = before(published(folders), name)
+    stage = build(config, index, previous)
+    optimizer, closure = wrapped(stage, config, index, 7, None), closure_of(stage)
+    trained = [p for base in stage.optimizers() for g in base.param_groups for p in g["params"]]
+    begun = [parameter.detach().clone() for parameter in trained]
+    while optimizer.stats.sweeps < 2:
+        assert optimizer.step(closure).total.isfinite()
+    assert isinstance(optimizer.tolerance, AdaptiveTolerance)
+    moved = [not torch.equal(one, other) for one, other in zip(begun, trained, strict=True)]
+    assert all(moved)
+    guidance = stage.guidance
+    if isinstance(guidance, VSD):
+        kinds = guidance.score.prediction_type, guidance.lora_score.prediction_type
+        assert kinds == ("epsilon", "v_prediction")
+        assert len(stage.optimizers()) == 2
+
+
+def networks() -> int:
+    """How many score networks are in memory; nothing is collected for the count."""
+    return sum(type(each) is UNet2DConditionModel for each in gc.get_objects())
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["two-models", "one-model"])
+def test_no_stage_is_trained_beside_the_networks_of_another(
+    shared: bool, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny(folders, 2)
+    if not shared:  # the LoRA is then on a network that only its stage may use
+        alone = {
+            name: replace(config, guidance=replace(config.guidance, lora_source=None))
+            for name, config in recipe.stages()
+        }
+        recipe = ProlificDreamerConfig(**alone)  # type: ignore[arg-type]
+    config = TextTo3DConfig(
+        prompt=TASK.text,
+        out=tmp_path / "run",
+        method="prolificdreamer",
+        preset="paper",
+        recipe=recipe,
+        sequential=True,
+        device="cpu",
+        picture_every=0,
+    )
+    training, preparing = [], []
+    train_stage, prepared = worker._train_stage, prepare._prepared
+
+    def watched(*arguments: Any) -> float:
+        training.append(networks())
+        return train_stage(*arguments)
+
+    def counted(*arguments: Any, **options: Any) -> prepare.PreparedStage:
+        stage = prepared(*arguments, **options)
+        preparing.append(networks())
+        return stage
+
+    monkeypatch.setattr(worker, "_train_stage", watched)
+    monkeypatch.setattr(prepare, "_prepared", counted)
+    gc.collect()
+    others = networks()
+    gc.disable()
+    try:
+        worker.train(config, time.time())
+    finally:
+        gc.enable()
+    assert [count - others for count in training] == ([2, 1, 2] if shared else [1, 1, 1])
+    # The stage before is dropped once the next one is there, and the network that both use is not loaded again.
+    assert max(preparing) - others == 2

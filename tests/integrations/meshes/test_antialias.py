@@ -182,10 +182,11 @@ def test_a_surface_before_itself_has_a_silhouette() -> None:
     assert bool(((image > 0) & (image < 1)).any())
 
 
-def test_a_picture_of_one_colour_stays() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_picture_of_one_colour_stays(dtype: torch.dtype) -> None:
     triangles = random_triangles(20)
     found = rasterize(triangles, TILTED, 24, 24)
-    image = torch.full((2, 24, 24, 3), 0.7, dtype=torch.float64)
+    image = torch.full((2, 24, 24, 3), 0.7, dtype=dtype)
     assert torch.equal(antialias(image, found, triangles, TILTED), image)
 
 

@@ -32,7 +32,10 @@ _THINNEST, _THICKEST = 1e-6, 1e4
 _FAINTEST = 0.05
 """A field in which no ray is more opaque than this is empty."""
 
-_MARGIN = 0.15
+_RAYS = 40
+"""Rays along each edge of a picture that is compared, and samples on each."""
+
+_MARGIN = 0.1
 """Space to grow on each side of the shape, as a share of its size."""
 
 
@@ -72,8 +75,13 @@ def shape_of(other: Scene, whole: Cube, border: Tensor) -> tuple[Cube, Tensor]:
     Raises:
         ValueError: The other scene is empty, or has no surface.
     """
-    cube = _around(whole, _values(other, whole) < 0)
-    values = _values(other, cube)
+    half = 0.5 * whole.cell * whole.resolution
+    inside = _sampler(other, whole.centre, math.sqrt(3) * half)(whole.points()) < 0
+    if not inside.any():
+        raise empty()
+    cube = _around(whole, inside)
+    reach = float((whole.points()[inside] - cube.centre).norm(dim=1).max()) + whole.cell
+    values = _sampler(other, cube.centre, reach)(cube.points())
     values = torch.where(border, values.abs().clamp_min(1e-3), values)
     if not (values < 0).any():
         raise empty()
@@ -93,8 +101,6 @@ def empty() -> ValueError:
 
 def _around(whole: Cube, inside: Tensor) -> Cube:
     """Returns a cube around the vertices inside, with some space to grow, that does not leave the whole one."""
-    if not inside.any():
-        raise empty()
     half = 0.5 * whole.resolution
     places = whole.lattice[inside]
     low, high = places.amin(0) - 1, places.amax(0) + 1  # the surface lies up to a cell further out
@@ -108,22 +114,37 @@ def _around(whole: Cube, inside: Tensor) -> Cube:
     )
 
 
-def _values(other: Scene, cube: Cube) -> Tensor:
-    """Returns values at the vertices that are negative inside: in world units of a signed distance, others of any."""
-    points = cube.points()
-    if isinstance(other, SdfField):
-        return -_evaluated(other.level_set, points)
-    if isinstance(other, Field):
-        within = points.norm(dim=1) < other.radius
-        density = torch.zeros_like(points[:, 0])
-        density[within] = _evaluated(other.density, points[within])
-        density = density.clamp(_THINNEST, _THICKEST)
-        level = outline_level(density, cube.resolution, cube.cell)
-        return inverse_softplus(density.new_tensor(level)) - inverse_softplus(density)
+def _sampler(other: Scene, centre: Tensor, radius: float) -> Callable[[Tensor], Tensor]:
+    """Returns a function of points that is negative inside a scene: its signed distance, if it has one.
+
+    Args:
+        other: The scene.
+        centre: Centre of a ball that holds all of it, world units, `[3]`.
+        radius: Radius of the ball, world units.
+    """
+    if isinstance(other, Field) and not isinstance(other, SdfField):
+        density = _density_of(other)
+        level = density(centre[None]).new_tensor(outline_level(density, centre, radius))
+        return lambda points: inverse_softplus(level) - inverse_softplus(density(points))
     surface = other.surface()
-    return torch.maximum(
-        -_evaluated(surface.level_set, points), points.norm(dim=1) - surface.radius
-    )
+
+    def outside(points: Tensor) -> Tensor:
+        depth = _evaluated(surface.level_set, points)
+        return torch.maximum(-depth, points.norm(dim=1) - surface.radius)
+
+    return outside
+
+
+def _density_of(other: Field) -> Callable[[Tensor], Tensor]:
+    """Returns a field's density as a function of points, limited to a range."""
+
+    def density(points: Tensor) -> Tensor:
+        within = points.norm(dim=1) < other.radius
+        found = torch.zeros_like(points[:, 0])
+        found[within] = _evaluated(other.density, points[within])
+        return found.clamp(_THINNEST, _THICKEST)
+
+    return density
 
 
 def _evaluated(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
@@ -131,35 +152,53 @@ def _evaluated(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
     return torch.cat([function(part) for part in points.split(_AT_ONCE)])
 
 
-def outline_level(density: Tensor, resolution: int, cell: float) -> float:
+def outline_level(density: Callable[[Tensor], Tensor], centre: Tensor, radius: float) -> float:
     """Returns the density on the surface of a field: the level whose outlines are as large as those of the field.
 
-    The grid's rows along the three axes are rays. As many of them should meet the inside of the surface as are at least
-    half as opaque as the most opaque one. A volume would not do: it depends on how the inside is counted, which nobody
-    sees, and a soft but thick field, opaque as a whole, has little density in each cell. If many levels fit, as those
-    of a hard field do, it is the one closest to half opacity over one cell.
+    Parallel rays through a ball look at the field along the six axes of an icosahedron. As many of them should meet the
+    inside of the surface as are at least half as opaque as the most opaque one. A share of the volume would not do: it
+    depends on how the inside is counted, which nobody sees, and a soft but thick field, opaque as a whole, has little
+    density in each cell. If many levels fit, as those of a hard field do, it is the one closest to half opacity between
+    two samples.
 
     Args:
-        density: Densities at the grid's vertices, per world unit, `[vertices]`.
-        resolution: Cells along each edge of the grid.
-        cell: Edge of a cell, world units.
+        density: Maps points `[count, 3]` to densities per world unit, `[count]`.
+        centre: Centre of the ball, world units, `[3]`.
+        radius: Radius of the ball, world units.
 
     Raises:
         ValueError: The field is empty.
     """
-    corners, centres = density.split([(resolution + 1) ** 3, resolution**3])
-    blocks = corners.view((resolution + 1,) * 3), centres.view((resolution,) * 3)
-    rows = [block.movedim(axis, 0).flatten(1) for block in blocks for axis in range(3)]
-    opacity = torch.cat([-torch.expm1(-cell * row.sum(0)) for row in rows])
-    highest = torch.cat([row.amax(0) for row in rows]).sort(descending=True).values
-    most = float(opacity.max())
+    spacing = 2 * radius / _RAYS
+    axis = spacing * (torch.arange(_RAYS) - (_RAYS - 1) / 2)
+    grid = torch.cartesian_prod(axis, axis, axis).to(centre)
+    opacity, highest = [], []
+    for frame in _frames():
+        values = density(centre + grid @ frame.to(centre)).view(_RAYS**2, _RAYS)
+        opacity.append(-torch.expm1(-spacing * values.sum(1)))
+        highest.append(values.amax(1))
+    opaque, levels = torch.cat(opacity), torch.cat(highest).sort(descending=True).values
+    most = float(opaque.max())
     if most < _FAINTEST:
         raise empty()
-    count = int((opacity > most / 2).sum())
-    above = float(highest[count - 1])
-    below = float(highest[count]) if count < len(highest) else 0.0
+    count = int((opaque > most / 2).sum())
+    above = float(levels[count - 1])
+    below = float(levels[count]) if count < len(levels) else 0.0
     # Slightly less, so that rays at this very level, as in a field of one density, count as inside.
-    return (1 - 1e-4) * min(max(math.log(2) / cell, below), above)
+    return (1 - 1e-4) * min(max(math.log(2) / spacing, below), above)
+
+
+def _frames() -> list[Tensor]:
+    """Returns orthonormal frames, in rows, whose last axes are those of an icosahedron, each `[3, 3]`."""
+    golden = (1 + math.sqrt(5)) / 2
+    frames = []
+    for turn in range(3):
+        for sign in (1.0, -1.0):
+            axis = torch.tensor([0.0, 1.0, sign * golden]).roll(turn)
+            axis = axis / axis.norm()
+            side = torch.tensor([1.0, 0.0, 0.0]).roll(turn)
+            frames.append(torch.stack([side, torch.linalg.cross(axis, side), axis]))
+    return frames
 
 
 def _distances(points: Tensor, triangles: Triangles) -> Tensor:

@@ -234,8 +234,8 @@ class Tetrahedral(Scene):
 
         The shape of another tetrahedral grid is copied bit for bit. That of a field lies where its density has a
         level that leaves its outlines as they are; any other scene needs a surface. The grid's cube is fitted to it.
-        Colours are copied if both scenes compute them alike, otherwise trained; random numbers come from torch's
-        global CPU generator.
+        Colours are copied from another grid of the same configuration, otherwise trained; random numbers come from
+        torch's global CPU generator.
 
         Args:
             config: Configuration of the new scene.
