@@ -68,6 +68,7 @@ class TexturedMeshConfig:
         faces: Most triangles; a surface with more is simplified.
         texture: Pixels along each edge of the texture.
         view_pixels: Pixels along each edge of the views of the other scene that the texture is baked from.
+        samples: Points along each edge of a pixel, whose mean it shows: textures have no smaller versions to look up.
         trained: What is trained: the shape (offsets of the vertices), the colours (the texture), or both.
         background: Colour of the background, RGB in [0, 1].
         rasterizer: What draws the triangles.
@@ -77,6 +78,7 @@ class TexturedMeshConfig:
     faces: int = 50_000
     texture: int = 1024
     view_pixels: int = 256
+    samples: int = 1
     trained: Trained = "colour"
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
     rasterizer: Rasterizer = "auto"
@@ -87,7 +89,7 @@ class TexturedMeshConfig:
         Raises:
             ValueError: A value is out of range; the message names it.
         """
-        for name, least in (("resolution", 8), ("faces", 4), ("texture", 16), ("view_pixels", 16)):
+        for name, least in (("resolution", 8), ("faces", 4), ("texture", 16), ("view_pixels", 16), ("samples", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give at least {least}")
         check_mesh(self.trained, self.rasterizer)
