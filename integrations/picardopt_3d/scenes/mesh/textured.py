@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.scenes.mesh.bake import bake
 from picardopt_3d.scenes.mesh.config import TexturedMeshConfig
-from picardopt_3d.scenes.mesh.extract import triangles_of
 from picardopt_3d.scenes.mesh.geometry import length, unit, vertex_normals
 from picardopt_3d.scenes.mesh.lookup import Lookup, sampled
+from picardopt_3d.scenes.mesh.outline import outlined
 from picardopt_3d.scenes.mesh.rasterize import antialias, chosen, interpolate, rasterize
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.mesh.unwrap import Unwrapped, unwrap
@@ -202,11 +202,11 @@ class TexturedMesh(Scene):
         Raises:
             ValueError: The other scene is empty or has no surface.
         """
-        triangles = triangles_of(other, config.resolution, faces=config.faces)
+        triangles = outlined(other, config)
         unwrapped = unwrap(triangles, config.texture)
         triangles = Triangles(*(part.to(other.device) for part in triangles))
         unwrapped = Unwrapped(*(part.to(other.device) for part in unwrapped))
-        colours = bake(triangles, unwrapped, config.texture, other, config.view_pixels)
+        colours = bake(triangles, unwrapped, other, config)
         return cls(config, triangles, unwrapped, colours)
 
     def load_state_dict(
