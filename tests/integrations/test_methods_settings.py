@@ -93,7 +93,8 @@ def idle(config: StageConfig) -> set[str]:
     found = {"sds", "vsd", "denoise"} - {config.guidance.loss}
     shading = getattr(config, "shading", None)
     if shading is not None and not shading.diffuse_probability:
-        found |= {f"shading.{name}" for name in ("ambient_steps", "textureless_probability")}
+        unread = ("ambient_steps", "textureless_probability", "soft", "placement")
+        found |= {f"shading.{name}" for name in unread}
     return found
 
 
@@ -214,7 +215,7 @@ def test_an_occupied_cell_is_one_that_the_released_code_samples() -> None:
 
 def test_the_register_holds_presets_of_its_own_classes() -> None:
     assert {command: list(methods) for command, methods in METHODS.items()} == {
-        "text-to-3d": ["dreamfusion", "textmesh", "dreamgaussian", "prolificdreamer"],
+        "text-to-3d": ["dreamfusion", "textmesh", "magic3d", "dreamgaussian", "prolificdreamer"],
         "image-to-3d": ["zero123", "zero123-gaussians", "dreamgaussian"],
     }
     assert METHODS.keys() == COMMANDS.keys()

@@ -1,11 +1,17 @@
 """DreamGaussian (arXiv 2309.16653), second stage: a mesh made of the Gaussians, whose texture is refined.
 
-A step renders the mesh, lets the score model refine the views by image-to-image denoising, and pulls the texture towards
-the squared difference's minimum. The level of the noise falls with the step. From a picture, what is seen of the mesh
-from the picture's camera is compared with it, where the surface faces that camera.
+A step renders the mesh, lets the score model refine the views by image-to-image denoising, and pulls them towards what
+came out by a squared difference. From a picture, what is seen of the mesh from the picture's camera is compared with
+it, where the surface faces that camera.
 
-DreamPropeller runs ahead in the first stage alone: `PAPER` and `PAPER_IMAGE` have the second stage of the DreamGaussian
-that it carries.
+DreamPropeller runs ahead in the first stage alone. `PAPER` and `PAPER_IMAGE` have the second stage of the DreamGaussian
+that it carries, and the first stage's window and tolerance. They differ in two points: the surface is where meshes of
+Gaussians come closest to the truth (`scenes.gaussians.density`), and views are never rendered smaller than they are, to
+an eighth there, because textures here have no smaller versions to look up. Later releases of DreamGaussian let the
+noise fall: `TimestepSchedule(low=(0.2, 0.05), high=(0.2, 0.05))`.
+
+`SMALL` and `SMALL_IMAGE` are the recipe at the scale of the shipped models. Their meshes are of views of few pixels,
+so that they train the shape too.
 """
 
 from __future__ import annotations
@@ -18,13 +24,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from picardopt_3d.cameras import Cameras, random_cameras
-from picardopt_3d.guidance import TimestepSchedule
+from picardopt_3d.guidance import DenoiseConfig, TimestepSchedule
+from picardopt_3d.guidance.choose import GuidanceConfig
+from picardopt_3d.methods import dreamgaussian
+from picardopt_3d.methods.optim import texture_rates
 from picardopt_3d.methods.recipe import Context, StageConfig
 from picardopt_3d.methods.reference import Reference
 from picardopt_3d.methods.schedules import Milestones, Points, Weights, check_milestones, current
 from picardopt_3d.methods.stage import Stage
 from picardopt_3d.problem import Losses
-from picardopt_3d.scenes import Render, Scene
+from picardopt_3d.scenes import Render, Scene, TexturedMeshConfig
 
 _MULTIPLE = 8  # pixels; what a supersampled view is rounded up to
 
@@ -165,3 +174,56 @@ def facing(render: Render, cameras: Cameras, least: float) -> Tensor:
         axis = cameras.camera_to_world[:, :3, 2, None, None].to(normal)  # cameras look down -z
         cosine = (normal * axis).sum(1, keepdim=True)
         return ((cosine > least) & (render.opacity > 0)).to(normal)
+
+
+def _refined(stage: StageConfig) -> GuidanceConfig:
+    """Returns the guidance of the first stage, by another loss."""
+    return replace(stage.guidance, loss="denoise")
+
+
+PAPER = DreamGaussianTextureConfig(
+    steps=50,
+    batch=1,
+    pixels=512,
+    supersampling=(1.0, 2.0),
+    scene=TexturedMeshConfig(faces=100_000, view_pixels=512),
+    rates=texture_rates(texture=0.2, offsets=1e-4),
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    guidance=_refined(dreamgaussian.PAPER),
+    denoise=DenoiseConfig(guidance_scale=100.0, guidance_form="uncond"),
+    timesteps=TimestepSchedule(low=(0.4, 0.4), high=(0.4, 0.4)),
+    cameras=dreamgaussian.PAPER.cameras,
+    picard=dreamgaussian.PAPER.picard,
+)
+
+PAPER_IMAGE = replace(
+    PAPER,
+    guidance=_refined(dreamgaussian.PAPER_IMAGE),
+    denoise=DenoiseConfig(guidance_scale=5.0, guidance_form="uncond"),
+    cameras=dreamgaussian.PAPER_IMAGE.cameras,
+    weights=TextureWeights(rgb=1.0),
+)
+
+SMALL = DreamGaussianTextureConfig(
+    steps=75,
+    batch=4,
+    pixels=32,
+    supersampling=(2.0, 2.0),
+    scene=TexturedMeshConfig(resolution=48, faces=3000, texture=128, view_pixels=64, trained="all"),
+    rates=texture_rates(texture=((0, 0.03), (75, 0.003)), offsets=((0, 1e-3), (75, 1e-4))),
+    guidance=_refined(dreamgaussian.SMALL),
+    denoise=DenoiseConfig(guidance_scale=3.0, steps=10),
+    timesteps=TimestepSchedule(low=(0.5, 0.1), high=(0.5, 0.1)),
+    cameras=dreamgaussian.SMALL.cameras,
+)
+
+SMALL_IMAGE = replace(
+    SMALL,
+    pixels=dreamgaussian.SMALL_IMAGE.final_pixels,
+    supersampling=(1.0, 1.0),
+    reference_pixels=dreamgaussian.SMALL_IMAGE.reference_pixels,
+    guidance=_refined(dreamgaussian.SMALL_IMAGE),
+    cameras=dreamgaussian.SMALL_IMAGE.cameras,
+    weights=TextureWeights(rgb=1.0),
+)

@@ -80,6 +80,16 @@ def gaussian_rates(
     }
 
 
+def texture_rates(texture: Points = 0.01, offsets: Points = 1e-3) -> dict[str, Points]:
+    """Returns learning rates for the groups of a textured mesh.
+
+    Args:
+        texture: Learning rate of the texture's logits.
+        offsets: Learning rate of the displacements of the vertices.
+    """
+    return {"texture": texture, "offsets": offsets}
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """The part of a stage's configuration that describes the scene's optimizer.

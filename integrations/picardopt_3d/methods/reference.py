@@ -33,9 +33,7 @@ class Reference:
         """Returns the number of pixels along each edge at a step."""
         return current(self._sizes, step)
 
-    def losses(
-        self, render: Render, step: int, where: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def losses(self, render: Render, step: int, where: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the mean squared differences from the picture ("rgb", over white) and from its alpha ("mask").
 
         Args:

@@ -120,18 +120,15 @@ def test_inside_a_closed_mesh_every_pixel_is_covered() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("cells", [1, 3, 16, 100])
+@pytest.mark.parametrize("cells", [1, 17, 34, 119])
 def test_a_sheet_has_neither_holes_nor_double_hits(cells: int, dtype: torch.dtype) -> None:
-    """Edges and vertices of the grid lie on pixel centres, but for rounding, and every pixel is covered."""
+    """The sheet is 17 pixels wide: vertices of a grid of 17 lie on the centres of the 16, but for rounding."""
     camera = orbit_cameras(0.0, 0.0)
-    size = 2 * float(camera.distance) * math.tan(math.radians(float(camera.fov)) / 2)
-    half = (
-        size / 32
-    )  # of two pixels of 16: the grid ends on the outermost centres if there is a cell a pixel
-    triangles = grid(cells, size + half, dtype)
+    pixel = 2 * float(camera.distance) * math.tan(math.radians(float(camera.fov)) / 2) / 16
+    triangles = grid(cells, 17 * pixel, dtype)
     face = rasterize(triangles, camera, 16, 16).face
     assert (face >= 0).all()
-    if cells < 10:
+    if cells == 1:
         alone = [
             rasterize(Triangles(triangles.vertices, one[None]), camera, 16, 16).face >= 0
             for one in triangles.faces
@@ -140,6 +137,20 @@ def test_a_sheet_has_neither_holes_nor_double_hits(cells: int, dtype: torch.dtyp
         on_edge = np.isclose(np.abs(seen_by_rays(triangles, camera, 16, 16)[1]), 0, atol=1e-5)
         assert (covered >= 1).all()
         assert (covered[torch.from_numpy(~on_edge.any(-1))] == 1).all()
+
+
+def test_vertices_on_the_centres_of_pixels_leave_no_holes() -> None:
+    """Each at a depth of its own on the ray through a centre, so that rounding puts it on any side of it."""
+    camera = orbit_cameras(0.0, 0.0)
+    triangles = grid(65, dtype=torch.float32)
+    wide = camera.rays(66, 66)[1][0].flip(0)  # row 0 below, as in the grid
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        depth = 1 + torch.rand(66, 66, 1, generator=generator)
+        rays = wide / -wide[..., :1]
+        vertices = camera.position + (depth * rays).view(-1, 3)
+        face = rasterize(Triangles(vertices, triangles.faces), camera, 66, 66).face
+        assert (face[:, 1:-1, 1:-1] >= 0).all()
 
 
 @pytest.mark.parametrize("seed", range(6))
