@@ -4,12 +4,14 @@ Three stages: a radiance field by VSD, the shape of a mesh by score distillation
 colours by VSD again. The batch falls from 8 to 2 views when the views grow from 64 to 512 pixels; the noise levels
 fall at the same step, and a loss on the opacity begins later.
 
-`PAPER` has DreamPropeller's settings (its Table 3, and its released configurations). It differs in three points: the
-schedules of loss weights move, which there stay at their first value; density and colour come from one network; and
-the mesh keeps the field's colours through the second stage, where the released code makes new ones for the third.
+`PAPER` has DreamPropeller's settings (its Table 3, and its released configurations). It differs in five points: the
+LoRA is part of the iteration (`lora="paper"` is the other way); the schedules of loss weights move, which there stay at
+their first value; density and colour come from one network; the mesh keeps the field's colours through the second
+stage, where the released code makes new ones for the third; and signed distances are in cells.
 
-`SMALL` is the recipe at the scale of the models that ship. They have never seen normals: the second stage follows the
-first one's shape at small rates, and smooths it.
+`SMALL` is the recipe at the scale of the models that ship, with all of its changes in a few hundred steps. These models
+have never seen normals: over four texts the second stage changed the PSNR by -0.1 to +0.2 dB. Without score
+distillation its smoothing alone cost 0.1 and 0.6 dB (two of them).
 """
 
 from __future__ import annotations
@@ -156,7 +158,8 @@ _PAPER_NERF = DreamFusionConfig(
     picard=_PICARD,
 )
 
-_PAPER_MESH = TetrahedralConfig(resolution=128, radius=1.0, trained="shape")
+# As many vertices as the released code's table of tetrahedra of "resolution 128".
+_PAPER_MESH = TetrahedralConfig(resolution=52, radius=1.0, trained="shape")
 
 _PAPER_GEOMETRY = RefineConfig(
     steps=15_000,
