@@ -32,6 +32,7 @@ from torch.utils import _pytree as pytree
 
 from picardopt import (
     AdaptiveTolerance,
+    ImpureClosureError,
     ParallelPicardOptimizer,
     load_checkpoint,
     save_checkpoint,
@@ -243,6 +244,29 @@ def test_each_stage_resumes_bitwise(name: str, folders: dict[str, Path], tmp_pat
     for _ in range(config.steps - CHANGE):
         optimizer.step(closure)
     assert same(bits(again), wanted)
+
+
+def test_the_papers_lora_is_not_checked_by_evaluating_steps_again(
+    folders: dict[str, Path],
+) -> None:
+    """Its steps would differ: it has learnt in between. It runs ahead all the same."""
+    nerf = tiny(folders, 12).nerf
+    config = replace(nerf, vsd=replace(nerf.vsd, lora="paper", learning_rate=0.1), picard=PLAIN)
+    assert config.caution is not None
+    assert nerf.caution is None
+    stage = build(config, 0, None)
+    assert not stage.repeatable
+    assert len(stage.optimizers()) == 1  # the scene's
+    optimizer, closure = wrapped(stage, config, 0, 4, None), closure_of(stage)
+    for _ in range(config.steps):
+        optimizer.step(closure)
+    assert optimizer.stats.sweeps < config.steps
+    checked = ParallelPicardOptimizer(
+        stage.optimizers(), carry=stage.carry(), total_steps=config.steps, window=4
+    )
+    with pytest.raises(ImpureClosureError):
+        for _ in range(config.steps):
+            checked.step(closure)
 
 
 # -- schedules ---------------------------------------------------------------------------------------------
