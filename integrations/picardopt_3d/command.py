@@ -22,6 +22,7 @@ from picardopt_3d.config_files import (
     find_preset,
     load_config,
     merged,
+    only_first_stage,
     plain,
     read_yaml,
 )
@@ -81,7 +82,7 @@ def _run_among(arguments: Sequence[str]) -> str | None:
 
 
 def print_report(report: dict[str, Any], folder: RunFolder) -> None:
-    """Prints in two lines what came of a run."""
+    """Prints in two lines what came of a run, and of several stages a line each."""
     psnr = report.get("psnr")
     quality = "" if psnr is None else f"; PSNR {psnr:.1f} dB against the true views"
     counts = "".join(
@@ -89,11 +90,22 @@ def print_report(report: dict[str, Any], folder: RunFolder) -> None:
         for name in report.get("counts", {})
         if name.lower() in report
     )
+    stages = "".join(f"  {_in_short(stage)}\n" for stage in report.get("stages", ()))
     print(
         f"{report['title']!r}: {report['steps']} steps in {report['sweeps']} sweeps"
         f" ({report['mean_stride']:.2f} steps a sweep) by {report['workers']} worker(s){counts};"
         f" {report['total_seconds']:.0f} s in all{quality}\n"
+        f"{stages}"
         f"look at {folder.sheet} and {folder.film}"
+    )
+
+
+def _in_short(stage: dict[str, Any]) -> str:
+    """Returns what came of one of several stages."""
+    quality = f"; PSNR {stage['psnr']:.1f} dB" if "psnr" in stage else ""
+    return (
+        f"{stage['name']}: {stage['steps_done']} of {stage['steps']} steps in {stage['sweeps']} sweeps, "
+        f"{stage['seconds']:.0f} s{quality}"
     )
 
 
@@ -120,6 +132,7 @@ def resume(argv: Sequence[str] | None = None) -> None:
     config = parse_resume(argv)
     from picardopt_3d.run.pipeline import resume_checked
 
+    _print_notes(_cautions(config))
     folder = RunFolder(config.out)
     with cli_errors("resume", partial(_goes_on, folder)):
         print_report(resume_checked(config, started), folder)
@@ -132,14 +145,24 @@ def _run(command: str, argv: Sequence[str] | None, description: str) -> None:
     # Only now: what renders and scores takes seconds to import, which a mistyped option should not cost.
     from picardopt_3d.run.pipeline import run_checked
 
-    for _, stage in config.recipe.stages():
-        caution = config.task.caution(stage.guidance)
-        if caution is not None:
-            print(f"note: {caution}", file=sys.stderr)
-            break
+    stages = [stage for _, stage in config.recipe.stages()]
+    _print_notes([config.task.caution(stage.guidance) for stage in stages])
+    _print_notes(_cautions(config))
     folder = RunFolder(config.out)
     with cli_errors(command, partial(_goes_on, folder)):
         print_report(run_checked(config, started), folder)
+
+
+def _cautions(config: RunConfig[Any]) -> list[str | None]:
+    """What makes a run inexact; a sequential one is what it is."""
+    return [] if config.sequential else [stage.caution for _, stage in config.recipe.stages()]
+
+
+def _print_notes(cautions: Sequence[str | None]) -> None:
+    """Prints each caution once."""
+    for caution in dict.fromkeys(cautions):
+        if caution is not None:
+            print(f"note: {caution}", file=sys.stderr)
 
 
 def _goes_on(folder: RunFolder) -> str:
@@ -182,6 +205,9 @@ def _begin_with(command: str, arguments: list[str]) -> tuple[RunConfig[Any], lis
         raise ValueError(
             f"{known.config}: recipe={numbers!r}: give a mapping, such as 'recipe: {{batch: 2}}'"
         )
+    stage = only_first_stage(method, numbers)
+    if stage is not None:
+        numbers = {stage.name: numbers}
     recipe = merged(plain(find_preset(preset, method)), numbers)
     content |= {"method": name, "preset": preset, "recipe": recipe}
     kind, holes = COMMANDS[command], {}

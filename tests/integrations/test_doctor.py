@@ -104,6 +104,9 @@ def test_it_lists_packages_devices_and_models(tmp_path: Path) -> None:
     assert "rasterizes 3D Gaussians on a GPU" in line(output, "gsplat")
     assert line(output, "torch-rasterizer").startswith("  ok")
     assert line(output, "gsplat-rasterizer").startswith(("  ok", "  absent"))
+    assert "rasterizes triangles on a GPU" in line(output, "nvdiffrast")
+    assert line(output, "torch-triangles").startswith("  ok")
+    assert line(output, "nvdiffrast-triangles").startswith(("  ok", "  absent"))
     assert "needed by picardopt" not in output  # each package has a purpose of its own
     assert "gloo" in line(output, "cpu")
     assert f"--nproc-per-node {len(os.sched_getaffinity(0))}" in line(output, "processes") or (

@@ -18,7 +18,11 @@ from picardopt_3d.guidance import (
     SdsConfig,
 )
 from picardopt_3d.guidance.exact_score import cosine_schedule
-from picardopt_3d.guidance.protocol import as_text_prompt, pixels_to_model_space
+from picardopt_3d.guidance.protocol import (
+    as_text_prompt,
+    model_space_to_pixels,
+    pixels_to_model_space,
+)
 from picardopt_3d.guidance.sds import draw_timesteps
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
 from picardopt_3d.world import Subject, render
@@ -43,6 +47,9 @@ class LinearScore:
 
     def to_model_space(self, views: Tensor) -> Tensor:
         return pixels_to_model_space(views, self.size)
+
+    def to_views(self, clean: Tensor) -> Tensor:
+        return model_space_to_pixels(clean)
 
     def predict_noise(
         self, noisy: Tensor, timesteps: Tensor, prompt: Encoded, cameras: Cameras

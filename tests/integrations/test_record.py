@@ -29,7 +29,7 @@ class Rows:
         self.rows = torch.nn.Parameter(torch.ones(count, 2))
         self.base = torch.optim.SGD([self.rows], 0.1)
         self.change = Restructure(self._grow, lambda step: step in grows) if grows else None
-        self.named, self.calls = named, 0
+        self.named, self.calls, self.repeatable = named, 0, True
 
     @torch.no_grad()
     def _grow(self, step: int) -> torch.Tensor:

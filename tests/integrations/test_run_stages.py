@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import time
 import warnings
 from collections.abc import Mapping
@@ -11,18 +13,28 @@ from typing import Any
 
 import pytest
 import torch
+from picardopt_3d.command import parse
+from picardopt_3d.command import resume as resume_command
+from picardopt_3d.command import text_to_3d as main
 from picardopt_3d.config import TextTo3DConfig
+from picardopt_3d.config_files import load_config, save_config
 from picardopt_3d.guidance.choose import GuidanceConfig
+from picardopt_3d.methods import METHODS, Method
 from picardopt_3d.methods.dreamfusion import DreamFusion
+from picardopt_3d.models import WEIGHTS
+from picardopt_3d.picard import PicardConfig
 from picardopt_3d.problem import Losses
 from picardopt_3d.run.folder import RunFolder
-from picardopt_3d.run.pipeline import run
+from picardopt_3d.run.pipeline import resume, run
 from picardopt_3d.run.record import RunRecord
 from picardopt_3d.run.worker import train, train_launched
-from picardopt_3d.scenes import FieldConfig
+from picardopt_3d.scenes import FieldConfig, RadianceField, load_scene
+from picardopt_3d.task import TextTask
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.helpers.pool import Pools
+from tests.integrations.helpers.recipes import FEW, RATES
 from tests.integrations.test_pipeline import TINY, names, options
 from tests.integrations.test_stages import TwoStages
 
@@ -64,6 +76,18 @@ def scene_of(config: TextTo3DConfig) -> Mapping[str, torch.Tensor]:
 def assert_same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> None:
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def with_fine(**changes: Any) -> TwoStages:
+    return replace(RECIPE, fine=replace(RECIPE.fine, **changes))
+
+
+@pytest.fixture
+def method(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A method of two stages."""
+    presets = {"small": RECIPE, "wide": with_fine(pixels=10)}
+    monkeypatch.setitem(METHODS["text-to-3d"], "both", Method(TwoStages, presets))
+    return "both"
 
 
 @pytest.fixture(scope="module")
@@ -130,17 +154,176 @@ def test_two_processes_hand_the_scene_over(
     assert_same(scene_of(config), scene_of(whole))
 
 
-def test_what_is_wrong_with_a_later_stage_is_told_in_one_line_by_all(
+# -- what is wrong with a later stage --------------------------------------------------------------------
+
+
+def test_a_missing_model_of_a_later_stage_is_told_by_all_before_the_first_step(
     tmp_path: Path, pools: Pools
 ) -> None:
     guidance = GuidanceConfig("stable-diffusion", source=str(tmp_path / "nowhere"))
-    recipe = replace(RECIPE, fine=replace(RECIPE.fine, guidance=guidance))
-    config = two_stages(tmp_path / "run", workers=2, recipe=recipe)
+    config = two_stages(tmp_path / "run", workers=2, recipe=with_fine(guidance=guidance))
     errors = pools(2).run(train_launched, config, time.time(), False)
     assert [type(error) for error in errors] == [FileNotFoundError, FileNotFoundError]
+    assert all(str(error).startswith("stage 'fine': source=") for error in errors)
     assert "nowhere" in str(errors[1])
+    with pytest.raises(FileNotFoundError, match=r"^stage 'fine': source=.*nowhere"):
+        run(replace(config, workers=1))
+    assert not config.out.exists()
+
+
+def test_a_model_of_another_kind_in_a_later_stage_is_told_before_the_first_step(
+    tmp_path: Path,
+) -> None:
+    guidance = GuidanceConfig("stable-diffusion", source=str(WEIGHTS / "text-to-view"))
+    with pytest.raises(ValueError, match=r"^stage 'fine': source=.*load it with PixelDiffusion"):
+        run(two_stages(tmp_path / "run", recipe=with_fine(guidance=guidance)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_scenes_that_do_not_convert_are_told_before_the_first_step(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, coarse=replace(RECIPE.coarse, scene=FEW, rates=RATES, geometric=()))
+    said = "^stage 'fine': a Gaussians cannot be converted to a RadianceField"
+    with pytest.raises(ValueError, match=said):
+        run(two_stages(tmp_path / "run", recipe=recipe))
+    assert not (tmp_path / "run").exists()
+
+
+def refuse(cls: Any, config: Any, other: Any) -> Any:
+    raise ValueError("there is nothing in it")
+
+
+def refused(config: TextTo3DConfig) -> Exception | None:
+    """`train_launched` with a conversion that fails on rank 1 alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        if torch.distributed.get_rank() == 1:
+            patch.setattr(RadianceField, "from_scene", classmethod(refuse))
+        return train_launched(config, time.time(), False)
+
+
+def test_a_conversion_that_fails_keeps_the_stage_before_and_the_run_goes_on(
+    tmp_path: Path, whole: TextTo3DConfig, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = two_stages(tmp_path / "run", method=method)
+    with monkeypatch.context() as patch:
+        patch.setattr(RadianceField, "from_scene", classmethod(refuse))
+        with pytest.raises(ValueError) as caught:
+            run(config)
+    said = str(caught.value)
+    assert said.startswith("stage 'fine' cannot begin: there is nothing in it. Stage 'coarse' is")
+    assert f"picardopt resume {config.out}" in said
+    assert f"picardopt export {config.out}" in said
+    assert "\n" not in said
     (coarse,) = RunFolder(config.out).begun()
     assert RunRecord.load(coarse).step == 4
+    assert RunFolder(config.out).scene == coarse.scene  # what export takes
+    resume(load_config(RunFolder(config.out).config))
+    assert_same(scene_of(config), scene_of(whole))
+
+
+def test_a_conversion_that_fails_on_one_worker_is_told_by_all(tmp_path: Path, pools: Pools) -> None:
+    errors = pools(2).run(refused, two_stages(tmp_path, workers=2))
+    assert [type(error) for error in errors] == [ValueError, ValueError]
+    assert all("there is nothing in it" in str(error) for error in errors)
+
+
+# -- command line and files ------------------------------------------------------------------------------
+
+
+def test_options_reach_every_stage(tmp_path: Path, method: str) -> None:
+    def parsed(*options: str) -> Any:
+        begin = ["a red cube", "--method", method, "--out", str(tmp_path / "run")]
+        return parse("text-to-3d", [*begin, *options], "")
+
+    config = parsed("--recipe.coarse.steps", "7", "--recipe.fine.scene.samples", "9")
+    assert (config.recipe.coarse.steps, config.recipe.fine.steps) == (7, 6)
+    assert (config.recipe.fine.scene.samples, config.recipe.coarse.scene.samples) == (9, 8)
+    assert parsed("--preset", "wide").recipe == with_fine(pixels=10)
+    file = tmp_path / "options.yaml"
+    file.write_text("recipe: {fine: {sds: {guidance_scale: 3.5}}}\n")
+    config = parsed("--config", str(file), "--recipe.coarse.batch", "3")
+    assert config.recipe.fine.sds.guidance_scale == 3.5
+    assert config.recipe.coarse.batch == 3
+    save_config(config, tmp_path / "kept.yaml")
+    assert load_config(tmp_path / "kept.yaml") == config
+
+
+def test_a_run_of_before_there_was_a_second_stage_goes_on_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """An earlier version kept the numbers of the only stage, and its files in a folder without a stage's name."""
+    one = two_stages(tmp_path / "run", method=method, recipe=RECIPE.coarse)
+    stopped(one, 0, 2, monkeypatch)
+    file = RunFolder(one.out).config
+    assert "coarse" not in file.read_text()
+    again = load_config(file)
+    assert again == one
+    record = train(replace(again, window=2), time.time(), resume=True)
+    assert (record.step, len(RunFolder(one.out).begun())) == (4, 1)
+    new = ["a red cube", "--config", str(file), "--out", str(tmp_path / "new")]
+    recipe = parse("text-to-3d", new, "").recipe
+    assert (recipe.coarse, recipe.fine) == (RECIPE.coarse, RECIPE.fine)
+
+
+def test_a_mistake_in_a_later_stages_options_is_named(
+    tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "options.yaml"
+    for text, said in (
+        ("{fine: {stepz: 3}}", "stepz"),
+        ("{fine: {steps: 0}}", "steps=0"),
+        ("{stepz: 3}", "stepz"),
+    ):
+        file.write_text(f"recipe: {text}\n")
+        with pytest.raises(SystemExit):
+            parse(
+                "text-to-3d",
+                ["a red cube", "--method", method, "--config", str(file), "--out", "nowhere"],
+                "",
+            )
+        assert said in capsys.readouterr().err
+
+
+def test_window_and_tolerance_are_those_of_all_stages_unless_one_has_its_own(
+    tmp_path: Path,
+) -> None:
+    own = replace(RECIPE, coarse=replace(RECIPE.coarse, picard=PicardConfig(window=2)))
+    report = run(two_stages(tmp_path / "own", window=None, recipe=own))
+    assert [stage["window"] for stage in report["stages"]] == [2, 1]
+    report = run(two_stages(tmp_path / "all", recipe=own))
+    assert [stage["window"] for stage in report["stages"]] == [3, 3]
+    assert {stage["tolerance"] for stage in report["stages"]} == {report["tolerance"]}
+
+
+@pytest.mark.slow
+def test_a_run_of_two_stages_by_the_command_is_stopped_and_goes_on(
+    tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in the second stage: film and report of what there is, and `resume` with other options."""
+    main(["a red cube", "--method", method, "--out", str(tmp_path / "whole"), "--workers", "1"])
+    whole, printed = RunFolder(tmp_path / "whole"), capsys.readouterr()
+    assert "coarse: 4 of 4 steps in" in printed.out
+    assert "fine: 6 of 6 steps in" in printed.out
+    assert "a red cube, fine (2/2)" in printed.err
+
+    loss, out = DreamFusion.loss, str(tmp_path / "run")
+
+    def stop(self: DreamFusion, step: int) -> Losses:
+        if self.config.pixels == 12 and step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return loss(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DreamFusion, "loss", stop)
+        with pytest.raises(SystemExit) as ended:
+            main(["a red cube", "--method", method, "--out", out, "--sequential"])
+    assert ended.value.code == 130
+    report = json.loads(RunFolder(Path(out)).report.read_text())
+    assert [stage["steps_done"] for stage in report["stages"]] == [4, 2]
+    assert (report["steps"], report["steps_done"]) == (10, 2 + 4)
+    resume_command([out, "--window", "3", "--tolerance", "0"])
+    report = json.loads(RunFolder(Path(out)).report.read_text())
+    assert [stage["steps_done"] for stage in report["stages"]] == [4, 6]
+    assert_same(load_file(RunFolder(Path(out)).scene), load_file(whole.scene))
 
 
 def test_reports_need_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,3 +339,29 @@ def test_the_report_of_a_run_is_of_all_stages(tmp_path: Path) -> None:
     assert (report["size"], report["window"]) == (12, 3)
     assert sum(report["steps_per_sweep"]) == 10
     assert {"report.json", "turntable.mp4", "stages/2-fine/scene.safetensors"} <= names(tmp_path)
+
+
+def test_the_report_has_the_figures_of_each_stage(tmp_path: Path) -> None:
+    report = run(two_stages(tmp_path, picture_every=2, tensorboard=True))
+    coarse, fine = report["stages"]
+    assert (coarse["name"], coarse["steps"], coarse["steps_done"], coarse["size"]) == (
+        "coarse",
+        4,
+        4,
+        8,
+    )
+    assert (fine["name"], fine["steps"], fine["steps_done"], fine["size"]) == ("fine", 6, 6, 12)
+    for total in ("steps_done", "sweeps", "drift_evaluations", "wasted_evaluations"):
+        assert coarse[total] + fine[total] == report[total]
+    assert coarse["seconds"] + fine["seconds"] == pytest.approx(report["seconds"])
+    assert coarse["mean_stride"] == coarse["steps"] / coarse["sweeps"]
+    assert fine["psnr"] == report["psnr"]
+    first = load_scene(RunFolder(tmp_path).begun()[0].scene)
+    assert coarse["psnr"] == pytest.approx(TextTask("a red cube").yardstick.psnr(first, 12))  # type: ignore[union-attr]
+    written = names(tmp_path)
+    assert "stages/1-coarse/contact_sheet.png" in written
+    assert "stages/2-fine/contact_sheet.png" not in written  # the run's own
+    assert {f"stages/2-fine/progress/step_{step:05d}.png" for step in (2, 4, 6)} <= written
+    events = EventAccumulator(str(RunFolder(tmp_path).tensorboard))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/loss")] == list(range(10))

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from picardopt_3d.cameras import random_cameras
 from picardopt_3d.methods import dreamfusion, textmesh, zero123
 from picardopt_3d.methods.dreamfusion import DreamFusionWeights
 from picardopt_3d.methods.dreamgaussian import DreamGaussianWeights
@@ -125,6 +127,38 @@ def test_zero123s_views_grow_and_its_batch_shrinks() -> None:
 
 
 # -- light -----------------------------------------------------------------------------------------------
+
+
+def test_lights_of_magic3d_lie_in_a_cone_about_the_camera_at_a_uniform_angle() -> None:
+    torch.manual_seed(0)
+    cameras = random_cameras(4000)
+    shading = ShadingConfig(ambient_steps=0, diffuse_probability=1.0, placement="magic3d")
+    light = random_light(cameras, shading, 0)
+    assert light is not None
+    distance = light.position.norm(dim=-1)
+    assert 0.8 <= distance.min() < 0.85 < 1.45 < distance.max() <= 1.5
+    axes = F.normalize(cameras.position, dim=-1)
+    towards = light.position / distance[:, None]
+    angle = (towards * axes).sum(-1).clamp(-1, 1).acos() * 180 / math.pi
+    assert angle.max() <= 60 + 1e-2
+    for share in (0.25, 0.5, 0.75):
+        assert float((angle < 60 * share).float().mean()) == pytest.approx(share, abs=0.03)
+    sides = towards - (towards * axes).sum(-1, keepdim=True) * axes
+    assert sides.mean(0).norm() < 0.03  # to all sides alike
+
+
+def test_soft_shading_draws_how_much_of_the_light_is_ambient() -> None:
+    torch.manual_seed(0)
+    cameras = random_cameras(1)
+    shading = ShadingConfig(ambient_steps=0, diffuse_probability=1.0, soft=True)
+    lights = [random_light(cameras, shading, 0) for _ in range(1000)]
+    diffuse = torch.tensor([light.diffuse for light in lights if light is not None])
+    assert len(diffuse) == 1000
+    assert float(diffuse.mean()) == pytest.approx(0.5, abs=0.03)
+    assert 0 <= diffuse.min() < 0.02 < 0.98 < diffuse.max() <= 1
+    assert all(light.ambient == 1 - light.diffuse for light in lights if light is not None)
+    with pytest.raises(ValueError, match="placement='above': give one of dreamfusion, magic3d"):
+        ShadingConfig(placement="above")  # type: ignore[arg-type]
 
 
 def test_light_begins_after_2001_steps_and_only_then_draws() -> None:

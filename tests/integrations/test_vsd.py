@@ -428,8 +428,49 @@ def test_options_that_vsd_cannot_keep_are_refused() -> None:
             GuidanceConfig(model, loss="vsd")
     with pytest.raises(ValueError, match="loss='nds': give one of sds, vsd"):
         GuidanceConfig(loss="nds")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"vsd\.lora='paper'"):
-        load_guidance(GuidanceConfig(loss="vsd"), "a", 16, "cpu", vsd=VsdConfig(lora="paper"))
+    with pytest.raises(ValueError, match="lora_source='a/b' with loss='sds': only VSD has a LoRA"):
+        GuidanceConfig(lora_source="a/b")
+
+
+def two_networks(folders: dict[str, Path], **options: Any) -> VSD:
+    """The pretrained score of one model, the LoRA on another one, as ProlificDreamer has them."""
+    config = GuidanceConfig(
+        "stable-diffusion",
+        str(folders["epsilon"]),
+        ModelOptions(embeddings=None, **options),
+        loss="vsd",
+        lora_source=str(folders["v_prediction"]),
+    )
+    vsd = load_guidance(config, "a mug", 16, "cpu", vsd=VsdConfig(drop_camera=0.0))
+    assert isinstance(vsd, VSD)
+    return vsd
+
+
+def test_the_lora_of_another_model_by_options(folders: dict[str, Path]) -> None:
+    vsd = two_networks(folders)
+    assert vsd.score.prediction_type == "epsilon"
+    assert vsd.lora_score.prediction_type == "v_prediction"
+    assert vsd.lora_score.vae is vsd.score.vae  # type: ignore[attr-defined]  # in memory once
+    check_against_the_source(stir(vsd), folders["epsilon"], folders["v_prediction"])
+
+
+def test_a_network_that_the_lora_leaves_alone_is_shared(folders: dict[str, Path]) -> None:
+    vsd, again = two_networks(folders), two_networks(folders)
+    config = replace(GuidanceConfig("stable-diffusion", str(folders["epsilon"]), IN_MEMORY))
+    assert vsd.score is again.score is load_guidance(config, "a mug", 16, "cpu").score
+    assert vsd.lora_score is not again.lora_score
+    one = replace(config, loss="vsd", lora_source=config.source)
+    alone = load_guidance(one, "a mug", 16, "cpu")
+    assert isinstance(alone, VSD)
+    assert alone.score is alone.lora_score is not vsd.score
+
+
+def test_the_lora_is_trained_beside_a_network_that_is_offloaded(folders: dict[str, Path]) -> None:
+    vsd = two_networks(folders, offload="model")
+    assert vsd.lora_score.options.offload == "none"
+    assert vsd.score.options.offload == "model"
+    vsd(torch.rand(1, 3, 16, 16), vsd.encode("a mug"), turntable_cameras(1)).backward()
+    assert all(parameter.grad is not None for parameter in vsd.lora_parameters)
 
 
 def test_stages_share_a_network_as_long_as_one_uses_it(folders: dict[str, Path]) -> None:

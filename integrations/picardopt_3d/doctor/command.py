@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from picardopt_3d.cli_errors import options_of
 from picardopt_3d.doctor.devices import devices
 from picardopt_3d.doctor.finding import Finding
+from picardopt_3d.doctor.mesh_rasterizers import mesh_rasterizers
 from picardopt_3d.doctor.models import hub_models, loaded, shipped_models
 from picardopt_3d.doctor.packages import installed, optional_packages, required_packages
 from picardopt_3d.doctor.rasterizers import rasterizers
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if installed("torch"):
         _print("devices", devices())
         _print("rasterizers of 3D Gaussians", rasterizers())
+        _print("rasterizers of triangles", mesh_rasterizers())
     _print("shipped models", shipped)
     if installed("huggingface-hub"):
         _print("models of the hub", hub_models(options.offline))

@@ -29,6 +29,8 @@ _PURPOSES = {
     "scipy": "connected pieces of meshes",
     "scikit-image": "surfaces of meshes, SSIM",
     "fast-simplification": "meshes with fewer triangles",
+    "trimesh": "files of meshes with a texture",
+    "xatlas": "unwraps meshes",
     "dacite": "configurations",
     "pyyaml": "configurations in files",
     "tensorboard": "curves, with --tensorboard",
@@ -36,6 +38,7 @@ _PURPOSES = {
 }
 _OPTIONAL = {
     "gsplat": "rasterizes 3D Gaussians on a GPU",
+    "nvdiffrast": "rasterizes triangles on a GPU",
     "nerfacc": "samples occupied space on a GPU",
     "rembg": "cuts objects out of pictures",
 }

@@ -5,7 +5,7 @@ and which the rest does without.
 """
 
 from picardopt_3d.guidance.exact_score import ExactScore, KnownViews, RenderedSubjects
-from picardopt_3d.guidance.loss_config import SdsConfig, VsdConfig
+from picardopt_3d.guidance.loss_config import DenoiseConfig, SdsConfig, VsdConfig
 from picardopt_3d.guidance.protocol import (
     Conditions,
     Encoded,
@@ -20,6 +20,7 @@ from picardopt_3d.guidance.sds import ScoreDistillation
 
 __all__ = [
     "Conditions",
+    "DenoiseConfig",
     "Encoded",
     "EncodedImage",
     "EncodedText",

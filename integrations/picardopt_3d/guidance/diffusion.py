@@ -16,13 +16,14 @@ from picardopt_3d.guidance.protocol import (
     Prediction,
     as_encoded_text,
     as_text_prompt,
+    model_space_to_pixels,
     pixels_to_model_space,
 )
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
 
 
 class TextDiffusion:
-    """A `ScoreModel` in pixel space; a latent one overrides `to_model_space`.
+    """A `ScoreModel` in pixel space; a latent one overrides `to_model_space` and `to_views`.
 
     Args:
         unet: A `UNet2DConditionModel`; its weights are frozen.
@@ -63,6 +64,10 @@ class TextDiffusion:
     def to_model_space(self, views: Tensor) -> Tensor:
         """Returns the views as pixels in [-1, 1], resized, `[batch, 3, size, size]`."""
         return pixels_to_model_space(views, self.size)
+
+    def to_views(self, clean: Tensor) -> Tensor:
+        """Returns pixels in [-1, 1] as RGB clamped to [0, 1], `[batch, 3, size, size]`."""
+        return model_space_to_pixels(clean)
 
     @torch.no_grad()
     def predict_noise(

@@ -21,6 +21,7 @@ from picardopt_3d.guidance.protocol import (
     Prediction,
     as_encoded_text,
     as_text_prompt,
+    model_space_to_pixels,
     pixels_to_model_space,
 )
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
@@ -163,6 +164,10 @@ class ExactScore:
     def to_model_space(self, views: Tensor) -> Tensor:
         """Returns the views as pixels in [-1, 1], resized, `[batch, 3, size, size]`."""
         return pixels_to_model_space(views, self.size)
+
+    def to_views(self, clean: Tensor) -> Tensor:
+        """Returns pixels in [-1, 1] as RGB clamped to [0, 1], `[batch, 3, size, size]`."""
+        return model_space_to_pixels(clean)
 
     def _select(self, text: str) -> Tensor:
         captions = self.view_set.captions

@@ -67,7 +67,8 @@ class VsdConfig:
         weighting: `w(t)` of the scene's gradient, as `SdsConfig.weighting`.
         lora: "inside" steps the LoRA's optimizer with the scene's, so that VSD is exact at tolerance 0. With "paper"
             each process trains a LoRA of its own at every evaluation, even at discarded ones: it is never exact, and a
-            run depends on the number of processes and the window. For comparisons from Python only.
+            run depends on the number of processes and the window; a run that goes on gives all of them the first
+            process's LoRA. For comparisons.
         rank: Rank of the LoRA.
         learning_rate: Learning rate of the LoRA's AdamW (betas 0.9 and 0.99, eps 1e-15).
         drop_camera: Probability that a view's camera is hidden from the LoRA in training.
@@ -104,12 +105,49 @@ class VsdConfig:
         if not 0 <= self.drop_camera <= 1:
             raise ValueError(f"drop_camera={self.drop_camera}: give a probability from 0 to 1")
 
+    @property
+    def caution(self) -> str | None:
+        """What a user must know of a run with these options, in one line; None: nothing."""
+        if self.lora == "inside":
+            return None
+        return (
+            "vsd.lora='paper': each worker trains a LoRA of its own at every evaluation, discarded ones too, so that "
+            "the run depends on --workers and --window and is the sequential run at no tolerance, not even at 0; "
+            "'inside', the default, is exact"
+        )
 
-def _check_names(config: SdsConfig | VsdConfig) -> None:
-    """Checks the names that both configurations share."""
+
+@dataclass(frozen=True)
+class DenoiseConfig:
+    """Options of image-to-image denoising; its noise level is the stage's.
+
+    Attributes:
+        guidance_scale: Strength `s` of classifier-free guidance.
+        guidance_form: As `SdsConfig.guidance_form`; DreamGaussian's is "uncond".
+        steps: Steps that DDIM would take from pure noise on; a view takes the last ones, as many as its level needs.
+    """
+
+    guidance_scale: float = 7.5
+    guidance_form: GuidanceForm = "uncond"
+    steps: int = 50
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: The form is unknown, or there is no step.
+        """
+        _check_names(self)
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: give a whole number of at least 1")
+
+
+def _check_names(config: SdsConfig | VsdConfig | DenoiseConfig) -> None:
+    """Checks the names that the configurations share."""
     for name, known in (
         ("guidance_form", get_args(GuidanceForm)),
         ("weighting", tuple(WEIGHTINGS)),
     ):
-        if getattr(config, name) not in known:
-            raise ValueError(f"{name}={getattr(config, name)!r}: give one of {', '.join(known)}")
+        given = getattr(config, name, None)
+        if given is not None and given not in known:
+            raise ValueError(f"{name}={given!r}: give one of {', '.join(known)}")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.optim import Optimizer
@@ -135,6 +136,17 @@ class ScoreModel(Protocol):
         """
         ...
 
+    def to_views(self, clean: Tensor) -> Tensor:
+        """Converts the model's space back to views, the inverse of `to_model_space` but for size and noise.
+
+        Args:
+            clean: Views in the model's space, `[batch, channels, ...]`.
+
+        Returns:
+            RGB clamped to [0, 1], float32, without a gradient, `[batch, 3, size, size]`.
+        """
+        ...
+
     def predict_noise(
         self, noisy: Tensor, timesteps: Tensor, prompt: Encoded, cameras: Cameras
     ) -> Prediction:
@@ -154,9 +166,13 @@ class Guidance(ABC):
 
     Attributes:
         size: Pixels along a side of the views that the model works on (others are resized).
+        repeatable: Whether the loss is a function of views, prompt, cameras, randomness and the parameters of the
+            guidance's optimizers; otherwise no run with it is exact, and its steps cannot be checked by evaluating them
+            again.
     """
 
     size: int
+    repeatable: bool = True
 
     @abstractmethod
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> Encoded:
@@ -250,3 +266,9 @@ def pixels_to_model_space(views: Tensor, size: int) -> Tensor:
             clean, (size, size), mode="bilinear", align_corners=False, antialias=True
         )
     return clean
+
+
+@torch.no_grad()
+def model_space_to_pixels(pixels: Tensor) -> Tensor:
+    """Returns pixels in [-1, 1] as RGB clamped to [0, 1], float32, without a gradient; shapes stay."""
+    return (pixels.float() / 2 + 0.5).clamp(0, 1)

@@ -164,13 +164,22 @@ def draw_timesteps(batch: int, timestep_range: tuple[float, float], count: int) 
     Raises:
         ValueError: The range is empty or outside [0, 1].
     """
+    check_range(timestep_range)
+    low = min(count - 1, round(timestep_range[0] * count))
+    high = min(count - 1, round(timestep_range[1] * count))
+    return torch.randint(low, high + 1, (batch,))
+
+
+def check_range(timestep_range: tuple[float, float]) -> None:
+    """Checks a range of noise levels.
+
+    Raises:
+        ValueError: The range is empty or outside [0, 1].
+    """
     if not 0 <= timestep_range[0] <= timestep_range[1] <= 1:
         raise ValueError(
             f"timestep_range={timestep_range!r}: give (low, high) with 0 <= low <= high <= 1"
         )
-    low = min(count - 1, round(timestep_range[0] * count))
-    high = min(count - 1, round(timestep_range[1] * count))
-    return torch.randint(low, high + 1, (batch,))
 
 
 def check_views(views: Tensor, cameras: Cameras) -> None:

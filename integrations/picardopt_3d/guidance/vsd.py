@@ -72,7 +72,7 @@ class VSD(Guidance):
     ) -> None:
         self.score, self.config = score, config or VsdConfig()
         self.lora_score = score if lora_score is None else lora_score
-        self.size = score.size
+        self.size, self.repeatable = score.size, self.config.lora == "inside"
         _check_pair(score, self.lora_score)
         # The shipped pixel model takes cameras; other models get an embedding of the camera's matrix.
         self._knows_cameras = self.lora_score.unet.class_embedding is not None

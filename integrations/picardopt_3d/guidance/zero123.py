@@ -36,7 +36,7 @@ from picardopt_3d.guidance.protocol import (
     Prediction,
     pixels_to_model_space,
 )
-from picardopt_3d.guidance.stable_diffusion import draw_latents
+from picardopt_3d.guidance.stable_diffusion import decode_latents, draw_latents
 from picardopt_3d.guidance.zero123_pipeline import (
     PROJECTIONS,
     Zero123Pipeline,
@@ -173,6 +173,10 @@ class Zero123:
             The latents, float32, `[batch, channels, height, width]`.
         """
         return draw_latents(self.vae, pixels_to_model_space(views, self.size), self.options)
+
+    def to_views(self, clean: Tensor) -> Tensor:
+        """Decodes scaled latents, `[batch, channels, ...]`, to RGB in [0, 1], `[batch, 3, size, size]`."""
+        return decode_latents(self.vae, clean, self.options)
 
     @torch.no_grad()
     def predict_noise(

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from picardopt_3d.methods import (
     dreamfusion,
-    dreamgaussian,
+    dreamgaussian_recipe,
+    magic3d,
+    prolificdreamer,
     textmesh,
     zero123,
     zero123_gaussians,
@@ -36,20 +38,26 @@ class Method:
         presets: Its presets by name.
     """
 
-    config: type[StageConfig]
-    presets: Mapping[str, StageConfig]
+    config: type[RecipeConfig]
+    presets: Mapping[str, RecipeConfig]
 
 
 METHODS: dict[str, dict[str, Method]] = {
     "text-to-3d": {
         "dreamfusion": Method(dreamfusion.DreamFusionConfig, dreamfusion.PRESETS),
         "textmesh": Method(textmesh.TextMeshConfig, textmesh.PRESETS),
-        "dreamgaussian": Method(dreamgaussian.DreamGaussianConfig, dreamgaussian.TEXT_PRESETS),
+        "magic3d": Method(magic3d.Magic3DConfig, magic3d.PRESETS),
+        "dreamgaussian": Method(
+            dreamgaussian_recipe.DreamGaussianRecipe, dreamgaussian_recipe.TEXT_PRESETS
+        ),
+        "prolificdreamer": Method(prolificdreamer.ProlificDreamerConfig, prolificdreamer.PRESETS),
     },
     "image-to-3d": {
         "zero123": Method(zero123.Zero123Config, zero123.PRESETS),
         "zero123-gaussians": Method(zero123.Zero123Config, zero123_gaussians.PRESETS),
-        "dreamgaussian": Method(dreamgaussian.DreamGaussianConfig, dreamgaussian.IMAGE_PRESETS),
+        "dreamgaussian": Method(
+            dreamgaussian_recipe.DreamGaussianRecipe, dreamgaussian_recipe.IMAGE_PRESETS
+        ),
     },
 }
 """The recipes of each command by name; the first one is its default. Two commands may share a name."""

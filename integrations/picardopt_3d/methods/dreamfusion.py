@@ -14,7 +14,10 @@ the guidance is weaker), and lights that are soft and start late, because the sh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from picardopt_3d.cameras import CameraConfig, random_cameras
 from picardopt_3d.guidance import SdsConfig, VsdConfig
@@ -29,7 +32,15 @@ from picardopt_3d.methods.stage import Stage
 from picardopt_3d.picard import PicardConfig
 from picardopt_3d.problem import Losses
 from picardopt_3d.prompts import ViewWords
-from picardopt_3d.scenes import WHITE, FieldConfig, HashConfig, NerfConfig, OccupancyConfig, Scene
+from picardopt_3d.scenes import (
+    WHITE,
+    FieldConfig,
+    HashConfig,
+    NerfConfig,
+    OccupancyConfig,
+    Render,
+    Scene,
+)
 from picardopt_3d.tolerances import AdaptiveTol
 
 
@@ -42,10 +53,12 @@ class DreamFusionWeights(Weights):
         sparsity: Weight of `losses.sparsity` of the opacity.
         orientation: Weight of the penalty on visible normals that face away (it needs normals, which double the cost of
             a view of voxels).
+        opaque: Weight of `losses.opaqueness`, which makes pixels opaque or empty.
     """
 
     sparsity: Points = 1.0
     orientation: Points = ((0, 10.0), (5000, 1000.0))
+    opaque: Points = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,20 +106,44 @@ class DreamFusion(Stage):
             cameras,
             size,
             jitter=True,
-            normals=light is not None or bool({"orientation", "eikonal"} & weights.keys()),
+            normals=light is not None or self.needs_normals(weights),
             light=light,
             background=random_background(batch, config.random_background, self.device),
             step=step,
         )
         levels = config.timesteps.at(step, config.steps)
-        terms = {"sds": self.guidance(render.rgb, self.prompt, cameras, levels)}
+        terms = {"sds": self.guidance(self.shown(render), self.prompt, cameras, levels)}
+        return self.total(terms | self.terms(render, weights), weights, step, render)
+
+    def shown(self, render: Render) -> Tensor:
+        """Returns what the guidance sees of the views, RGB in [0, 1], `[batch, 3, height, width]`."""
+        return render.rgb
+
+    def needs_normals(self, weights: Mapping[str, float]) -> bool:
+        """Returns whether views without a light need normals.
+
+        Args:
+            weights: The weights of the step, by name.
+        """
+        return bool({"orientation", "eikonal"} & weights.keys())
+
+    def terms(self, render: Render, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """Returns the losses besides the guidance, by name.
+
+        Args:
+            render: The views of the step.
+            weights: The weights of the step, by name; a loss without one may be left out.
+        """
+        terms = {}
         if "sparsity" in weights:
             terms["sparsity"] = losses.sparsity(render.opacity)
+        if "opaque" in weights:
+            terms["opaque"] = losses.opaqueness(render.opacity)
         if render.orientation_penalty is not None:
             terms["orientation"] = render.orientation_penalty
         if render.eikonal is not None:
             terms["eikonal"] = render.eikonal
-        return self.total(terms, weights, step, render)
+        return terms
 
 
 SMALL_VSD = VsdConfig(guidance_scale=1.5, rank=8, learning_rate=2e-3)

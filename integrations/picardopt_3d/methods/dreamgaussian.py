@@ -48,7 +48,7 @@ class DreamGaussianWeights(Weights):
 
 @dataclass(frozen=True, kw_only=True)
 class DreamGaussianConfig(StageConfig):
-    """The configuration of DreamGaussian.
+    """The configuration of DreamGaussian's first stage.
 
     Attributes:
         weights: Weights of the losses.
@@ -216,6 +216,3 @@ SMALL_IMAGE = replace(
     cameras=zero123.SMALL.cameras,
     weights=DreamGaussianWeights(rgb=((0, 0.0), (250, 1e4)), mask=((0, 0.0), (250, 1e3))),
 )
-
-TEXT_PRESETS = {"small": SMALL, "paper": PAPER}
-IMAGE_PRESETS = {"small": SMALL_IMAGE, "paper": PAPER_IMAGE}

@@ -29,6 +29,23 @@ def field_rates(
     return {"encoding": encoding, "networks": networks, "background": background}
 
 
+def mesh_rates(
+    shape: Points = 0.01,
+    encoding: Points = 0.01,
+    networks: Points = 0.01,
+    background: Points = 0.01,
+) -> dict[str, Points]:
+    """Returns learning rates for the groups of a tetrahedral grid.
+
+    Args:
+        shape: Learning rate of the signed distances and the offsets of the vertices.
+        encoding: Learning rate of the colours' hash tables.
+        networks: Learning rate of the colours' network.
+        background: Learning rate of a learned background.
+    """
+    return {"shape": shape} | field_rates(encoding, networks, background)
+
+
 def gaussian_rates(
     means: Points = 1e-3,
     log_scales: Points = 0.005,
@@ -61,6 +78,16 @@ def gaussian_rates(
         "colours": colours,
         "harmonics": harmonics,
     }
+
+
+def texture_rates(texture: Points = 0.01, offsets: Points = 1e-3) -> dict[str, Points]:
+    """Returns learning rates for the groups of a textured mesh.
+
+    Args:
+        texture: Learning rate of the texture's logits.
+        offsets: Learning rate of the displacements of the vertices.
+    """
+    return {"texture": texture, "offsets": offsets}
 
 
 @dataclass(frozen=True, kw_only=True)

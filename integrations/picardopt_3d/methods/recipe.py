@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from picardopt_3d.cameras import CameraConfig
-from picardopt_3d.guidance import Guidance, SdsConfig, TimestepSchedule, VsdConfig
+from picardopt_3d.guidance import DenoiseConfig, Guidance, SdsConfig, TimestepSchedule, VsdConfig
 from picardopt_3d.guidance.choose import GuidanceConfig
 from picardopt_3d.images import ReferenceImage
 from picardopt_3d.methods.optim import OptimizerConfig
@@ -56,6 +56,7 @@ class StageConfig(OptimizerConfig, RecipeConfig, ABC):
         guidance: The score model, its prompts, and the loss that uses its scores.
         sds: Options of score distillation.
         vsd: Options of variational score distillation.
+        denoise: Options of image-to-image denoising.
         timesteps: Range of noise levels, and how it changes during the run.
         cameras: Distribution of the training cameras.
         picard: Window, tolerance and predictor, unless options of the command override them.
@@ -68,6 +69,7 @@ class StageConfig(OptimizerConfig, RecipeConfig, ABC):
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     sds: SdsConfig = field(default_factory=SdsConfig)
     vsd: VsdConfig = field(default_factory=VsdConfig)
+    denoise: DenoiseConfig = field(default_factory=DenoiseConfig)
     timesteps: TimestepSchedule = field(default_factory=TimestepSchedule)
     cameras: CameraConfig = field(default_factory=CameraConfig)
     picard: PicardConfig = field(default_factory=PicardConfig)
@@ -87,6 +89,11 @@ class StageConfig(OptimizerConfig, RecipeConfig, ABC):
     def stages(self) -> tuple[NamedStage, ...]:
         """Returns this one stage."""
         return (NamedStage("stage", self),)
+
+    @property
+    def caution(self) -> str | None:
+        """What a user must know of a run with this configuration, in one line; None: nothing."""
+        return self.vsd.caution if self.guidance.loss == "vsd" else None
 
     @property
     def final_pixels(self) -> int:

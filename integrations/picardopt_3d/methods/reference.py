@@ -33,15 +33,17 @@ class Reference:
         """Returns the number of pixels along each edge at a step."""
         return current(self._sizes, step)
 
-    def losses(self, render: Render, step: int) -> dict[str, Tensor]:
+    def losses(self, render: Render, step: int, where: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the mean squared differences from the picture ("rgb", over white) and from its alpha ("mask").
 
         Args:
             render: The scene over white, at `camera` and in `size(step)`.
             step: The step.
+            where: 1 at the pixels that are compared, 0 at others, whose differences count as none,
+                `[1, 1, height, width]`; None: all are.
         """
         rgb, alpha = self._pictures[self.size(step)]
-        return {
-            "rgb": (render.rgb - rgb).square().mean(),
-            "mask": (render.opacity - alpha).square().mean(),
-        }
+        each = {"rgb": render.rgb - rgb, "mask": render.opacity - alpha}
+        if where is not None:
+            each = {name: difference * where for name, difference in each.items()}
+        return {name: difference.square().mean() for name, difference in each.items()}

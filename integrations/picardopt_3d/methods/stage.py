@@ -69,6 +69,11 @@ class Stage(ABC):
         total = torch.stack(counted or [0 * term for term in terms.values()]).sum()
         return Losses(total, dict(terms), self.scene.measure(step, *renders))
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether a step's loss is a function of the parameters, the step and its randomness; see `Guidance`."""
+        return self.guidance.repeatable
+
     def optimizers(self) -> list[Optimizer]:
         """Returns the scene's optimizers, then the guidance's."""
         return [*self._scene_optimizers, *self.guidance.optimizers()]

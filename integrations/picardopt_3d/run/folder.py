@@ -5,6 +5,7 @@
     stages/1-NAME/scene.safetensors           the scene alone
     stages/1-NAME/record.json                 losses, strides, seconds so far
     stages/1-NAME/progress/step_00100.png     pictures
+    stages/1-NAME/contact_sheet.png           six views, where another stage comes after
     report.json  contact_sheet.png  turntable.mp4  strides.png  tensorboard/
 
 Earlier versions kept the checkpoint, the scene and the pictures of their only stage in the run's folder itself; such a
@@ -45,6 +46,11 @@ class StageFolder:
     def record(self) -> Path:
         """What has happened so far, without tensors."""
         return self.path / "record.json"
+
+    @property
+    def sheet(self) -> Path:
+        """Six views in one picture, of a stage that others come after."""
+        return self.path / "contact_sheet.png"
 
     def picture(self, step: int) -> Path:
         """The progress picture after a step, counted from 0."""

@@ -132,19 +132,8 @@ def _train(config: RunConfig[Any], started: float, resume: bool) -> dict[str, An
     except KeyboardInterrupt:
         if any(stage.scene.is_file() for stage in folder.begun()):
             print("\nstopped: writing film and report (Ctrl-C again leaves them)", file=sys.stderr)
-            _finish(config, started)
+            finish(config, started)
         raise
     finally:
         torch.set_num_threads(before)
-    return _finish(config, started)
-
-
-def _finish(config: RunConfig[Any], started: float) -> dict[str, Any]:
-    """Makes pictures, film and report of the last stage that has begun."""
-    folder, stages = RunFolder(config.out), config.recipe.stages()
-    begun = [
-        stage
-        for index, (name, stage) in enumerate(stages)
-        if folder.stage(index, name).checkpoint.exists()
-    ]
-    return finish(folder, config.task, begun[-1].cameras.middle, config.device, started)
+    return finish(config, started)

@@ -21,6 +21,7 @@ from picardopt_3d.methods import Context, Stage, StageConfig, stage_seed
 from picardopt_3d.picard import PicardOptions, make_optimizer
 from picardopt_3d.run.checkpoint import load_stage
 from picardopt_3d.run.folder import RunFolder, StageFolder
+from picardopt_3d.run.later_stages import check_later_stages, earlier_stage_kept
 from picardopt_3d.run.record import RunRecord
 from picardopt_3d.scenes import Scene, load_scene
 from picardopt_3d.task import Task
@@ -61,6 +62,8 @@ def prepared_stages(config: RunConfig[Any], resume: bool) -> Iterator[PreparedSt
     """
     torch.set_num_threads(config.threads)
     first, goes_on = _first_stage(config) if resume else (0, False)
+    with agreed():
+        check_later_stages(config, first)
     for index in range(first, len(config.recipe.stages())):
         yield _prepared(config, index, resume=goes_on and index == first)
 
@@ -87,7 +90,8 @@ def _prepared(config: RunConfig[Any], index: int, resume: bool) -> PreparedStage
         if index:
             before = folder.stage(index - 1, stages[index - 1].name)
             previous = load_scene(before.scene).to(device)
-        problem = build_problem(stage, config.task, folder.input, device, seed, previous)
+        with earlier_stage_kept(config, index):
+            problem = build_problem(stage, config.task, folder.input, device, seed, previous)
     with agreed():
         options = PicardOptions(
             stage.picard, config.window, config.tolerance, config.predictor, config.sequential
@@ -126,7 +130,13 @@ def build_problem(
     reference = task.reference(picture, *stage.cameras.middle)
     prompt = task.prompt(stage.guidance, reference)
     guidance = load_guidance(
-        stage.guidance, prompt, stage.final_pixels, device, sds=stage.sds, vsd=stage.vsd
+        stage.guidance,
+        prompt,
+        stage.final_pixels,
+        device,
+        sds=stage.sds,
+        vsd=stage.vsd,
+        denoise=stage.denoise,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -135,16 +145,25 @@ def build_problem(
 
 @contextlib.contextmanager
 def agreed() -> Iterator[None]:
-    """Raises a user error of one worker in all of them, so that none waits for the other."""
-    found: Exception | None = None
+    """Raises an error of one worker in all of them, so that none waits for the other.
+
+    Raises:
+        ValueError, OSError: A user error of this worker or of another one.
+        RuntimeError: Another worker has failed otherwise.
+        Exception: This worker has.
+    """
+    own: Exception | None = None
     try:
         yield
-    except (ValueError, OSError) as error:
-        found = error
+    except Exception as error:
+        own = error
+    found = own
     if dist.is_initialized():
+        user_error = own is None or isinstance(own, ValueError | OSError)
+        told = own if user_error else RuntimeError(f"worker {dist.get_rank()} failed: {own!r}")
         everyones: list[Exception | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyones, found)
-        found = found or next(filter(None, everyones), None)
+        dist.all_gather_object(everyones, told)
+        found = own or next(filter(None, everyones), None)
     if found is not None:
         raise found
 
@@ -158,6 +177,7 @@ def _figures(config: RunConfig[Any], stage: StageConfig, device: torch.device) -
         "seed": config.seed,
         "guidance": stage.guidance.model,
         "guidance_source": stage.guidance.source or "shipped",
+        "guidance_loss": stage.guidance.loss,
         "sequential": config.sequential,
         "workers": dist.get_world_size() if dist.is_initialized() else 1,
         "threads_per_worker": torch.get_num_threads(),
@@ -166,4 +186,4 @@ def _figures(config: RunConfig[Any], stage: StageConfig, device: torch.device) -
         "torch": str(torch.__version__),
         "steps": stage.steps,
         "size": stage.final_pixels,
-    }
+    } | ({} if config.sequential or stage.caution is None else {"caution": stage.caution})

@@ -95,9 +95,12 @@ def _train_and_keep(config: RunConfig[Any], prepared: PreparedStage, recorder: R
         with replacing(prepared.folder.scene) as temporary:
             save_scene(problem.scene, temporary)
 
+    stages, title = config.recipe.stages(), config.task.title
+    if len(stages) > 1:
+        title = f"{title}, {stages[prepared.index].name} ({prepared.index + 1}/{len(stages)})"
     progress = Progress(
         recorder,
-        config.task.title,
+        title,
         prepared.config.steps,
         config.picture_every,
         picture,

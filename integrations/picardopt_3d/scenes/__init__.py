@@ -1,7 +1,13 @@
 """Scenes: what a run trains and renders."""
 
 from picardopt_3d.scenes.field import Field, FieldSample
-from picardopt_3d.scenes.files import SceneConfig, build_scene, load_scene, save_scene
+from picardopt_3d.scenes.files import (
+    SceneConfig,
+    build_scene,
+    check_conversion,
+    load_scene,
+    save_scene,
+)
 from picardopt_3d.scenes.gaussians import Gaussians, GaussiansConfig, StrategyConfig
 from picardopt_3d.scenes.hash_grid import HashConfig, HashGrid
 from picardopt_3d.scenes.mesh.config import TetrahedralConfig, TexturedMeshConfig
@@ -44,6 +50,7 @@ __all__ = [
     "TexturedMeshConfig",
     "Triangles",
     "build_scene",
+    "check_conversion",
     "load_scene",
     "save_scene",
 ]

@@ -111,6 +111,11 @@ class Field(Scene):
         return Surface(self.radius, self.level_set, self.colour, self.device)
 
     @classmethod
+    def converts(cls, other: type[Scene]) -> bool:
+        """Returns whether the other kind is a field too."""
+        return issubclass(other, Field)
+
+    @classmethod
     def from_scene(cls, config: Any, other: Scene) -> Self:
         """Builds a field that looks like another one: a copy if their configurations agree, otherwise fitted to it.
 

@@ -54,6 +54,21 @@ def build_scene(config: SceneConfig, other: Scene | None = None) -> Scene:
     return scene
 
 
+def check_conversion(config: SceneConfig, other: SceneConfig) -> None:
+    """Checks that the scene of one configuration can start from that of another one, before there are scenes.
+
+    Args:
+        config: Of the scene that starts from the other one.
+        other: Of the other one.
+
+    Raises:
+        TypeError: A configuration belongs to no scene, or there is no conversion between the two kinds.
+        ValueError: There is no conversion between the two configurations.
+    """
+    kind, given = (KINDS[_kind_of(each)][1] for each in (config, other))
+    kind.check_conversion(config, given, other)
+
+
 def save_scene(scene: Scene, path: Path) -> None:
     """Writes a scene's tensors to a file, with its kind and configuration in the header."""
     config: Any = scene.config

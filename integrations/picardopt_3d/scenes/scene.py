@@ -137,6 +137,12 @@ class Scene(nn.Module, ABC):
         return None
 
     @classmethod
+    def converts(cls, other: type[Scene]) -> bool:
+        """Returns whether `from_scene` takes scenes of another kind, as far as the kind tells."""
+        own: Any = cls.from_scene
+        return own.__func__ is not Scene.from_scene.__func__  # type: ignore[attr-defined]
+
+    @classmethod
     def from_scene(cls, config: Any, other: Scene) -> Self:
         """Converts another scene, such as that of a recipe's previous stage.
 
@@ -147,6 +153,25 @@ class Scene(nn.Module, ABC):
         Raises:
             TypeError: There is no conversion between the two kinds.
         """
-        raise TypeError(
-            f"a {type(other).__name__} cannot be converted to a {cls.__name__}: give the stages scenes that can"
-        )
+        raise TypeError(_no_conversion(type(other), cls))
+
+    @classmethod
+    def check_conversion(cls, config: Any, other: type[Scene], given: Any) -> None:
+        """Checks what is known of a conversion before there are scenes.
+
+        Args:
+            config: Configuration of the new scene.
+            other: The kind of the scene to convert.
+            given: Its configuration.
+
+        Raises:
+            TypeError: There is no conversion between the two kinds.
+            ValueError: There is none between the two configurations.
+        """
+        if not cls.converts(other):
+            raise TypeError(_no_conversion(other, cls))
+
+
+def _no_conversion(other: type[Scene], kind: type[Scene]) -> str:
+    """Says that a scene cannot become one of another kind."""
+    return f"a {other.__name__} cannot be converted to a {kind.__name__}: give the stages scenes that can"

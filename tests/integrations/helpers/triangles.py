@@ -42,13 +42,31 @@ def exact(cameras: Cameras) -> Cameras:
     return replace(cameras, camera_to_world=pose)
 
 
+def grid(cells: int, size: float = 1.0, dtype: torch.dtype = torch.float64) -> Triangles:
+    """A square at x = 0 across the axis of a camera on the x axis, of 2 * cells * cells triangles."""
+    place = torch.linspace(-0.5, 0.5, cells + 1, dtype=torch.float64) * size
+    z, y = torch.meshgrid(place, place, indexing="ij")
+    vertices = torch.stack([torch.zeros_like(y), y, z], dim=-1).view(-1, 3)
+    number = torch.arange((cells + 1) ** 2).view(cells + 1, cells + 1)
+    a, b, c, d = (
+        x.reshape(-1) for x in (number[:-1, :-1], number[:-1, 1:], number[1:, 1:], number[1:, :-1])
+    )
+    faces = torch.cat([torch.stack([a, b, c], dim=-1), torch.stack([a, c, d], dim=-1)])
+    return Triangles(vertices.to(dtype), faces)
+
+
 def seen_by_rays(
-    triangles: Triangles, cameras: Cameras, height: int, width: int
+    triangles: Triangles, cameras: Cameras, height: int, width: int, near: float = 0.0
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Faces, weights of their corners and distances along the rays, by Moller and Trumbore's test of all pairs."""
+    """Faces, weights of their corners and distances along the rays, by Moller and Trumbore's test of all pairs.
+
+    What is nearer than `near` along the camera's axis is not seen.
+    """
     origins, directions = (
         x.double().reshape(-1, 1, 3).numpy() for x in cameras.rays(height, width)
     )
+    axis = -cameras.camera_to_world[:, None, None, :3, 2].double().expand(-1, height, width, -1)
+    slope = (directions * axis.reshape(-1, 1, 3).numpy()).sum(-1)  # of depth against distance
     corners = triangles.vertices.detach().double().numpy()[triangles.faces.numpy()]
     edge1, edge2 = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -59,7 +77,7 @@ def seen_by_rays(
         q = np.cross(away, edge1)
         v = (directions * q).sum(-1) * inverse
         distance = (edge2 * q).sum(-1) * inverse
-        hit = (u >= 0) & (v >= 0) & (u + v <= 1) & (distance > 0)
+        hit = (u >= 0) & (v >= 0) & (u + v <= 1) & (distance * slope >= near) & (distance > 0)
     distance = np.where(hit, distance, np.inf)
     face = distance.argmin(1)
     rays = np.arange(len(face))

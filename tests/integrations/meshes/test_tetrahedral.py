@@ -41,8 +41,8 @@ def test_it_starts_as_a_sphere_that_looks_like_one() -> None:
     assert ((opacity > 0) & (opacity < 1)).any()  # silhouettes are blended
     sure = (opacity == 1) & hit
     assert sure.sum() > 0.9 * hit.sum()
-    near = sure & (distance < distance[hit].mean())
-    assert (render.depth[:, 0] - distance).abs()[near].max() < 0.01
+    near = sure & (distance < distance[hit].median())
+    assert (render.depth[:, 0] - distance).abs()[near].max() < 2e-3
     origins, directions = VIEWS.rays(37, 37)
     outward = torch.nn.functional.normalize(origins + distance[..., None] * directions, dim=-1)
     cosine = (render.normal.movedim(1, -1) * outward).sum(-1)

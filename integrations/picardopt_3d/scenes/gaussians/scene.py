@@ -178,6 +178,11 @@ class Gaussians(Scene):
         return surface_of(self.splats(), float(reach.max().clamp(max=_FAR_OFF * reach.median())))
 
     @classmethod
+    def converts(cls, other: type[Scene]) -> bool:
+        """Returns whether scenes of the other kind have a surface."""
+        return other.surface is not Scene.surface
+
+    @classmethod
     def from_scene(cls, config: GaussiansConfig, other: Scene) -> Self:
         """Starts with Gaussians on the surface of another scene, in its colours.
 

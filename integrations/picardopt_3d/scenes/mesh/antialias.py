@@ -5,7 +5,7 @@ other pixel. If it ends between the two centres in a silhouette, an edge without
 lie on the same side of it as seen, the pixel that the edge cuts takes as much of its neighbour's colour as the edge
 uncovers. Steep edges are seen by pixels side by side, flat ones by pixels above each other, so that none is
 counted twice. The paper looks at the nearer pixel's own face only; to follow the surface finds the silhouettes of
-faces smaller than a pixel too.
+faces smaller than a pixel too. A face that reaches behind the camera ends unblended.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def blend(image: Tensor, face: Tensor, depth: Tensor, screen: Screen, faces: Ten
     both = take_rows(pixels, torch.cat([cuts.first, cuts.second]))
     step = share[:, None] * (both[len(share) :] - both[: len(share)])
     target = torch.where(share > 0, cuts.first, cuts.second)
-    return add_rows(pixels, target, step).view(image.shape)
+    return add_rows(pixels, target, step.to(pixels.dtype)).view(image.shape)
 
 
 def _sideways(screen: Screen) -> Screen:

@@ -73,6 +73,7 @@ class TexturedMeshConfig:
         view_distance: Distance of these views' cameras from the origin, world units: best that of the training, for the
             same reason; None: so near that they just see all of it.
         view_fov: Their vertical field of view, degrees.
+        samples: Points along each edge of a pixel, whose mean it shows: textures have no smaller versions to look up.
         trained: What is trained: the shape (offsets of the vertices), the colours (the texture), or both.
         background: Colour of the background, RGB in [0, 1].
         rasterizer: What draws the triangles.
@@ -85,6 +86,7 @@ class TexturedMeshConfig:
     view_pixels: int = 256
     view_distance: float | None = None
     view_fov: float = 42.5
+    samples: int = 1
     trained: Trained = "colour"
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
     rasterizer: Rasterizer = "auto"
@@ -95,7 +97,13 @@ class TexturedMeshConfig:
         Raises:
             ValueError: A value is out of range; the message names it.
         """
-        for name, least in (("resolution", 8), ("faces", 4), ("texture", 16), ("view_pixels", 16)):
+        for name, least in (
+            ("resolution", 8),
+            ("faces", 4),
+            ("texture", 16),
+            ("view_pixels", 16),
+            ("samples", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give at least {least}")
         if self.view_distance is not None and not self.view_distance > 0:

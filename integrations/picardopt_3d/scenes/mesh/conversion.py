@@ -32,7 +32,16 @@ _THINNEST, _THICKEST = 1e-6, 1e4
 _FAINTEST = 0.05
 """A field in which no ray is more opaque than this is empty."""
 
-_MARGIN = 0.15
+_RAYS = 40
+"""Rays along each edge of a picture that is compared, and samples on each."""
+
+_LOOKS = 4
+"""Most times that the cube is made smaller."""
+
+_CANDIDATES = 8
+"""Faces with the nearest centres, among which the nearest face is sought."""
+
+_MARGIN = 0.1
 """Space to grow on each side of the shape, as a share of its size."""
 
 
@@ -72,11 +81,16 @@ def shape_of(other: Scene, whole: Cube, border: Tensor) -> tuple[Cube, Tensor]:
     Raises:
         ValueError: The other scene is empty, or has no surface.
     """
-    cube = _around(whole, _values(other, whole) < 0)
-    values = _values(other, cube)
-    values = torch.where(border, values.abs().clamp_min(1e-3), values)
-    if not (values < 0).any():
-        raise empty()
+    cube, reach = whole, 0.5 * math.sqrt(3) * whole.cell * whole.resolution
+    for _ in range(_LOOKS):
+        values = _sampler(other, cube.centre, reach)(cube.points())
+        values = torch.where(border, values.abs().clamp_min(1e-3), values)
+        if not (values < 0).any():
+            raise empty()
+        before, cube, reach = cube, *_around(cube, values < 0, whole)
+        if cube.cell > 0.9 * before.cell:
+            cube = before
+            break
     if isinstance(other, SdfField):
         return cube, (values / cube.cell).clamp(-_FARTHEST, _FARTHEST)
     triangles = march(cube.lattice, values, cube.resolution)
@@ -91,39 +105,65 @@ def empty() -> ValueError:
     )
 
 
-def _around(whole: Cube, inside: Tensor) -> Cube:
-    """Returns a cube around the vertices inside, with some space to grow, that does not leave the whole one."""
-    if not inside.any():
-        raise empty()
+def _around(cube: Cube, inside: Tensor, whole: Cube) -> tuple[Cube, float]:
+    """Returns a smaller cube around the vertices inside, with some space to grow, and the reach of what is inside.
+
+    Args:
+        cube: The cube whose vertices they are.
+        inside: Which lie inside, `[vertices]`.
+        whole: The cube that the smaller one may not leave.
+
+    Returns:
+        The cube, and the largest distance of anything inside from its centre, world units.
+    """
+    places = cube.points()[inside]
+    low, high = (
+        places.amin(0) - cube.cell,
+        places.amax(0) + cube.cell,
+    )  # the surface is up to a cell further out
     half = 0.5 * whole.resolution
-    places = whole.lattice[inside]
-    low, high = places.amin(0) - 1, places.amax(0) + 1  # the surface lies up to a cell further out
-    size = float((high - low).max()) * (0.5 + _MARGIN)
     # The tetrahedra at the border, half a cell deep, stay outside.
-    size = min(half, size * half / max(1.0, half - 1))
-    centre = ((low + high) / 2).clamp(size - half, half - size)
-    scale = size / half
-    return Cube(
-        whole.lattice, whole.resolution, whole.centre + whole.cell * centre, whole.cell * scale
-    )
+    size = float((high - low).max()) * (0.5 + _MARGIN) * half / max(1.0, half - 1)
+    size = min(size, half * whole.cell)
+    room = half * whole.cell - size
+    centre = whole.centre + ((low + high) / 2 - whole.centre).clamp(-room, room)
+    reach = float((places - centre).norm(dim=1).max()) + cube.cell
+    return Cube(whole.lattice, whole.resolution, centre, size / half), reach
 
 
-def _values(other: Scene, cube: Cube) -> Tensor:
-    """Returns values at the vertices that are negative inside: in world units of a signed distance, others of any."""
-    points = cube.points()
-    if isinstance(other, SdfField):
-        return -_evaluated(other.level_set, points)
-    if isinstance(other, Field):
-        within = points.norm(dim=1) < other.radius
-        density = torch.zeros_like(points[:, 0])
-        density[within] = _evaluated(other.density, points[within])
-        density = density.clamp(_THINNEST, _THICKEST)
-        level = outline_level(density, cube.resolution, cube.cell)
-        return inverse_softplus(density.new_tensor(level)) - inverse_softplus(density)
+def _sampler(other: Scene, centre: Tensor, radius: float) -> Callable[[Tensor], Tensor]:
+    """Returns a function of points that is negative inside a scene: its signed distance, if it has one.
+
+    Args:
+        other: The scene.
+        centre: Centre of a ball that holds all of it, world units, `[3]`.
+        radius: Radius of the ball, world units.
+    """
+    if isinstance(other, Field) and not isinstance(other, SdfField):
+        density = _density_of(other)
+        level = density(centre[None]).new_tensor(outline_level(density, centre, radius))
+        return lambda points: inverse_softplus(level) - inverse_softplus(density(points))
     surface = other.surface()
-    return torch.maximum(
-        -_evaluated(surface.level_set, points), points.norm(dim=1) - surface.radius
-    )
+    # Level sets are of any slope: a steep one of the sphere leaves values within it as they are.
+    slope = 1.0 if isinstance(other, SdfField) else 1e3
+
+    def outside(points: Tensor) -> Tensor:
+        depth = _evaluated(surface.level_set, points)
+        return torch.maximum(-depth, slope * (points.norm(dim=1) - surface.radius))
+
+    return outside
+
+
+def _density_of(other: Field) -> Callable[[Tensor], Tensor]:
+    """Returns a field's density as a function of points, limited to a range."""
+
+    def density(points: Tensor) -> Tensor:
+        within = points.norm(dim=1) < other.radius
+        found = torch.zeros_like(points[:, 0])
+        found[within] = _evaluated(other.density, points[within])
+        return found.clamp(_THINNEST, _THICKEST)
+
+    return density
 
 
 def _evaluated(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
@@ -131,41 +171,57 @@ def _evaluated(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
     return torch.cat([function(part) for part in points.split(_AT_ONCE)])
 
 
-def outline_level(density: Tensor, resolution: int, cell: float) -> float:
+def outline_level(density: Callable[[Tensor], Tensor], centre: Tensor, radius: float) -> float:
     """Returns the density on the surface of a field: the level whose outlines are as large as those of the field.
 
-    The grid's rows along the three axes are rays. As many of them should meet the inside of the surface as are at least
-    half as opaque as the most opaque one. A volume would not do: it depends on how the inside is counted, which nobody
-    sees, and a soft but thick field, opaque as a whole, has little density in each cell. If many levels fit, as those
-    of a hard field do, it is the one closest to half opacity over one cell.
+    Parallel rays through a ball look at the field along the six axes of an icosahedron. As many of them should meet the
+    inside of the surface as are at least half as opaque as the most opaque one. A share of the volume would not do: it
+    depends on how the inside is counted, which nobody sees, and a soft but thick field, opaque as a whole, has little
+    density in each cell. If many levels fit, as those of a hard field do, it is the one closest to half opacity between
+    two samples.
 
     Args:
-        density: Densities at the grid's vertices, per world unit, `[vertices]`.
-        resolution: Cells along each edge of the grid.
-        cell: Edge of a cell, world units.
+        density: Maps points `[count, 3]` to densities per world unit, `[count]`.
+        centre: Centre of the ball, world units, `[3]`.
+        radius: Radius of the ball, world units.
 
     Raises:
         ValueError: The field is empty.
     """
-    corners, centres = density.split([(resolution + 1) ** 3, resolution**3])
-    blocks = corners.view((resolution + 1,) * 3), centres.view((resolution,) * 3)
-    rows = [block.movedim(axis, 0).flatten(1) for block in blocks for axis in range(3)]
-    opacity = torch.cat([-torch.expm1(-cell * row.sum(0)) for row in rows])
-    highest = torch.cat([row.amax(0) for row in rows]).sort(descending=True).values
-    most = float(opacity.max())
+    spacing = 2 * radius / _RAYS
+    axis = spacing * (torch.arange(_RAYS) - (_RAYS - 1) / 2)
+    grid = torch.cartesian_prod(axis, axis, axis).to(centre)
+    opacity, highest = [], []
+    for frame in _frames():
+        values = density(centre + grid @ frame.to(centre)).view(_RAYS**2, _RAYS)
+        opacity.append(-torch.expm1(-spacing * values.sum(1)))
+        highest.append(values.amax(1))
+    opaque, levels = torch.cat(opacity), torch.cat(highest).sort(descending=True).values
+    most = float(opaque.max())
     if most < _FAINTEST:
         raise empty()
-    count = int((opacity > most / 2).sum())
-    above = float(highest[count - 1])
-    below = float(highest[count]) if count < len(highest) else 0.0
+    count = int((opaque > most / 2).sum())
+    above = float(levels[count - 1])
+    below = float(levels[count]) if count < len(levels) else 0.0
     # Slightly less, so that rays at this very level, as in a field of one density, count as inside.
-    return (1 - 1e-4) * min(max(math.log(2) / cell, below), above)
+    return (1 - 1e-4) * min(max(math.log(2) / spacing, below), above)
+
+
+def _frames() -> list[Tensor]:
+    """Returns orthonormal frames, in rows, whose last axes are those of an icosahedron, each `[3, 3]`."""
+    golden = (1 + math.sqrt(5)) / 2
+    frames = []
+    for turn in range(3):
+        for sign in (1.0, -1.0):
+            axis = torch.tensor([0.0, 1.0, sign * golden]).roll(turn)
+            axis = axis / axis.norm()
+            side = torch.tensor([1.0, 0.0, 0.0]).roll(turn)
+            frames.append(torch.stack([side, torch.linalg.cross(axis, side), axis]))
+    return frames
 
 
 def _distances(points: Tensor, triangles: Triangles) -> Tensor:
-    """Returns about the distances of points from triangles, limited to a range, `[points]`.
-
-    The nearest centre of a face gives the distance from the plane of that face, and along it from a disc of its size.
+    """Returns the distances of points from triangles, limited to a range, `[points]`.
 
     Args:
         points: Points, in cells, `[points, 3]`.
@@ -174,18 +230,26 @@ def _distances(points: Tensor, triangles: Triangles) -> Tensor:
     from scipy.spatial import cKDTree  # it takes a while to import
 
     corners = triangles.vertices[triangles.faces]  # [faces, 3 (corner), 3]
-    centres, normals = corners.mean(1), face_normals(triangles)
-    solid = normals.any(1)
-    corners, centres, normals = corners[solid], centres[solid], normals[solid]
-    tree = cKDTree(centres.cpu().numpy())
-    reach = _FARTHEST + 1.0
-    found, nearest = tree.query(points.cpu().numpy(), distance_upper_bound=reach)
-    near = torch.from_numpy(found).to(points.device) < reach
-    index = torch.from_numpy(nearest).to(points.device)[near]
-    away = points[near] - centres[index]
-    up = (away * normals[index]).sum(1).abs()
-    along = (away.square().sum(1) - up.square()).clamp_min(0).sqrt()
-    size = (corners - centres[:, None]).norm(dim=2).amax(1)[index]
+    corners = corners[face_normals(triangles).any(1)]
+    tree = cKDTree(corners.mean(1).cpu().numpy())
+    # The centre of the nearest face is at most an edge farther off than the face.
+    found, index = tree.query(points.cpu().numpy(), _CANDIDATES, distance_upper_bound=_FARTHEST + 1)
+    near = torch.from_numpy(found[:, 0]).to(points.device) < _FARTHEST + 1
+    candidates = torch.from_numpy(index).to(points.device)[near].clamp_max(len(corners) - 1)
     distances = torch.full_like(points[:, 0], _FARTHEST)
-    distances[near] = torch.hypot(up, (along - size).clamp_min(0)).clamp(_NEAREST, _FARTHEST)
+    parts = zip(points[near].split(_AT_ONCE), candidates.split(_AT_ONCE), strict=True)
+    nearest = [to_triangles(part[:, None], corners[few]).amin(1) for part, few in parts]
+    distances[near] = torch.cat(nearest).clamp(_NEAREST, _FARTHEST)
     return distances
+
+
+def to_triangles(points: Tensor, corners: Tensor) -> Tensor:
+    """Returns the distances of points `[..., 3]` from triangles that have an area, `[..., 3 (corner), 3]`, `[...]`."""
+    sides = corners.roll(-1, -2) - corners
+    away = points[..., None, :] - corners
+    normal = torch.linalg.cross(sides[..., 0, :], sides[..., 1, :])[..., None, :]
+    above = (torch.linalg.cross(normal.expand_as(sides), sides) * away).sum(-1) >= 0
+    plane = (away[..., :1, :] * normal).sum(-1).abs() / normal.norm(dim=-1)
+    along = (away * sides).sum(-1) / sides.square().sum(-1)
+    edges = (away - along.clamp(0, 1)[..., None] * sides).norm(dim=-1).amin(-1)
+    return torch.where(above.all(-1), plane[..., 0], edges)

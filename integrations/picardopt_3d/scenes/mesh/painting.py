@@ -13,7 +13,7 @@ from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.networks import Background
 from picardopt_3d.scenes.scene import Scene
 
-_STEPS, _POINTS, _RATE = 300, 4096, 0.01
+_STEPS, _POINTS, _RATE = 200, 4096, 0.01
 _ON_SURFACE = 1 << 14
 """Points of the surface whose colours are looked up."""
 
@@ -27,7 +27,11 @@ _AT_ONCE = 1 << 17
 
 
 def paint(colours: Colours, triangles: Triangles, other: Scene, cell: float) -> None:
-    """Makes the colours of a surface those of another scene: a copy if both compute them alike, otherwise trained.
+    """Makes the colours of a surface those of another scene.
+
+    Those of the same kind are copied. Those of a field are copied if their encoding and network have the same sizes,
+    and then trained, like all others, to be what is seen from above: what a field shows is a mixture of what lies on
+    its soft surface and below.
 
     Args:
         colours: The colours to change, on the other scene's device.
@@ -35,7 +39,8 @@ def paint(colours: Colours, triangles: Triangles, other: Scene, cell: float) -> 
         other: The other scene.
         cell: Distance over which the surface is uncertain, world units.
     """
-    if colours.inherit(other):
+    copied = colours.inherit(other)
+    if copied and not isinstance(other, Field):
         return
     with torch.no_grad():
         points, normals = scatter(triangles, _ON_SURFACE)
@@ -43,10 +48,11 @@ def paint(colours: Colours, triangles: Triangles, other: Scene, cell: float) -> 
     parameters = list(colours.parameters())
     trained = [parameter.requires_grad for parameter in parameters]
     colours.requires_grad_()
-    optimizer = torch.optim.Adam(parameters, _RATE, betas=(0.9, 0.99), eps=1e-15)
+    rate = _RATE / 4 if copied else _RATE
+    optimizer = torch.optim.Adam(parameters, rate, betas=(0.9, 0.99), eps=1e-15)
     with torch.enable_grad():
         for step in range(_STEPS):
-            optimizer.param_groups[0]["lr"] = _RATE * (1 - step / _STEPS)
+            optimizer.param_groups[0]["lr"] = rate * (1 - step / _STEPS)
             picked = torch.randint(len(points), (_POINTS,))
             off = cell * _SPREAD * (2 * torch.rand(_POINTS, 1) - 1)
             picked, off = picked.to(points.device), off.to(points)

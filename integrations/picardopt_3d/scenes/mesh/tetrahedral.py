@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,8 @@ class Tetrahedral(Scene):
         self.register_buffer("centre", torch.zeros(3))
         self.register_buffer("cell", torch.tensor(cell))
         sphere = self.lattice.norm(dim=1) - min(0.5, 0.75 * config.radius) / cell
+        # A vertex right on the sphere would have faces without an area around it.
+        sphere = torch.where(sphere.abs() < 0.01, 0.01, sphere)
         self.distance = nn.Parameter(sphere, requires_grad=shape)
         offsets = torch.zeros(vertex_count(count), 3)
         self.offsets = nn.Parameter(offsets, requires_grad=shape and config.deform)
@@ -227,13 +229,28 @@ class Tetrahedral(Scene):
         return 0.0 * torch.cat(trained).sum()
 
     @classmethod
+    def converts(cls, other: type[Scene]) -> bool:
+        """Returns whether scenes of the other kind are such grids too, or have a surface."""
+        return issubclass(other, Tetrahedral) or other.surface is not Scene.surface
+
+    @classmethod
+    def check_conversion(cls, config: Any, other: type[Scene], given: Any) -> None:
+        """Checks what is known before there are scenes, and that another grid has as many cells."""
+        super().check_conversion(config, other, given)
+        if issubclass(other, Tetrahedral) and given.resolution != config.resolution:
+            raise ValueError(
+                f"resolution={config.resolution}: the grid before has {given.resolution} cells; give the same, its "
+                "vertices are copied"
+            )
+
+    @classmethod
     def from_scene(cls, config: TetrahedralConfig, other: Scene) -> Self:
         """Starts with the surface and the colours of another scene.
 
         The shape of another tetrahedral grid is copied bit for bit. That of a field lies where its density has a
         level that leaves its outlines as they are; any other scene needs a surface. The grid's cube is fitted to it.
-        Colours are copied if both scenes compute them alike, otherwise trained; random numbers come from torch's
-        global CPU generator.
+        Colours are copied from another grid of the same configuration, otherwise trained; random numbers come from
+        torch's global CPU generator.
 
         Args:
             config: Configuration of the new scene.
@@ -244,11 +261,7 @@ class Tetrahedral(Scene):
         """
         scene = cls(config).to(other.device)
         if isinstance(other, Tetrahedral):
-            if other.config.resolution != config.resolution:
-                raise ValueError(
-                    f"resolution={config.resolution}: the grid before has {other.config.resolution} cells; give the "
-                    f"same, its vertices are copied"
-                )
+            cls.check_conversion(config, type(other), other.config)
             for name in ("distance", "offsets", "centre", "cell"):
                 getattr(scene, name).data.copy_(getattr(other, name).data)
         else:

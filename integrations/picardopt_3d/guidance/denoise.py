@@ -1,0 +1,151 @@
+"""Image-to-image denoising (SDEdit, arXiv 2108.01073), and the squared difference from its result.
+
+DreamGaussian's second stage: noise is added to a rendered view, a diffusion model takes it away again, and the view is
+pulled towards what came out.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+from torch.nn import functional
+
+from picardopt_3d.cameras import Cameras
+from picardopt_3d.guidance.loss_config import DenoiseConfig
+from picardopt_3d.guidance.protocol import Encoded, Guidance, ScoreModel
+from picardopt_3d.guidance.sds import check_range, check_views, guided_noise
+from picardopt_3d.prompts import ImagePrompt, TextPrompt
+
+
+class Denoising(Guidance):
+    """The squared difference between views and what a score model makes of them, over any score model.
+
+    Args:
+        score: The score model.
+        config: Options of the loss.
+
+    Raises:
+        ValueError: The model's schedule has fewer noise levels than the steps that are asked for.
+    """
+
+    def __init__(self, score: ScoreModel, config: DenoiseConfig | None = None) -> None:
+        self.score = score
+        self.config = config or DenoiseConfig()
+        self.size = score.size
+        self._scheduler = ddim_scheduler(score.alphas_cumprod, self.config.steps)
+
+    def encode(self, prompt: str | TextPrompt | ImagePrompt) -> Encoded:
+        """Encodes a prompt with the score model."""
+        return self.score.encode(prompt)
+
+    def __call__(
+        self,
+        views: Tensor,
+        prompt: Encoded,
+        cameras: Cameras,
+        timestep_range: tuple[float, float] = (0.02, 0.98),
+    ) -> Tensor:
+        """Returns the mean squared difference between the views and their refinement, which has no gradient.
+
+        Args:
+            views: Rendered RGB in [0, 1], with a gradient, `[batch, 3, height, width]`.
+            prompt: From `encode`.
+            cameras: The cameras of the views.
+            timestep_range: See `refine`.
+
+        Raises:
+            ValueError: See `refine`.
+        """
+        return functional.mse_loss(
+            views.float(), self.refine(views, prompt, cameras, timestep_range)
+        )
+
+    @torch.no_grad()
+    def refine(
+        self,
+        views: Tensor,
+        prompt: Encoded,
+        cameras: Cameras,
+        timestep_range: tuple[float, float],
+    ) -> Tensor:
+        """Adds noise to views and takes it away again by DDIM's deterministic steps.
+
+        All views begin at the same noise level. With n = `config.steps`, a fraction f of the schedule stands for the
+        last ceil(n f) of DDIM's n steps (at least one); their number is drawn uniformly from those of the range.
+        DreamGaussian's strength s leaves out the first int(n s) steps, which is the fraction 1 - s.
+
+        Random numbers come from torch's global CPU generator, in this order: the number of steps, those of
+        `to_model_space`, the noise.
+
+        Args:
+            views: RGB in [0, 1], `[batch, 3, height, width]`.
+            prompt: From `encode`.
+            cameras: The cameras of the views.
+            timestep_range: Smallest and largest noise level to begin at, as fractions of the schedule.
+
+        Returns:
+            The refined views, in the size of the views, RGB in [0, 1], float32, `[batch, 3, height, width]`.
+
+        Raises:
+            ValueError: The shapes disagree, or the range is empty or outside [0, 1].
+        """
+        check_views(views, cameras)
+        check_range(timestep_range)
+        count = self._draw_count(timestep_range)
+        clean = self.score.to_model_space(views)
+        noise = torch.randn(clean.shape, dtype=clean.dtype).to(clean.device)
+        levels = self._scheduler.timesteps[-count:]
+        noisy = self._scheduler.add_noise(clean, noise, levels[:1])
+        config = self.config
+        for level in levels.tolist():
+            timesteps = torch.full((len(noisy),), level, device=noisy.device)
+            predicted = self.score.predict_noise(noisy, timesteps, prompt, cameras)
+            guided = guided_noise(predicted, config.guidance_scale, config.guidance_form)
+            noisy = self._scheduler.step(guided, level, noisy).prev_sample
+        refined = self.score.to_views(noisy)
+        if refined.shape[-2:] != views.shape[-2:]:
+            refined = functional.interpolate(
+                refined, views.shape[-2:], mode="bilinear", align_corners=False, antialias=True
+            )
+        return refined
+
+    def _draw_count(self, timestep_range: tuple[float, float]) -> int:
+        """Draws the number of steps from that of the smallest to that of the largest noise level."""
+        # 1e-9: 0.05 * 20 may be a little more than 1.
+        low, high = (
+            min(self.config.steps, max(1, math.ceil(self.config.steps * fraction - 1e-9)))
+            for fraction in timestep_range
+        )
+        return int(torch.randint(low, high + 1, ()))
+
+
+def ddim_scheduler(alphas_cumprod: Tensor, steps: int) -> DDIMScheduler:
+    """Returns DDIM over a model's noise levels, set up as published for Stable Diffusion, for predicted noise.
+
+    Args:
+        alphas_cumprod: The schedule's abar, `[timesteps]`.
+        steps: Denoising steps from pure noise on.
+
+    Raises:
+        ValueError: There are more steps than noise levels.
+    """
+    if steps > len(alphas_cumprod):
+        raise ValueError(
+            f"denoise.steps={steps}: the model has {len(alphas_cumprod)} noise levels; give at most as many"
+        )
+    scheduler = DDIMScheduler(
+        num_train_timesteps=len(alphas_cumprod),
+        prediction_type="epsilon",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        timestep_spacing="leading",
+        steps_offset=1 if steps < len(alphas_cumprod) else 0,
+    )
+    # Its own come from betas, which would have to be taken back from these with rounding.
+    scheduler.alphas_cumprod = alphas_cumprod.float().cpu()
+    scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
+    scheduler.set_timesteps(steps)
+    return scheduler

@@ -1,0 +1,124 @@
+"""The refinement of a mesh by score distillation of its colours or its normals, as Magic3D and ProlificDreamer have it.
+
+A step is that of DreamFusion on triangles, with a loss that keeps the surface smooth. Normals are shown to the guidance
+as colours, (normal + 1) / 2, over the plain background of the scene; a scene whose background is a network has black
+there, as in threestudio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from picardopt_3d.methods.dreamfusion import DreamFusion, DreamFusionConfig, DreamFusionWeights
+from picardopt_3d.methods.recipe import Context
+from picardopt_3d.methods.schedules import Points
+from picardopt_3d.scenes import Render, Scene
+from picardopt_3d.scenes.mesh.config import TetrahedralConfig, TexturedMeshConfig
+from picardopt_3d.scenes.mesh.geometry import laplacian, normal_consistency
+
+Shows = Literal["colour", "normals"]
+"""What the guidance sees of a mesh."""
+
+
+@dataclass(frozen=True)
+class RefineWeights(DreamFusionWeights):
+    """Weights of the losses: DreamFusion's, with those for a density off.
+
+    Attributes:
+        normal_consistency: Weight of the mean of 1 - cosine between the normals at both ends of an edge.
+        laplacian: Weight of the mean distance of a vertex from the mean of its neighbors.
+    """
+
+    sparsity: Points = 0.0
+    orientation: Points = 0.0
+    normal_consistency: Points = 1e4
+    laplacian: Points = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineConfig(DreamFusionConfig):
+    """The configuration of a mesh's refinement.
+
+    Attributes:
+        weights: Weights of the losses.
+        shows: What the guidance sees: the colours, or the normals as colours.
+    """
+
+    weights: RefineWeights = field(default_factory=RefineWeights)
+    shows: Shows = "colour"
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: A value is out of range, or the scene has no triangles for a loss on them; the message names it.
+        """
+        super().__post_init__()
+        if self.shows not in get_args(Shows):
+            raise ValueError(f"shows={self.shows!r}: give one of {', '.join(get_args(Shows))}")
+        if isinstance(self.scene, TetrahedralConfig | TexturedMeshConfig):
+            return
+        for name in ("normal_consistency", "laplacian"):
+            points = getattr(self.weights, name)
+            if points != 0:
+                raise ValueError(
+                    f"weights.{name}={points}: a {type(self.scene).__name__} has no triangles; give 0, or a scene "
+                    "that consists of them, such as TetrahedralConfig"
+                )
+
+    def build(self, context: Context, previous: Scene | None = None) -> Refine:
+        """Builds the stage; see `StageConfig.build`."""
+        return Refine(self, context, previous)
+
+
+class Refine(DreamFusion):
+    """The refinement of a mesh: a scene and the loss of each step.
+
+    Args:
+        config: The configuration.
+        context: Guidance, prompt and device of the run.
+        previous: The scene of the previous stage; None: a new scene.
+    """
+
+    config: RefineConfig
+
+    def __init__(
+        self, config: RefineConfig, context: Context, previous: Scene | None = None
+    ) -> None:
+        super().__init__(config, context, previous)
+        self._behind = torch.tensor(_behind(config.scene), device=self.device)[:, None, None]
+
+    def shown(self, render: Render) -> Tensor:
+        """Returns the colours, or the normals as colours, RGB in [0, 1], `[batch, 3, height, width]`."""
+        if self.config.shows == "colour":
+            return render.rgb
+        normal: Any = render.normal  # `needs_normals` has asked for it
+        shown: Tensor = (normal + render.opacity) / 2 + (1 - render.opacity) * self._behind
+        return shown
+
+    def needs_normals(self, weights: Mapping[str, float]) -> bool:
+        """Returns whether views without a light need normals; see `DreamFusion.needs_normals`."""
+        return self.config.shows == "normals" or super().needs_normals(weights)
+
+    def terms(self, render: Render, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """Returns the losses besides the guidance, by name; see `DreamFusion.terms`."""
+        terms = super().terms(render, weights)
+        if render.triangles is None:
+            return terms
+        if "normal_consistency" in weights:
+            terms["normal_consistency"] = normal_consistency(render.triangles)
+        if "laplacian" in weights:
+            terms["laplacian"] = laplacian(render.triangles)
+        return terms
+
+
+def _behind(scene: Any) -> tuple[float, ...]:
+    """Returns the colour around normals: that of the scene's plain background, else black."""
+    if isinstance(scene.background, str):
+        return tuple(scene.background_colour) if scene.background == "solid" else (0.0, 0.0, 0.0)
+    return tuple(scene.background)
