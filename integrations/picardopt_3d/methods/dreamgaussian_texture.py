@@ -181,18 +181,20 @@ def _refined(stage: StageConfig) -> GuidanceConfig:
     return replace(stage.guidance, loss="denoise")
 
 
+_PAPER_MESH = TexturedMeshConfig(
+    faces=100_000,
+    level=1 - THRESHOLD,  # a density of 1
+    view_pixels=512,
+    view_distance=2.5,
+    view_fov=49.1,
+)
+
 PAPER = DreamGaussianTextureConfig(
     steps=50,
     batch=1,
     pixels=512,
     supersampling=(1.0, 2.0),
-    scene=TexturedMeshConfig(
-        faces=100_000,
-        level=1 - THRESHOLD,  # a density of 1
-        view_pixels=512,
-        view_distance=2.5,
-        view_fov=49.1,
-    ),
+    scene=_PAPER_MESH,
     rates=texture_rates(texture=0.2, offsets=1e-4),
     betas=(0.9, 0.999),
     eps=1e-8,
@@ -205,31 +207,42 @@ PAPER = DreamGaussianTextureConfig(
 
 PAPER_IMAGE = replace(
     PAPER,
-    scene=replace(PAPER.scene, view_distance=2.0),  # type: ignore[type-var]
+    scene=replace(_PAPER_MESH, view_distance=2.0),
     guidance=_refined(dreamgaussian.PAPER_IMAGE),
     denoise=DenoiseConfig(guidance_scale=5.0, guidance_form="uncond"),
     cameras=dreamgaussian.PAPER_IMAGE.cameras,
     weights=TextureWeights(rgb=1.0),
 )
 
+_SMALL_MESH = TexturedMeshConfig(
+    resolution=48,
+    faces=3000,
+    texture=128,
+    # Size and distance at which the Gaussians were trained, and look as they should.
+    view_pixels=32,
+    view_distance=1.65,
+    samples=2,
+    trained="all",
+)
+
 SMALL = DreamGaussianTextureConfig(
     steps=75,
-    batch=4,
+    batch=8,
     pixels=32,
-    supersampling=(2.0, 2.0),
-    scene=TexturedMeshConfig(resolution=48, faces=3000, texture=128, view_pixels=64, trained="all"),
+    scene=_SMALL_MESH,
     rates=texture_rates(texture=((0, 0.03), (75, 0.003)), offsets=((0, 1e-3), (75, 1e-4))),
     guidance=_refined(dreamgaussian.SMALL),
-    denoise=DenoiseConfig(guidance_scale=3.0, steps=10),
-    timesteps=TimestepSchedule(low=(0.5, 0.1), high=(0.5, 0.1)),
+    denoise=DenoiseConfig(guidance_scale=3.0, steps=8),
+    timesteps=TimestepSchedule(low=(0.4, 0.1), high=(0.4, 0.1)),
     cameras=dreamgaussian.SMALL.cameras,
 )
 
 SMALL_IMAGE = replace(
     SMALL,
-    pixels=dreamgaussian.SMALL_IMAGE.final_pixels,
-    supersampling=(1.0, 1.0),
-    reference_pixels=dreamgaussian.SMALL_IMAGE.reference_pixels,
+    batch=4,
+    pixels=64,
+    reference_pixels=64,
+    scene=replace(_SMALL_MESH, view_pixels=64),
     guidance=_refined(dreamgaussian.SMALL_IMAGE),
     cameras=dreamgaussian.SMALL_IMAGE.cameras,
     weights=TextureWeights(rgb=1.0),
