@@ -192,6 +192,11 @@ class TexturedMesh(Scene):
         )
 
     @classmethod
+    def converts(cls, other: type[Scene]) -> bool:
+        """Returns whether scenes of the other kind have triangles or a surface."""
+        return other.shell is not Scene.shell or other.surface is not Scene.surface
+
+    @classmethod
     def from_scene(cls, config: TexturedMeshConfig, other: Scene) -> Self:
         """Starts with the surface and the colours of another scene.
 
