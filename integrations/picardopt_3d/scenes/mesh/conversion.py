@@ -35,6 +35,12 @@ _FAINTEST = 0.05
 _RAYS = 40
 """Rays along each edge of a picture that is compared, and samples on each."""
 
+_LOOKS = 4
+"""Most times that the cube is made smaller."""
+
+_CANDIDATES = 8
+"""Faces with the nearest centres, among which the nearest face is sought."""
+
 _MARGIN = 0.1
 """Space to grow on each side of the shape, as a share of its size."""
 
@@ -75,16 +81,16 @@ def shape_of(other: Scene, whole: Cube, border: Tensor) -> tuple[Cube, Tensor]:
     Raises:
         ValueError: The other scene is empty, or has no surface.
     """
-    half = 0.5 * whole.cell * whole.resolution
-    inside = _sampler(other, whole.centre, math.sqrt(3) * half)(whole.points()) < 0
-    if not inside.any():
-        raise empty()
-    cube = _around(whole, inside)
-    reach = float((whole.points()[inside] - cube.centre).norm(dim=1).max()) + whole.cell
-    values = _sampler(other, cube.centre, reach)(cube.points())
-    values = torch.where(border, values.abs().clamp_min(1e-3), values)
-    if not (values < 0).any():
-        raise empty()
+    cube, reach = whole, 0.5 * math.sqrt(3) * whole.cell * whole.resolution
+    for _ in range(_LOOKS):
+        values = _sampler(other, cube.centre, reach)(cube.points())
+        values = torch.where(border, values.abs().clamp_min(1e-3), values)
+        if not (values < 0).any():
+            raise empty()
+        before, cube, reach = cube, *_around(cube, values < 0, whole)
+        if cube.cell > 0.9 * before.cell:
+            cube = before
+            break
     if isinstance(other, SdfField):
         return cube, (values / cube.cell).clamp(-_FARTHEST, _FARTHEST)
     triangles = march(cube.lattice, values, cube.resolution)
@@ -99,19 +105,30 @@ def empty() -> ValueError:
     )
 
 
-def _around(whole: Cube, inside: Tensor) -> Cube:
-    """Returns a cube around the vertices inside, with some space to grow, that does not leave the whole one."""
+def _around(cube: Cube, inside: Tensor, whole: Cube) -> tuple[Cube, float]:
+    """Returns a smaller cube around the vertices inside, with some space to grow, and the reach of what is inside.
+
+    Args:
+        cube: The cube whose vertices they are.
+        inside: Which lie inside, `[vertices]`.
+        whole: The cube that the smaller one may not leave.
+
+    Returns:
+        The cube, and the largest distance of anything inside from its centre, world units.
+    """
+    places = cube.points()[inside]
+    low, high = (
+        places.amin(0) - cube.cell,
+        places.amax(0) + cube.cell,
+    )  # the surface is up to a cell further out
     half = 0.5 * whole.resolution
-    places = whole.lattice[inside]
-    low, high = places.amin(0) - 1, places.amax(0) + 1  # the surface lies up to a cell further out
-    size = float((high - low).max()) * (0.5 + _MARGIN)
     # The tetrahedra at the border, half a cell deep, stay outside.
-    size = min(half, size * half / max(1.0, half - 1))
-    centre = ((low + high) / 2).clamp(size - half, half - size)
-    scale = size / half
-    return Cube(
-        whole.lattice, whole.resolution, whole.centre + whole.cell * centre, whole.cell * scale
-    )
+    size = float((high - low).max()) * (0.5 + _MARGIN) * half / max(1.0, half - 1)
+    size = min(size, half * whole.cell)
+    room = half * whole.cell - size
+    centre = whole.centre + ((low + high) / 2 - whole.centre).clamp(-room, room)
+    reach = float((places - centre).norm(dim=1).max()) + cube.cell
+    return Cube(whole.lattice, whole.resolution, centre, size / half), reach
 
 
 def _sampler(other: Scene, centre: Tensor, radius: float) -> Callable[[Tensor], Tensor]:
@@ -127,10 +144,12 @@ def _sampler(other: Scene, centre: Tensor, radius: float) -> Callable[[Tensor], 
         level = density(centre[None]).new_tensor(outline_level(density, centre, radius))
         return lambda points: inverse_softplus(level) - inverse_softplus(density(points))
     surface = other.surface()
+    # Level sets are of any slope: a steep one of the sphere leaves values within it as they are.
+    slope = 1.0 if isinstance(other, SdfField) else 1e3
 
     def outside(points: Tensor) -> Tensor:
         depth = _evaluated(surface.level_set, points)
-        return torch.maximum(-depth, points.norm(dim=1) - surface.radius)
+        return torch.maximum(-depth, slope * (points.norm(dim=1) - surface.radius))
 
     return outside
 
@@ -202,9 +221,7 @@ def _frames() -> list[Tensor]:
 
 
 def _distances(points: Tensor, triangles: Triangles) -> Tensor:
-    """Returns about the distances of points from triangles, limited to a range, `[points]`.
-
-    The nearest centre of a face gives the distance from the plane of that face, and along it from a disc of its size.
+    """Returns the distances of points from triangles, limited to a range, `[points]`.
 
     Args:
         points: Points, in cells, `[points, 3]`.
@@ -213,18 +230,26 @@ def _distances(points: Tensor, triangles: Triangles) -> Tensor:
     from scipy.spatial import cKDTree  # it takes a while to import
 
     corners = triangles.vertices[triangles.faces]  # [faces, 3 (corner), 3]
-    centres, normals = corners.mean(1), face_normals(triangles)
-    solid = normals.any(1)
-    corners, centres, normals = corners[solid], centres[solid], normals[solid]
-    tree = cKDTree(centres.cpu().numpy())
-    reach = _FARTHEST + 1.0
-    found, nearest = tree.query(points.cpu().numpy(), distance_upper_bound=reach)
-    near = torch.from_numpy(found).to(points.device) < reach
-    index = torch.from_numpy(nearest).to(points.device)[near]
-    away = points[near] - centres[index]
-    up = (away * normals[index]).sum(1).abs()
-    along = (away.square().sum(1) - up.square()).clamp_min(0).sqrt()
-    size = (corners - centres[:, None]).norm(dim=2).amax(1)[index]
+    corners = corners[face_normals(triangles).any(1)]
+    tree = cKDTree(corners.mean(1).cpu().numpy())
+    # The centre of the nearest face is at most an edge farther off than the face.
+    found, index = tree.query(points.cpu().numpy(), _CANDIDATES, distance_upper_bound=_FARTHEST + 1)
+    near = torch.from_numpy(found[:, 0]).to(points.device) < _FARTHEST + 1
+    candidates = torch.from_numpy(index).to(points.device)[near].clamp_max(len(corners) - 1)
     distances = torch.full_like(points[:, 0], _FARTHEST)
-    distances[near] = torch.hypot(up, (along - size).clamp_min(0)).clamp(_NEAREST, _FARTHEST)
+    parts = zip(points[near].split(_AT_ONCE), candidates.split(_AT_ONCE), strict=True)
+    nearest = [to_triangles(part[:, None], corners[few]).amin(1) for part, few in parts]
+    distances[near] = torch.cat(nearest).clamp(_NEAREST, _FARTHEST)
     return distances
+
+
+def to_triangles(points: Tensor, corners: Tensor) -> Tensor:
+    """Returns the distances of points `[..., 3]` from triangles that have an area, `[..., 3 (corner), 3]`, `[...]`."""
+    sides = corners.roll(-1, -2) - corners
+    away = points[..., None, :] - corners
+    normal = torch.linalg.cross(sides[..., 0, :], sides[..., 1, :])[..., None, :]
+    above = (torch.linalg.cross(normal.expand_as(sides), sides) * away).sum(-1) >= 0
+    plane = (away[..., :1, :] * normal).sum(-1).abs() / normal.norm(dim=-1)
+    along = (away * sides).sum(-1) / sides.square().sum(-1)
+    edges = (away - along.clamp(0, 1)[..., None] * sides).norm(dim=-1).amin(-1)
+    return torch.where(above.all(-1), plane[..., 0], edges)
