@@ -4,6 +4,7 @@
 
 Every run is one of `picardopt text-to-3d` or `image-to-3d` without its film, in one process with one thread: the
 window's drifts are evaluated one after the other, so everything but the time is the same for any number of workers.
+Of a method with several stages each stage is measured, all of them at the size of the last one.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from picardopt_3d.cameras import orbit_cameras, turntable_cameras
 from picardopt_3d.config import ImageTo3DConfig, RunConfig, TextTo3DConfig
 from picardopt_3d.evaluate.clip import ClipJudge
 from picardopt_3d.images import save_reference
-from picardopt_3d.methods import METHODS
+from picardopt_3d.methods import METHODS, Method, RecipeConfig
 from picardopt_3d.rendering import render_rgb
-from picardopt_3d.run.folder import RunFolder
+from picardopt_3d.run.folder import RunFolder, StageFolder
+from picardopt_3d.run.record import RunRecord
 from picardopt_3d.run.worker import train
 from picardopt_3d.scenes import load_scene
 from picardopt_3d.world import Subject, all_subjects
@@ -49,12 +51,18 @@ RECIPES = {
     "dreamfusion": ("text-to-3d", "dreamfusion", "small"),
     "dreamfusion-nerf": ("text-to-3d", "dreamfusion", "small-nerf"),
     "textmesh": ("text-to-3d", "textmesh", "small"),
+    "magic3d": ("text-to-3d", "magic3d", "small"),
+    "prolificdreamer": ("text-to-3d", "prolificdreamer", "small"),
     "dreamgaussian": ("text-to-3d", "dreamgaussian", "small"),
+    "dreamgaussian-textured": ("text-to-3d", "dreamgaussian", "small"),
     "zero123": ("image-to-3d", "zero123", "small"),
     "zero123-gaussians": ("image-to-3d", "zero123-gaussians", "small"),
     "dreamgaussian-image": ("image-to-3d", "dreamgaussian", "small"),
+    "dreamgaussian-image-textured": ("image-to-3d", "dreamgaussian", "small"),
 }
 """Commands, methods and presets, by the name of their rows."""
+FIRST_STAGE = {"dreamgaussian", "dreamgaussian-image"}
+"""Rows of a method's first stage alone."""
 MODES: dict[str, dict[str, Any]] = {
     "sequential": {"sequential": True},
     "another seed": {"sequential": True, "seed": 1},
@@ -92,13 +100,39 @@ def captions(recipe: str) -> tuple[str, ...]:
     return TEXTS if command == "text-to-3d" else tuple(PICTURES)
 
 
+def recipe_of(name: str) -> RecipeConfig:
+    """What a row's runs are, all stages of it or the first."""
+    command, method, preset = RECIPES[name]
+    recipe = METHODS[command][method].presets[preset]
+    return recipe.stages()[0].config if name in FIRST_STAGE else recipe
+
+
+def stages_of(name: str) -> list[str]:
+    """The stages of a row's runs, where there are several."""
+    stages = recipe_of(name).stages()
+    return [stage.name for stage in stages] if len(stages) > 1 else []
+
+
+def by_the_papers_rule(recipe: RecipeConfig, method: Method) -> RecipeConfig:
+    """A recipe whose stages have the window, tolerance and predictor of the method's paper preset."""
+    published = [stage.config.picard for stage in method.presets["paper"].stages()]
+    changed = {
+        stage.name: replace(stage.config, picard=picard)
+        for stage, picard in zip(recipe.stages(), published, strict=False)
+    }
+    if len(changed) == 1:
+        (only,) = changed.values()
+        return only
+    whole: Any = recipe
+    return replace(whole, **changed)
+
+
 def configuration(run: Run, scenes: Path) -> RunConfig[Any]:
     """The run's options; by the paper's rule those of the method's paper preset, on the small one."""
     command, name, preset = RECIPES[run.recipe]
-    method = METHODS[command][name]
-    recipe = method.presets[preset]
+    recipe = recipe_of(run.recipe)
     if run.mode == "the paper's rule":
-        recipe = replace(recipe, picard=method.presets["paper"].picard)
+        recipe = by_the_papers_rule(recipe, METHODS[command][name])
     options: dict[str, Any] = MODES[run.mode] | {
         "out": run.folder(scenes),
         "method": name,
@@ -138,35 +172,59 @@ def optimize(task: tuple[Run, Path]) -> tuple[str, Figures]:
         camera = orbit_cameras(config.elevation, config.azimuth)
         save_reference(true_reference(subject(run.caption), camera), config.image)
     begin = time.process_time()
-    trained = train(config, time.time())
-    found: Figures = {
-        "cpu_seconds": time.process_time() - begin,
-        "steps_per_sweep": trained.mean_stride,
-        "drift_evaluations": trained.drift_evaluations,
-        "steps": trained.step,
-    }
-    found |= quality(run, config)
-    return run.name, found
+    train(config, time.time())
+    seconds = time.process_time() - begin
+    return run.name, {"cpu_seconds": seconds} | figures(run, config)
 
 
-def quality(run: Run, config: RunConfig[Any]) -> Figures:
-    """PSNR of held-out views, R-precision as in the paper, and whether the bits are the sequential run's."""
+def figures(run: Run, config: RunConfig[Any]) -> Figures:
+    """What is found of a run: totals, the quality of its last stage, and of several stages the figures of each."""
     torch.set_num_threads(1)
-    file = RunFolder(config.out).scene
-    scene = load_scene(file)
+    size = config.recipe.stages()[-1].config.final_pixels
+    names = [stage.name for stage in config.recipe.stages()]
+    other = RunFolder(run.sequential().folder(config.out.parents[2]))
+    each: dict[str, Figures] = {}
+    records = []
+    for index, (name, folder) in enumerate(zip(names, RunFolder(config.out).begun(), strict=True)):
+        records.append(RunRecord.load(folder))
+        each[name] = counted(records[-1]) | {"seconds": records[-1].seconds}
+        each[name] |= quality(run, folder, size)
+        if not config.sequential and len(other.begun()) > index:
+            each[name]["bitwise"] = same_bits(folder, other.begun()[index])
+    last = each[names[-1]]
+    total = counted(RunRecord.of_stages(records))
+    total |= {name: last[name] for name in ("psnr", "r_precision")}
+    bits = [one["bitwise"] for one in each.values() if "bitwise" in one]
+    if bits:
+        total["bitwise"] = all(bits)
+    return total | ({"stages": each, "size": size} if len(each) > 1 else {})
+
+
+def counted(record: RunRecord) -> Figures:
+    """Steps, and what they cost."""
+    return {
+        "steps_per_sweep": record.mean_stride,
+        "drift_evaluations": record.drift_evaluations,
+        "steps": record.step,
+    }
+
+
+def quality(run: Run, folder: StageFolder, size: int) -> Figures:
+    """PSNR of held-out views, and R-precision as in the paper."""
+    scene = load_scene(folder.scene)
     cameras = turntable_cameras(VIEWS, elevation=ELEVATION)
     chosen = judge().similarity(render_rgb(scene, cameras, VIEW_SIZE)).argmax(-1)
     right = [each.caption for each in all_subjects()].index(run.caption)
-    pixels = config.recipe.final_pixels
-    found: Figures = {
-        "psnr": psnr_against_truth(scene, subject(run.caption), pixels),
+    return {
+        "psnr": psnr_against_truth(scene, subject(run.caption), size),
         "r_precision": float((chosen == right).float().mean()),
     }
-    other = RunFolder(run.sequential().folder(config.out.parents[2]))
-    if not config.sequential and other.begun():
-        own, kept = load_file(file), load_file(other.scene)
-        found["bitwise"] = all(torch.equal(own[name], kept[name]) for name in kept)
-    return found
+
+
+def same_bits(folder: StageFolder, other: StageFolder) -> bool:
+    """Whether the scenes of two stages are equal."""
+    own, kept = load_file(folder.scene), load_file(other.scene)
+    return own.keys() == kept.keys() and all(torch.equal(own[name], kept[name]) for name in kept)
 
 
 def body(content: Figures) -> tuple[str, str]:
@@ -174,7 +232,8 @@ def body(content: Figures) -> tuple[str, str]:
     runs = content["runs"]
     heads = ["recipe", "mode", "PSNR, dB", "apart, dB", "R-precision", "steps a sweep"]
     heads += ["evaluations a step", "CPU seconds", "bitwise"]
-    rows = [row(runs, recipe, mode) for recipe in RECIPES for mode in MODES]
+    parts = [(recipe, stage) for recipe in RECIPES for stage in [*stages_of(recipe), ""]]
+    rows = [row(runs, recipe, stage, mode) for recipe, stage in parts for mode in MODES]
     each = [
         [recipe, caption, *(cell(runs.get(Run(recipe, caption, mode).name)) for mode in MODES)]
         for recipe in RECIPES
@@ -184,27 +243,30 @@ def body(content: Figures) -> tuple[str, str]:
     return NOTES, f"{markdown(heads, rows)}\n\n## Each\n\n{singles}"
 
 
-def row(runs: dict[str, Figures], recipe: str, mode: str) -> list[str]:
-    """Returns a row of the table: means over a recipe's runs."""
-    pairs = [
-        (runs[Run(recipe, caption, mode).name], runs.get(Run(recipe, caption, "sequential").name))
-        for caption in captions(recipe)
-        if Run(recipe, caption, mode).name in runs
-    ]
-    own = [one for one, _ in pairs]
+def row(runs: dict[str, Figures], recipe: str, stage: str, mode: str) -> list[str]:
+    """Returns a row of the table: means over a recipe's runs, or over one stage of them."""
+
+    def found(run: Run) -> Figures | None:
+        whole = runs.get(run.name)
+        stages = (whole or {}).get("stages", {})
+        return stages.get(stage) if stage else whole
+
+    asked = [Run(recipe, caption, mode) for caption in captions(recipe)]
+    pairs = [(found(run), found(run.sequential())) for run in asked]
+    own = [one for one, _ in pairs if one]
     steps = [one["steps"] for one in own]
-    apart = [abs(one["psnr"] - other["psnr"]) for one, other in pairs if other]
+    apart = [abs(one["psnr"] - other["psnr"]) for one, other in pairs if one and other]
     bits = [one["bitwise"] for one in own if "bitwise" in one]
     evaluations = [one["drift_evaluations"] / n for one, n in zip(own, steps, strict=True)]
     return [
-        recipe,
+        f"{recipe}: {stage}" if stage else recipe,
         mode,
         mean(one["psnr"] for one in own),
         mean(apart),
         mean((100 * one["r_precision"] for one in own), "{:.0f} %"),
         mean(one["steps_per_sweep"] for one in own),
         mean(evaluations),
-        mean((one["cpu_seconds"] for one in own), "{:.0f}"),
+        mean((one["cpu_seconds"] for one in own if not stage), "{:.0f}"),
         f"{sum(bits)}/{len(bits)}" if bits else "",
     ]
 
@@ -213,7 +275,9 @@ def cell(found: Figures | None) -> str:
     """Returns one run's figures in short."""
     if found is None:
         return ""
-    seen = f"{found['psnr']:.1f} dB, {100 * found['r_precision']:.0f} %"
+    stages = found.get("stages", {"": found}).values()
+    psnrs = ", ".join(f"{stage['psnr']:.1f}" for stage in stages)
+    seen = f"{psnrs} dB, {100 * found['r_precision']:.0f} %"
     return f"{seen}, {found['steps_per_sweep']:.1f}"
 
 
@@ -233,7 +297,9 @@ of 8, *the paper's rule* the method's row of Tables 3 and 4: window 7, adaptive 
 *R-precision*: the share of 120 azimuths at 12 degrees whose own caption the shipped CLIP prefers to those
 of the 63 others. *Steps a sweep* is the ceiling of the speed-up by as many devices as the window is wide.
 *CPU seconds* are of one process that evaluates its window's slots one after the other, on a machine with
-other work on it. *Bitwise*: runs whose scene has the sequential run's bits. In the second table: PSNR,
+other work on it. *Bitwise*: runs whose scene has the sequential run's bits. Of a method with several stages
+each stage has a row, at the pixels of the last one, and the row without a stage counts all of them.
+`dreamgaussian` and `dreamgaussian-image` are its first stage. In the second table: PSNR (after each stage),
 R-precision, steps a sweep.
 """
 

@@ -22,6 +22,7 @@ from picardopt_3d.config_files import (
     find_preset,
     load_config,
     merged,
+    only_first_stage,
     plain,
     read_yaml,
 )
@@ -204,6 +205,9 @@ def _begin_with(command: str, arguments: list[str]) -> tuple[RunConfig[Any], lis
         raise ValueError(
             f"{known.config}: recipe={numbers!r}: give a mapping, such as 'recipe: {{batch: 2}}'"
         )
+    stage = only_first_stage(method, numbers)
+    if stage is not None:
+        numbers = {stage.name: numbers}
     recipe = merged(plain(find_preset(preset, method)), numbers)
     content |= {"method": name, "preset": preset, "recipe": recipe}
     kind, holes = COMMANDS[command], {}

@@ -13,7 +13,7 @@ import yaml
 
 from picardopt_3d.config import COMMANDS, RunConfig
 from picardopt_3d.io import replacing
-from picardopt_3d.methods import METHODS, Method, RecipeConfig
+from picardopt_3d.methods import METHODS, Method, NamedStage, RecipeConfig, StageConfig
 from picardopt_3d.scenes import SceneConfig
 from picardopt_3d.tolerances import AdaptiveTol, FixedTol, TolConfig, parse_tolerance
 
@@ -38,7 +38,9 @@ def load_config(path: Path) -> RunConfig[Any]:
     if command not in COMMANDS:
         raise ValueError(f"{path}: command={command!r}: give one of {', '.join(COMMANDS)}")
     method = find_method(content.get("method"), command)
-    config: RunConfig[Any] = build(COMMANDS[command], method.config, content, str(path))
+    stage = only_first_stage(method, content.get("recipe"))
+    recipe = method.config if stage is None else type(stage.config)
+    config: RunConfig[Any] = build(COMMANDS[command], recipe, content, str(path))
     return config
 
 
@@ -99,6 +101,18 @@ def find_preset(name: Any, method: Method) -> RecipeConfig:
     if name not in method.presets:
         raise ValueError(f"preset={name!r}: give one of {', '.join(method.presets)}")
     return method.presets[name]
+
+
+def only_first_stage(method: Method, numbers: Any) -> NamedStage | None:
+    """Returns the first stage of a method if a kept recipe is of it alone: an earlier version had no others.
+
+    Args:
+        method: The method.
+        numbers: The recipe, as plain values.
+    """
+    if issubclass(method.config, StageConfig) or not isinstance(numbers, Mapping):
+        return None
+    return next(iter(method.presets.values())).stages()[0] if "steps" in numbers else None
 
 
 def build(kind: type[Any], recipe: type[Any], content: Mapping[str, Any], source: str) -> Any:

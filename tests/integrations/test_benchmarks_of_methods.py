@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from picardopt_3d.config import COMMANDS
-from picardopt_3d.methods import METHODS
+from picardopt_3d.methods import METHODS, Method
+from picardopt_3d.run.folder import RunFolder
+from picardopt_3d.scenes import load_scene
 
 from picardopt.stats import SweepRecord
+from tests.integrations.test_run_stages import RECIPE
+from tests.integrations.test_stages import TwoStages
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -41,13 +46,56 @@ def test_every_method_is_measured_on_its_command(
             for mode in methods.MODES
         }
         own = METHODS[command][method].presets
+        stages = own[preset].stages()
+        if recipe in methods.FIRST_STAGE:
+            stages = stages[:1]
         for config in found.values():
             config.check()
             assert type(config) is COMMANDS[command]
-        assert found["default"].recipe == own[preset]
-        ruled = found["the paper's rule"].recipe
-        assert ruled.picard == own["paper"].picard
-        assert ruled.steps == own[preset].steps
+        assert [each.config for each in found["default"].recipe.stages()] == [
+            each.config for each in stages
+        ]
+        ruled, paper = found["the paper's rule"].recipe.stages(), own["paper"].stages()
+        assert len(ruled) == len(stages)
+        for changed, published, small in zip(ruled, paper, stages, strict=False):
+            assert changed.config == replace(small.config, picard=published.config.picard)
+            assert changed.config.picard.window == 7
+
+
+def test_of_several_stages_each_is_measured_at_one_size_and_counted(
+    benchmarks: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stages of one kind, that of the second one at more pixels; the second run is not the first one's equal."""
+    methods = benchmarks["methods"]
+    preset = {"small": RECIPE, "paper": RECIPE}
+    monkeypatch.setitem(METHODS["text-to-3d"], "both", Method(TwoStages, preset))
+    monkeypatch.setitem(methods.RECIPES, "both", ("text-to-3d", "both", "small"))
+    monkeypatch.setattr(methods, "VIEWS", 4)
+    monkeypatch.setitem(methods.MODES, "default", {"window": 3, "tolerance": 0.0})
+    runs = {}
+    for mode in ("sequential", "default", "another seed"):
+        name, found = methods.optimize((methods.Run("both", "a red cube", mode), tmp_path))
+        runs[name] = json.loads(json.dumps(found))
+        assert found["size"] == 12
+        assert (found["steps"], found["psnr"]) == (10, found["stages"]["fine"]["psnr"])
+        assert [stage["steps"] for stage in found["stages"].values()] == [4, 6]
+        evaluations = [stage["drift_evaluations"] for stage in found["stages"].values()]
+        assert found["drift_evaluations"] == sum(evaluations)
+        folder = RunFolder(methods.Run("both", "a red cube", mode).folder(tmp_path)).begun()[0]
+        cube = methods.subject("a red cube")
+        coarse = methods.psnr_against_truth(load_scene(folder.scene), cube, 12)
+        assert found["stages"]["coarse"]["psnr"] == coarse
+    sequential, early, other = runs.values()
+    assert "bitwise" not in sequential
+    assert (early["bitwise"], other.get("bitwise", False)) == (True, False)
+    assert all(stage["bitwise"] for stage in early["stages"].values())
+    assert early["drift_evaluations"] > early["steps"]
+    monkeypatch.setattr(methods, "TEXTS", ("a red cube",))
+    monkeypatch.setattr(methods, "RECIPES", {"both": methods.RECIPES["both"]})
+    table = methods.body({"runs": runs})[1]
+    for part in ("both: coarse", "both: fine", "both"):
+        assert f"| {part} | sequential | " in table
+    assert f"{early['stages']['coarse']['psnr']:.1f}, {early['psnr']:.1f} dB" in table
 
 
 def test_runs_of_earlier_versions_keep_their_names(benchmarks: dict[str, ModuleType]) -> None:

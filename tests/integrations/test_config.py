@@ -180,16 +180,17 @@ def test_what_a_file_has_wrong_is_named(
         ("{count: 0}", "mine.yaml: count=0: give a whole number of at least 1"),
         ("{strategy: {every: 0}}", "mine.yaml: every=0: give a whole number of at least 1"),
         ("{strategy: {evry: 3}}", '"evry"'),
-        ("{strategy: 3}", '"recipe.scene.strategy"'),
-        ("{rasterizer: cuda}", '"recipe.scene.rasterizer"'),
+        ("{strategy: 3}", '"recipe.gaussians.scene.strategy"'),
+        ("{rasterizer: cuda}", '"recipe.gaussians.scene.rasterizer"'),
         ("{samples: 3}", '"samples"'),
-        ("3", '"recipe.scene"'),
+        ("3", '"recipe.gaussians.scene"'),
     ],
 )
 def test_what_a_file_has_wrong_of_gaussians_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], scene: str, said: str
 ) -> None:
-    _refused(tmp_path, capsys, "method: dreamgaussian", scene, said)
+    begin = "method: dreamgaussian\nrecipe: {gaussians: {scene: "
+    _refused(tmp_path, capsys, f"{begin}{scene}}}}}", said)
 
 
 @pytest.mark.parametrize(
@@ -206,15 +207,13 @@ def test_what_a_file_has_wrong_of_gaussians_is_named(
 def test_what_a_file_has_wrong_of_a_field_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], preset: str, scene: str, said: str
 ) -> None:
-    _refused(tmp_path, capsys, f"preset: {preset}", scene, said)
+    _refused(tmp_path, capsys, f"preset: {preset}\nrecipe: {{scene: {scene}}}", said)
 
 
-def _refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], begin: str, scene: str, said: str
-) -> None:
-    """Asserts that a scene in a file is refused in one line."""
+def _refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, said: str) -> None:
+    """Asserts that a file is refused in one line."""
     file = tmp_path / "mine.yaml"
-    file.write_text(f"{begin}\nrecipe: {{scene: {scene}}}\n")
+    file.write_text(content + "\n")
     with pytest.raises(SystemExit) as stop:
         parsed("a red cube", "--config", str(file), out=tmp_path / "run")
     assert stop.value.code == 2
@@ -227,9 +226,11 @@ def test_a_scene_of_an_earlier_version_lacks_what_came_since(tmp_path: Path) -> 
     for method, preset in (("dreamgaussian", "small"), ("dreamfusion", "small-nerf")):
         config = run_of(method, preset, tmp_path / "run")
         content = {"command": "text-to-3d"} | plain(config)
-        for name, value in list(content["recipe"]["scene"].items())[-2:]:
-            assert value == getattr(type(config.recipe.scene)(), name)  # its default
-            del content["recipe"]["scene"][name]
+        said, scene = content["recipe"], config.recipe.stages()[0].config.scene
+        said = (said["gaussians"] if method == "dreamgaussian" else said)["scene"]
+        for name, value in list(said.items())[-2:]:
+            assert value == getattr(type(scene)(), name)  # its default
+            del said[name]
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
         assert load_config(tmp_path / "config.yaml") == config
 

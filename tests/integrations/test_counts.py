@@ -144,7 +144,7 @@ def gaussians(out: Path, **changes: Any) -> TextTo3DConfig:
         most=30,
     )
     scene = GaussiansConfig(count=20, opacity=0.3, strategy=strategy)
-    small = METHODS["text-to-3d"]["dreamgaussian"].presets["small"]
+    small = METHODS["text-to-3d"]["dreamgaussian"].presets["small"].stages()[0].config
     exact = GuidanceConfig("exact")
     recipe = replace(small, steps=14, batch=1, pixels=8, scene=scene, guidance=exact)
     return options(out, **({"method": "dreamgaussian", "recipe": recipe} | changes))

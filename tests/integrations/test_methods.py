@@ -278,7 +278,7 @@ def test_published_settings_run_two_sweeps_on_the_real_pipelines(
 def test_published_settings_make_a_step_at_any_time_of_the_run(
     command: str, method: str, step: int, folders: dict[str, Path]
 ) -> None:
-    config = shrunk(METHODS[command][method].presets["paper"], folders)
+    config = shrunk(METHODS[command][method].presets["paper"].stages()[0].config, folders)
     stage = build(config)
     torch.manual_seed(0)
     stage.loss(step).total.backward()

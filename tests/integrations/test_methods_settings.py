@@ -93,7 +93,8 @@ def idle(config: StageConfig) -> set[str]:
     found = {"sds", "vsd", "denoise"} - {config.guidance.loss}
     shading = getattr(config, "shading", None)
     if shading is not None and not shading.diffuse_probability:
-        found |= {f"shading.{name}" for name in ("ambient_steps", "textureless_probability")}
+        unread = ("ambient_steps", "textureless_probability", "soft", "placement")
+        found |= {f"shading.{name}" for name in unread}
     return found
 
 

@@ -247,6 +247,23 @@ def test_options_reach_every_stage(tmp_path: Path, method: str) -> None:
     assert load_config(tmp_path / "kept.yaml") == config
 
 
+def test_a_run_of_before_there_was_a_second_stage_goes_on_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """An earlier version kept the numbers of the only stage, and its files in a folder without a stage's name."""
+    one = two_stages(tmp_path / "run", method=method, recipe=RECIPE.coarse)
+    stopped(one, 0, 2, monkeypatch)
+    file = RunFolder(one.out).config
+    assert "coarse" not in file.read_text()
+    again = load_config(file)
+    assert again == one
+    record = train(replace(again, window=2), time.time(), resume=True)
+    assert (record.step, len(RunFolder(one.out).begun())) == (4, 1)
+    new = ["a red cube", "--config", str(file), "--out", str(tmp_path / "new")]
+    recipe = parse("text-to-3d", new, "").recipe
+    assert (recipe.coarse, recipe.fine) == (RECIPE.coarse, RECIPE.fine)
+
+
 def test_a_mistake_in_a_later_stages_options_is_named(
     tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,7 +271,7 @@ def test_a_mistake_in_a_later_stages_options_is_named(
     for text, said in (
         ("{fine: {stepz: 3}}", "stepz"),
         ("{fine: {steps: 0}}", "steps=0"),
-        ("{steps: 3}", "steps"),
+        ("{stepz: 3}", "stepz"),
     ):
         file.write_text(f"recipe: {text}\n")
         with pytest.raises(SystemExit):

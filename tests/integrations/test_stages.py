@@ -17,6 +17,7 @@ from picardopt_3d.methods.lighting import ShadingConfig
 from picardopt_3d.problem import Losses, Problem
 from picardopt_3d.scenes import (
     FieldConfig,
+    GaussiansConfig,
     HashConfig,
     NerfConfig,
     OccupancyConfig,
@@ -24,7 +25,9 @@ from picardopt_3d.scenes import (
     SceneConfig,
     SdfConfig,
     build_scene,
+    check_conversion,
 )
+from picardopt_3d.scenes.mesh.config import TetrahedralConfig, TexturedMeshConfig
 
 from picardopt import ParallelPicardOptimizer, load_checkpoint, save_checkpoint
 from tests.integrations.helpers.analytic import Balls, voxels
@@ -235,6 +238,27 @@ def test_fields_convert_into_each_other(kind: str) -> None:
         wanted, found = box.render(cameras, 32), field.render(cameras, 32)
     assert (found.rgb - wanted.rgb).square().mean() < 10 ** (-2.2)
     assert (found.opacity - wanted.opacity).square().mean() < 10 ** (-2.2)
+
+
+def test_what_does_not_convert_is_known_before_there_are_scenes() -> None:
+    voxels_, gaussians = SHAPES["voxels"], GaussiansConfig()
+    grid, textured = TetrahedralConfig(resolution=8), TexturedMeshConfig()
+    for after, before in (
+        *((SHAPES[one], SHAPES[other]) for one in SHAPES for other in SHAPES),
+        *((gaussians, before) for before in (gaussians, *SHAPES.values())),
+        *((grid, before) for before in (gaussians, *SHAPES.values(), grid)),
+        *((textured, before) for before in (gaussians, *SHAPES.values(), grid, textured)),
+    ):
+        check_conversion(after, before)
+    for after, before, said in (
+        (voxels_, gaussians, "a Gaussians cannot be converted to a RadianceField"),
+        (voxels_, grid, "a Tetrahedral cannot be converted to a RadianceField"),
+        (grid, textured, "a TexturedMesh cannot be converted to a Tetrahedral"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            check_conversion(after, before)
+    with pytest.raises(ValueError, match="resolution=8: the grid before has 9 cells"):
+        check_conversion(grid, TetrahedralConfig(resolution=9))
 
 
 def test_what_does_not_convert_is_said_by_name() -> None:

@@ -1,7 +1,7 @@
-"""Magic3D (arXiv 2211.10440): a radiance field from a text, then a mesh of it, refined by a latent model at a higher resolution.
+"""Magic3D (arXiv 2211.10440): a radiance field from a text, then a mesh of it that a latent model refines.
 
 The coarse stage is DreamFusion's, with lights of its own and score distillation that weights all noise levels alike.
-The refinement starts from the field's surface and colours, on a tetrahedral grid.
+The refinement starts from the field's surface and colours, on a tetrahedral grid, and sees larger views.
 
 `PAPER` has DreamPropeller's settings (its Table 3, threestudio's magic3d-coarse-if and magic3d-refine-sd as released).
 `SMALL` is the recipe at the scale of the models that ship: the pixel model at 32 pixels, then the latent one at 64. Its

@@ -63,9 +63,10 @@ def check_conversion(config: SceneConfig, other: SceneConfig) -> None:
 
     Raises:
         TypeError: A configuration belongs to no scene, or there is no conversion between the two kinds.
+        ValueError: There is no conversion between the two configurations.
     """
     kind, given = (KINDS[_kind_of(each)][1] for each in (config, other))
-    kind.check_conversion(given)
+    kind.check_conversion(config, given, other)
 
 
 def save_scene(scene: Scene, path: Path) -> None:

@@ -156,14 +156,17 @@ class Scene(nn.Module, ABC):
         raise TypeError(_no_conversion(type(other), cls))
 
     @classmethod
-    def check_conversion(cls, other: type[Scene]) -> None:
-        """Checks that there is a conversion, before there are scenes.
+    def check_conversion(cls, config: Any, other: type[Scene], given: Any) -> None:
+        """Checks what is known of a conversion before there are scenes.
 
         Args:
+            config: Configuration of the new scene.
             other: The kind of the scene to convert.
+            given: Its configuration.
 
         Raises:
-            TypeError: There is none.
+            TypeError: There is no conversion between the two kinds.
+            ValueError: There is none between the two configurations.
         """
         if not cls.converts(other):
             raise TypeError(_no_conversion(other, cls))

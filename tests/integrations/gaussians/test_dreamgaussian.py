@@ -239,10 +239,17 @@ def test_a_scene_without_its_rates_names_them(folders: dict[str, Path]) -> None:
 def test_colours_that_depend_on_the_side_are_one_option_of_the_command(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    said = ["--method", "dreamgaussian", "--recipe.scene.degree", "1", "--out", str(tmp_path)]
-    given = parse("text-to-3d", ["a red cube", *said], "").recipe
-    said += ["--recipe.rates.harmonics", "0.25"]
-    other = parse("text-to-3d", ["a red cube", *said], "").recipe
+    said = [
+        "--method",
+        "dreamgaussian",
+        "--recipe.gaussians.scene.degree",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
+    given = parse("text-to-3d", ["a red cube", *said], "").recipe.gaussians
+    said += ["--recipe.gaussians.rates.harmonics", "0.25"]
+    other = parse("text-to-3d", ["a red cube", *said], "").recipe.gaussians
     rates = (given.rates["harmonics"], other.rates["harmonics"])
     assert rates == (given.rates["colours"] / 20, 0.25)
     stage = build(text(folders, scene=replace(FEW, degree=1), rates=given.rates))
@@ -376,7 +383,7 @@ def test_published_settings_run_across_a_densification(
     These pull less than trained ones, so that the threshold is lower; the run begins shortly before its first
     densification.
     """
-    config: Any = METHODS[command][method].presets["paper"]
+    config: Any = METHODS[command][method].presets["paper"].stages()[0].config
     guidance = replace(
         config.guidance,
         source=str(folders[config.guidance.model]),

@@ -38,17 +38,18 @@ def test_numbers_of_steps_and_of_gaussians_are_whole(name: str, value: float) ->
 
 
 def test_the_command_line_can_keep_the_number_of_gaussians(tmp_path: Path) -> None:
-    said = ["--method", "dreamgaussian", "--recipe.scene.strategy.stop", "0"]
+    said = ["--method", "dreamgaussian", "--recipe.gaussians.scene.strategy.stop", "0"]
     config = parse("text-to-3d", ["a red cube", *said, "--out", str(tmp_path / "run")], "")
-    strategy = config.recipe.scene.strategy
-    assert not any(due(strategy, step) for step in range(2 * config.recipe.steps))
+    gaussians = config.recipe.gaussians
+    strategy = gaussians.scene.strategy
+    assert not any(due(strategy, step) for step in range(2 * gaussians.steps))
 
 
 def test_a_file_can_keep_the_number_of_gaussians(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("method: dreamgaussian\nrecipe: {scene: {strategy: null}}\n")
+    file.write_text("method: dreamgaussian\nrecipe: {gaussians: {scene: {strategy: null}}}\n")
     said = ["a red cube", "--config", str(file), "--out", str(tmp_path / "run")]
-    assert parse("text-to-3d", said, "").recipe.scene.strategy is None
+    assert parse("text-to-3d", said, "").recipe.gaussians.scene.strategy is None
 
 
 def test_the_help_says_how(

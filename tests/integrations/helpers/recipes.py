@@ -9,14 +9,19 @@ from typing import Any
 
 import torch
 from picardopt_3d.cameras import orbit_cameras
-from picardopt_3d.guidance import ScoreDistillation
+from picardopt_3d.guidance import DenoiseConfig, Guidance, ScoreDistillation, TimestepSchedule
 from picardopt_3d.guidance.choose import GuidanceConfig, load_score
+from picardopt_3d.guidance.denoise import Denoising
 from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.methods import Context, Stage, StageConfig
 from picardopt_3d.methods.dreamfusion import DreamFusionConfig, DreamFusionWeights
 from picardopt_3d.methods.dreamgaussian import DreamGaussianConfig, DreamGaussianWeights
+from picardopt_3d.methods.dreamgaussian_texture import (
+    DreamGaussianTextureConfig,
+    TextureWeights,
+)
 from picardopt_3d.methods.lighting import ShadingConfig
-from picardopt_3d.methods.optim import gaussian_rates
+from picardopt_3d.methods.optim import gaussian_rates, texture_rates
 from picardopt_3d.methods.textmesh import TextMeshConfig, TextMeshWeights
 from picardopt_3d.methods.zero123 import Zero123Config, Zero123Weights
 from picardopt_3d.problem import Losses
@@ -27,13 +32,16 @@ from picardopt_3d.scenes import (
     HashConfig,
     NerfConfig,
     OccupancyConfig,
+    Scene,
     SdfConfig,
     StrategyConfig,
+    TexturedMeshConfig,
 )
 from picardopt_3d.world import Subject
 from picardopt_3d.world.pictures import true_reference
 
 from picardopt import ParallelPicardOptimizer, step_rng
+from tests.integrations.helpers.splats import shell
 from tests.integrations.helpers.tiny_pipelines import (
     save_deepfloyd,
     save_stable_diffusion,
@@ -76,17 +84,29 @@ def save_pipelines(root: Path) -> dict[str, Path]:
     }
 
 
-def build(config: StageConfig, seed: int = 0, picture: int = 32) -> Stage:
-    """The recipe on a red chair, from a picture of so many pixels where its score model takes one."""
+def build(
+    config: StageConfig, seed: int = 0, picture: int = 32, previous: Scene | None = None
+) -> Stage:
+    """The recipe on a red chair, from a picture of so many pixels where its score model takes one.
+
+    Args:
+        config: The recipe, of one stage.
+        seed: Of what is drawn before its first step.
+        picture: Pixels along each edge of the picture.
+        previous: The scene of the stage before.
+    """
     image = None
     prompt: Any = config.guidance.text_prompt(CHAIR.caption)
     if config.guidance.model == "zero123":
         image = true_reference(CHAIR, orbit_cameras(20.0, 30.0), picture)
         prompt = image.prompt()
     score = load_score(config.guidance, CHAIR.caption, config.final_pixels, CPU)
+    guidance: Guidance = ScoreDistillation(score, config.sds)
+    if config.guidance.loss == "denoise":
+        guidance = Denoising(score, config.denoise)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return config.build(Context(ScoreDistillation(score, config.sds), prompt, CPU, image))
+        return config.build(Context(guidance, prompt, CPU, image), previous)
 
 
 def tiny(command: str, name: str, folders: dict[str, Path]) -> StageConfig:
@@ -139,10 +159,40 @@ def tiny(command: str, name: str, folders: dict[str, Path]) -> StageConfig:
     return Zero123Config(**changing, **from_picture, scene=NerfConfig(**SIZES, occupancy=OCCUPANCY))
 
 
+def tiny_texture(command: str, folders: dict[str, Path]) -> DreamGaussianTextureConfig:
+    """DreamGaussian's second stage of few numbers; its batch and size change at step 3."""
+    image = command == "image-to-3d"
+    zero123 = GuidanceConfig("zero123", str(folders["zero123"]), loss="denoise")
+    return DreamGaussianTextureConfig(
+        steps=6,
+        batch=((0, 2), (3, 3)),
+        pixels=((0, 6), (3, 8)),
+        reference_pixels=((0, 8), (3, 10)),
+        facing=0.8,
+        supersampling=(1.0, 2.0),
+        scene=TexturedMeshConfig(
+            resolution=12, faces=60, texture=16, view_pixels=16, trained="all"
+        ),
+        rates=texture_rates(texture=0.1, offsets=((0, 0.01), (6, 0.001))),
+        guidance=zero123 if image else GuidanceConfig("exact", loss="denoise"),
+        denoise=DenoiseConfig(guidance_scale=2.0, steps=6),
+        timesteps=TimestepSchedule(low=(0.3, 0.1), high=(0.8, 0.3)),
+        weights=TextureWeights(rgb=3.0 if image else 0.0),
+    )
+
+
+def ball() -> Gaussians:
+    """Gaussians as a first stage may end with: a sphere whose colour changes with the place."""
+    splats = shell(150, 0.35, 0.06)
+    return Gaussians(GaussiansConfig(count=150, strategy=None), splats)
+
+
 def small(scene: Any) -> Any:
     """A scene of the published settings with smaller tables, fewer samples, cells or Gaussians."""
     if isinstance(scene, GaussiansConfig):
         return replace(scene, count=60)
+    if isinstance(scene, TexturedMeshConfig):
+        return replace(scene, resolution=12, faces=60, texture=32, view_pixels=16)
     return replace(
         scene,
         encoding=replace(scene.encoding, log2_size=6),

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from picardopt_3d.cameras import Cameras, orbit_cameras
-from picardopt_3d.scenes.mesh.antialias import adjacent
+from picardopt_3d.scenes.mesh.antialias import adjacent, blend
 from picardopt_3d.scenes.mesh.rasterize import antialias, interpolate, rasterize
+from picardopt_3d.scenes.mesh.screen import Screen
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from torch import Tensor
 
@@ -228,3 +229,16 @@ def test_faces_behind_edges(seed: int, vertices: int, count: int) -> None:
             assert links[places].tolist() == places[::-1]
         else:
             assert (links[places] == -1).all()
+
+
+@pytest.mark.parametrize(("end", "second"), [(0.7, 1.0), (0.2, 0.8), (-0.4, 1.0)])
+def test_an_edge_cuts_the_pixel_that_it_crosses(end: float, second: float) -> None:
+    """Two pixels; the left one's face ends before, between or beyond the centres, where another face hides it."""
+    outline = [(end, -9.0), (end, 9.0), (-9.0, 0.0), (90.0, 90.0), (91.0, 90.0), (90.0, 91.0)]
+    x, y = torch.tensor(outline, dtype=torch.float64).T[:, None]
+    image = torch.tensor([0.0, 1.0], dtype=torch.float64).view(1, 1, 2, 1)
+    face, depth = torch.tensor([[[0, 1]]]), torch.tensor([[[1.0, 1.1]]], dtype=torch.float64)
+    faces = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    found = blend(image, face, depth, Screen(x, y, torch.ones_like(x)), faces).view(-1).tolist()
+    first = 0.4 if end < 0 else 0.0
+    assert found == pytest.approx([first, second])

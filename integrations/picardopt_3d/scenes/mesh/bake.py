@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from picardopt_3d.cameras import Cameras, orbit_cameras
+from picardopt_3d.cameras import Cameras
+from picardopt_3d.scenes.mesh.config import TexturedMeshConfig
 from picardopt_3d.scenes.mesh.extract import POINTS_AT_ONCE
 from picardopt_3d.scenes.mesh.geometry import vertex_normals
 from picardopt_3d.scenes.mesh.rasterize import interpolate, rasterize
@@ -21,35 +22,12 @@ from picardopt_3d.scenes.mesh.screen import on_screen
 from picardopt_3d.scenes.mesh.texels import Texels, spread, texels_of
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.mesh.unwrap import Unwrapped
+from picardopt_3d.scenes.mesh.viewpoints import VIEWS, views_around
 from picardopt_3d.scenes.scene import Scene
-
-_FOV = 42.5
-_MARGIN = 1.1  # of the cameras' distance, so that no silhouette touches the edge of a view
-_RINGS = ((-60.0, 6), (-30.0, 8), (0.0, 10), (30.0, 8), (60.0, 6))
-"""Elevation and number of views, besides those from above and below."""
 
 _LEAST_COSINE = 0.1
 _OPAQUE = 0.5
 _LEAST_WEIGHT = 1e-3
-
-VIEWS = sum(count for _, count in _RINGS) + 2
-"""Number of views that a texture is baked from."""
-
-
-def views_around(triangles: Triangles) -> Cameras:
-    """Returns cameras all around a mesh near the origin, that see all of it."""
-    reach = float(triangles.vertices.norm(dim=1).max())
-    distance = _MARGIN * reach / math.sin(math.radians(_FOV / 2))
-    elevations = [e for e, count in _RINGS for _ in range(count)] + [89.9, -89.9]
-    azimuths = [
-        360 * (i + 0.5 * (ring % 2)) / count
-        for ring, (_, count) in enumerate(_RINGS)
-        for i in range(count)
-    ]
-    azimuths += [0.0, 0.0]
-    return orbit_cameras(torch.tensor(elevations), torch.tensor(azimuths), distance, _FOV).to(
-        triangles.vertices.device
-    )
 
 
 class Seen:
@@ -119,31 +97,38 @@ class Seen:
 def bake(
     triangles: Triangles,
     unwrapped: Unwrapped,
-    size: int,
     other: Scene,
-    view_pixels: int,
+    config: TexturedMeshConfig,
     *,
     progress: Callable[[int], object] | None = None,
 ) -> Tensor:
     """Returns the texture of a mesh in the colours of another scene, RGB in [0, 1], row 0 on top, `[size, size, 3]`.
 
-    A texel that no view sees has the other scene's colour at its place in space, if the scene has one, or else, like
-    all between the charts, that of the nearest texel.
+    A scene that consists of triangles knows the colours on them. Of any other, a texel that no view sees has the colour
+    at its place in space, if the scene has one, or else, like all between the charts, that of the nearest texel.
 
     Args:
         triangles: The mesh, on the other scene's device.
         unwrapped: Where its triangles lie on the texture.
-        size: Pixels along each edge of the texture.
         other: The other scene.
-        view_pixels: Pixels along each edge of the views.
+        config: Size of the texture and which views are taken.
         progress: Called with 1 after each of `VIEWS` views.
     """
+    size = config.texture
     texels = texels_of(unwrapped, size)
-    found, cameras = Seen(triangles, texels), views_around(triangles)
+    shell = other.shell()
+    if shell is not None:
+        parts = texels.points(triangles).split(POINTS_AT_ONCE)
+        own = torch.cat([shell.colour(part) for part in parts]).clamp(0, 1)
+        return spread(own, texels.place, size)
+    found = Seen(triangles, texels)
+    reach = float(triangles.vertices.norm(dim=1).max())
+    cameras = views_around(reach, config.view_distance, config.view_fov)
+    cameras = cameras.to(triangles.vertices.device)
     black = torch.zeros(1, 3, device=other.device)
-    for index in range(len(cameras)):
+    for index in range(VIEWS):
         camera = cameras[index : index + 1]
-        view = other.render(camera, view_pixels, background=black)
+        view = other.render(camera, config.view_pixels, background=black)
         found.add(camera, view.rgb, view.opacity)
         if progress is not None:
             progress(1)
@@ -160,9 +145,6 @@ def bake(
 
 def _colour_in_space(other: Scene) -> Callable[[Tensor], Tensor] | None:
     """Returns a scene's colour as a function of points, None if it has none."""
-    shell = other.shell()
-    if shell is not None:
-        return shell.colour
     try:
         return other.surface().colour
     except ValueError:

@@ -67,7 +67,13 @@ class TexturedMeshConfig:
         resolution: Samples of the other scene along each edge of the cube around it, where its surface is extracted.
         faces: Most triangles; a surface with more is simplified.
         texture: Pixels along each edge of the texture.
-        view_pixels: Pixels along each edge of the views of the other scene that the texture is baked from.
+        level: Value of the other scene's level set at the surface; None: the one whose outlines are those of its views.
+        view_pixels: Pixels along each edge of the other scene's views that outlines and colours are taken from: as many
+            as the scene was trained with, at which it looks as it should.
+        view_distance: Distance of these views' cameras from the origin, world units: best that of the training, for the
+            same reason; None: so near that they just see all of it.
+        view_fov: Their vertical field of view, degrees.
+        samples: Points along each edge of a pixel, whose mean it shows: textures have no smaller versions to look up.
         trained: What is trained: the shape (offsets of the vertices), the colours (the texture), or both.
         background: Colour of the background, RGB in [0, 1].
         rasterizer: What draws the triangles.
@@ -76,7 +82,11 @@ class TexturedMeshConfig:
     resolution: int = 128
     faces: int = 50_000
     texture: int = 1024
+    level: float | None = None
     view_pixels: int = 256
+    view_distance: float | None = None
+    view_fov: float = 42.5
+    samples: int = 1
     trained: Trained = "colour"
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
     rasterizer: Rasterizer = "auto"
@@ -87,9 +97,19 @@ class TexturedMeshConfig:
         Raises:
             ValueError: A value is out of range; the message names it.
         """
-        for name, least in (("resolution", 8), ("faces", 4), ("texture", 16), ("view_pixels", 16)):
+        for name, least in (
+            ("resolution", 8),
+            ("faces", 4),
+            ("texture", 16),
+            ("view_pixels", 16),
+            ("samples", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give at least {least}")
+        if self.view_distance is not None and not self.view_distance > 0:
+            raise ValueError(f"view_distance={self.view_distance!r}: give a positive number")
+        if not 0 < self.view_fov < 180:
+            raise ValueError(f"view_fov={self.view_fov!r}: give degrees between 0 and 180")
         check_mesh(self.trained, self.rasterizer)
         check_background("solid", self.background)
 

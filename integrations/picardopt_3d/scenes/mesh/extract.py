@@ -6,12 +6,13 @@ Triangles have the world's axes (right-handed, z up, the front along +x) and wor
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from picardopt_3d.scenes.mesh.cleaning import cleaned
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.scene import Scene, Surface
 
@@ -20,16 +21,79 @@ POINTS_AT_ONCE = 1 << 17
 
 _LEAST_RESOLUTION = 8
 
-_AGGRESSIVENESS = (
-    3.0  # at its default, 7, the library meets the count but loses parts such as a mug's handle
-)
-
 Progress = Callable[[int], object]
 """A function that is called with the number of points evaluated since the last call."""
 
 
 class NoSurfaceError(ValueError):
     """The scene has no surface at the requested level."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A surface's level set on a grid around its sphere.
+
+    Attributes:
+        radius: Radius of the sphere, world units.
+        resolution: Points along each edge.
+        spacing: Distance of neighbouring points, world units.
+        distance: Distances of the points from the origin, `[points]`.
+        within: Indices of the points inside the sphere, `[inside]`.
+        inside: The level set there, float64, `[inside]`.
+    """
+
+    radius: float
+    resolution: int
+    spacing: float
+    distance: Tensor
+    within: Tensor
+    inside: Tensor
+
+    def values(self, level: float) -> Tensor:
+        """Returns the level set minus `level`, negative outside the sphere, float32, `[x, y, z]`.
+
+        Raises:
+            NoSurfaceError: The level set is on one side of `level` everywhere.
+        """
+        _check(self.inside, level)
+        inside = self.inside - level
+        # The depth below the sphere, so steep that it matters only within one cell of the sphere.
+        steep = float(self.inside.abs().max()) / self.spacing
+        values = steep * (self.radius - self.distance)
+        values[self.within] = torch.minimum(inside, values[self.within])
+        # Marching cubes leaves holes or specks where a sample is exactly at the level.
+        values[values == 0] = -1e-12 * steep * self.spacing
+        return values.view((self.resolution,) * 3).float()
+
+    def triangles(
+        self, level: float, *, components: int | None = None, faces: int | None = None
+    ) -> Triangles:
+        """Returns the surface at a level; see `extract_triangles`."""
+        # Imported here because it takes a second to import.
+        from skimage.measure import marching_cubes
+
+        corners, found, _, _ = marching_cubes(
+            self.values(level).numpy(),
+            0.0,
+            spacing=(self.spacing,) * 3,
+            gradient_direction="ascent",
+            allow_degenerate=False,
+        )
+        corners = corners - self.spacing * (self.resolution - 1) / 2
+        return cleaned(corners, found, components, faces, self.radius)
+
+
+def check_options(resolution: int, components: int | None, faces: int | None) -> None:
+    """Checks the options of an extraction.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+    if resolution < _LEAST_RESOLUTION:
+        raise ValueError(f"resolution={resolution}: give at least {_LEAST_RESOLUTION}")
+    for name, value, least in (("components", components, 1), ("faces", faces, 4)):
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value}: give at least {least}, or leave it out")
 
 
 @torch.no_grad()
@@ -59,26 +123,9 @@ def extract_triangles(
         NoSurfaceError: The level set is on one side of `level` everywhere.
         ValueError: An option cannot be used, or the scene holds values that are not finite.
     """
-    if resolution < _LEAST_RESOLUTION:
-        raise ValueError(f"resolution={resolution}: give at least {_LEAST_RESOLUTION}")
-    for name, value, least in (("components", components, 1), ("faces", faces, 4)):
-        if value is not None and value < least:
-            raise ValueError(f"{name}={value}: give at least {least}, or leave it out")
-    values, spacing = _sample(surface, resolution, level, progress)
-    # Imported here because it takes a second to import.
-    from skimage.measure import marching_cubes
-
-    corners, triangles, _, _ = marching_cubes(
-        values, 0.0, spacing=(spacing,) * 3, gradient_direction="ascent", allow_degenerate=False
-    )
-    corners = corners - spacing * (resolution - 1) / 2
-    if components is not None:
-        corners, triangles = largest_components(corners, triangles, components)
-    if faces is not None and faces < len(triangles):
-        corners, triangles = simplified(corners, triangles, faces, surface.radius)
-    return Triangles(
-        torch.from_numpy(corners.astype(np.float32)), torch.from_numpy(triangles.astype(np.int64))
-    )
+    check_options(resolution, components, faces)
+    grid = sample(surface, resolution, progress)
+    return grid.triangles(level, components=components, faces=faces)
 
 
 def triangles_of(
@@ -116,14 +163,9 @@ def triangles_of(
     triangles = Triangles(shell.triangles.vertices.detach().cpu(), shell.triangles.faces.cpu())
     if not len(triangles.faces):
         raise NoSurfaceError("the scene has no triangles: its surface has vanished")
-    corners, found = triangles.vertices.numpy(), triangles.faces.numpy()
-    if components is not None:
-        corners, found = largest_components(corners, found, components)
-    if faces is not None and faces < len(found):
-        corners, found = simplified(corners, found, faces, float(np.abs(corners).max()))
-    return Triangles(
-        torch.from_numpy(corners.astype(np.float32)), torch.from_numpy(found.astype(np.int64))
-    )
+    corners = triangles.vertices.numpy()
+    radius = float(np.abs(corners).max())
+    return cleaned(corners, triangles.faces.numpy(), components, faces, radius)
 
 
 def points_of(resolution: int) -> int:
@@ -133,50 +175,20 @@ def points_of(resolution: int) -> int:
     return int((squared < 1).sum())
 
 
-def largest_components(
-    vertices: npt.NDArray[np.floating], faces: npt.NDArray[np.integer], count: int
-) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]:
-    """Returns the connected pieces of largest area.
-
-    Args:
-        vertices: Positions of the vertices, `[vertices, 3]`.
-        faces: Indices of the triangles' vertices, `[faces, 3]`.
-        count: Number of pieces to keep.
-
-    Returns:
-        Vertices and faces of the pieces, in their old order.
-    """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    starts, ends = faces[:, [0, 1, 2]].ravel(), faces[:, [1, 2, 0]].ravel()
-    graph = coo_matrix((np.ones(len(starts), bool), (starts, ends)), shape=(len(vertices),) * 2)
-    pieces, piece = connected_components(graph, directed=False)
-    a, b, c = (vertices[faces[:, corner]] for corner in range(3))
-    areas = np.bincount(
-        piece[faces[:, 0]], np.linalg.norm(np.cross(b - a, c - a), axis=1), minlength=pieces
-    )
-    kept = np.isin(piece, np.argsort(-areas, kind="stable")[:count])
-    numbers = np.cumsum(kept) - 1
-    return vertices[kept], numbers[faces[kept[faces[:, 0]]]]
-
-
 def _axis(resolution: int) -> Tensor:
     """Returns grid coordinates along one edge, in radii; the outermost ones lie outside the sphere."""
     edge = (resolution - 1) / (resolution - 3)
     return torch.linspace(-edge, edge, resolution, dtype=torch.float64)
 
 
-def _sample(
-    surface: Surface, resolution: int, level: float, progress: Progress | None
-) -> tuple[npt.NDArray[np.float32], float]:
-    """Evaluates the surface's level set minus `level` on a grid, negative outside the sphere.
+@torch.no_grad()
+def sample(surface: Surface, resolution: int, progress: Progress | None = None) -> Grid:
+    """Evaluates a surface's level set on a grid; see `extract_triangles`.
 
-    Returns:
-        The values, `[x, y, z]`, and the spacing of the grid, world units.
+    Raises:
+        ValueError: The scene holds values that are not finite.
     """
     axis = _axis(resolution) * surface.radius
-    spacing = 2 * surface.radius / (resolution - 3)
     squared = axis.square()
     distance = (squared[:, None, None] + squared[:, None] + squared).sqrt().flatten()
     within = torch.nonzero(distance < surface.radius).squeeze(1)
@@ -188,33 +200,25 @@ def _sample(
         if progress is not None:
             progress(len(part))
     inside = torch.cat(found)
-    _check(inside, level)
-    inside -= level
-    # The depth below the sphere, so steep that it matters only within one cell of the sphere.
-    steep = float(inside.abs().max()) / spacing
-    values = steep * (surface.radius - distance)
-    values[within] = torch.minimum(inside, values[within])
-    # Marching cubes leaves holes or specks where a sample is exactly at the level.
-    values[values == 0] = -1e-12 * steep * spacing
-    return values.view((resolution,) * 3).float().numpy(), spacing
+    if not bool(inside.isfinite().all()):
+        raise ValueError(
+            "the scene holds values that are not finite: its optimization diverged; take another checkpoint, or run "
+            "it again with a smaller learning rate"
+        )
+    spacing = 2 * surface.radius / (resolution - 3)
+    return Grid(surface.radius, resolution, spacing, distance, within, inside)
 
 
 def _check(inside: Tensor, level: float) -> None:
-    """Checks that the values are finite and that the scene has a surface at the level.
+    """Checks that the scene has a surface at the level.
 
     Args:
         inside: Values of the level set within the sphere, `[points]`.
         level: The requested level.
 
     Raises:
-        ValueError: Some values are not finite.
         NoSurfaceError: All values are on one side of the level.
     """
-    if not bool(inside.isfinite().all()):
-        raise ValueError(
-            "the scene holds values that are not finite: its optimization diverged; take another checkpoint, or run "
-            "it again with a smaller learning rate"
-        )
     low, high = float(inside.min()), float(inside.max())
     if high <= level:
         raise NoSurfaceError(
@@ -228,28 +232,3 @@ def _check(inside: Tensor, level: float) -> None:
             f"from {low:.4g} to {high:.4g}. Give a higher level (a higher density threshold), such as "
             f"{(low + high) / 2:.4g}"
         )
-
-
-def simplified(
-    vertices: npt.NDArray[np.floating],
-    faces: npt.NDArray[np.integer],
-    count: int,
-    radius: float = 1.0,
-) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]:
-    """Simplifies a mesh to about `count` triangles by quadric edge collapse (Garland and Heckbert, 1997).
-
-    Args:
-        vertices: Positions, `[vertices, 3]`.
-        faces: Indices of the triangles' vertices, `[faces, 3]`.
-        count: Number of triangles to aim for.
-        radius: Radius of the scene; the library's thresholds are for a radius of about 1.
-    """
-    import fast_simplification
-
-    found: tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]] = fast_simplification.simplify(
-        np.ascontiguousarray(vertices / radius, np.float32),
-        np.ascontiguousarray(faces, np.int32),
-        target_count=count,
-        agg=_AGGRESSIVENESS,
-    )
-    return found[0] * radius, found[1]

@@ -69,8 +69,9 @@ def crossed(inside: Tensor, resolution: int) -> Tensor:
         places = (some & ~every).nonzero()  # [faces, 3], along the permuted axes
         step = [((n + 1) ** 2, n + 1, 1)[axis] for axis in axes]
         cell = [(n**2, n, 1)[axis] for axis in axes]
-        corner = places @ places.new_tensor(step) + step[0]
-        centre = places @ places.new_tensor(cell) + first_centre
+        # Not by @, which CUDA has not for whole numbers.
+        corner = (places * places.new_tensor(step)).sum(-1) + step[0]
+        centre = (places * places.new_tensor(cell)).sum(-1) + first_centre
         around = corner[:, None] + places.new_tensor(
             [0, step[1], step[1] + step[2], step[2]]
         )  # [faces, 4]

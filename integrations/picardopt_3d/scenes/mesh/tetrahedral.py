@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -229,6 +229,21 @@ class Tetrahedral(Scene):
         return 0.0 * torch.cat(trained).sum()
 
     @classmethod
+    def converts(cls, other: type[Scene]) -> bool:
+        """Returns whether scenes of the other kind are such grids too, or have a surface."""
+        return issubclass(other, Tetrahedral) or other.surface is not Scene.surface
+
+    @classmethod
+    def check_conversion(cls, config: Any, other: type[Scene], given: Any) -> None:
+        """Checks what is known before there are scenes, and that another grid has as many cells."""
+        super().check_conversion(config, other, given)
+        if issubclass(other, Tetrahedral) and given.resolution != config.resolution:
+            raise ValueError(
+                f"resolution={config.resolution}: the grid before has {given.resolution} cells; give the same, its "
+                "vertices are copied"
+            )
+
+    @classmethod
     def from_scene(cls, config: TetrahedralConfig, other: Scene) -> Self:
         """Starts with the surface and the colours of another scene.
 
@@ -246,11 +261,7 @@ class Tetrahedral(Scene):
         """
         scene = cls(config).to(other.device)
         if isinstance(other, Tetrahedral):
-            if other.config.resolution != config.resolution:
-                raise ValueError(
-                    f"resolution={config.resolution}: the grid before has {other.config.resolution} cells; give the "
-                    f"same, its vertices are copied"
-                )
+            cls.check_conversion(config, type(other), other.config)
             for name in ("distance", "offsets", "centre", "cell"):
                 getattr(scene, name).data.copy_(getattr(other, name).data)
         else:

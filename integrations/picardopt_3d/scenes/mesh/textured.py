@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.scenes.mesh.bake import bake
 from picardopt_3d.scenes.mesh.config import TexturedMeshConfig
-from picardopt_3d.scenes.mesh.extract import triangles_of
 from picardopt_3d.scenes.mesh.geometry import length, unit, vertex_normals
 from picardopt_3d.scenes.mesh.lookup import Lookup, sampled
+from picardopt_3d.scenes.mesh.outline import outlined
 from picardopt_3d.scenes.mesh.rasterize import antialias, chosen, interpolate, rasterize
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.mesh.unwrap import Unwrapped, unwrap
@@ -136,6 +136,7 @@ class TexturedMesh(Scene):
                 "a mesh has no normals off its surface: leave weights.normal_smoothness_3d at 0"
             )
         shape = (size, size) if isinstance(size, int) else size
+        shape = (shape[0] * self.config.samples, shape[1] * self.config.samples)
         triangles = self.triangles()
         if background is None:
             background = self.vertices.new_tensor([self.config.background]).expand(len(cameras), 3)
@@ -159,7 +160,7 @@ class TexturedMesh(Scene):
         light: Light | None,
         background: Tensor,
     ) -> Render:
-        """Draws all views at once."""
+        """Draws all views at once, from pictures of the height and width `shape`, whose pixels are averaged."""
         fragments = rasterize(triangles, cameras, *shape, rasterizer=self.config.rasterizer)
         image = background.to(triangles.vertices)[:, None, None].expand(len(cameras), *shape, 3)
         image = F.pad(image, (0, 5 if normals else 2))  # colour, opacity, depth, normal
@@ -180,6 +181,8 @@ class TexturedMesh(Scene):
         seen = seen[:, : image.shape[-1]]
         image = image.flatten(0, 2).index_copy(0, covered, seen).view(image.shape)
         image = antialias(image, fragments, triangles, cameras).permute(0, 3, 1, 2)
+        if self.config.samples > 1:
+            image = F.avg_pool2d(image, self.config.samples)
         return Render(
             rgb=image[:, :3],
             opacity=image[:, 3:4],
@@ -187,6 +190,11 @@ class TexturedMesh(Scene):
             normal=image[:, 5:] if normals else None,
             triangles=triangles,
         )
+
+    @classmethod
+    def converts(cls, other: type[Scene]) -> bool:
+        """Returns whether scenes of the other kind have triangles or a surface."""
+        return other.shell is not Scene.shell or other.surface is not Scene.surface
 
     @classmethod
     def from_scene(cls, config: TexturedMeshConfig, other: Scene) -> Self:
@@ -199,11 +207,11 @@ class TexturedMesh(Scene):
         Raises:
             ValueError: The other scene is empty or has no surface.
         """
-        triangles = triangles_of(other, config.resolution, faces=config.faces)
+        triangles = outlined(other, config)
         unwrapped = unwrap(triangles, config.texture)
         triangles = Triangles(*(part.to(other.device) for part in triangles))
         unwrapped = Unwrapped(*(part.to(other.device) for part in unwrapped))
-        colours = bake(triangles, unwrapped, config.texture, other, config.view_pixels)
+        colours = bake(triangles, unwrapped, other, config)
         return cls(config, triangles, unwrapped, colours)
 
     def load_state_dict(
