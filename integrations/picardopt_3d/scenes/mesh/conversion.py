@@ -12,6 +12,7 @@ from torch import Tensor
 from picardopt_3d.scenes.field import Field
 from picardopt_3d.scenes.mesh.geometry import face_normals
 from picardopt_3d.scenes.mesh.marching import march
+from picardopt_3d.scenes.mesh.tetrahedra import enclosed
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.scene import Scene
 from picardopt_3d.scenes.sdf import SdfField
@@ -91,6 +92,8 @@ def shape_of(other: Scene, whole: Cube, border: Tensor) -> tuple[Cube, Tensor]:
         if cube.cell > 0.9 * before.cell:
             cube = before
             break
+    # Nobody sees a hole in the inside, which fields often have: it would be drawn and smoothed all the same.
+    values = torch.where(enclosed(values < 0, cube.resolution), -values.abs(), values)
     if isinstance(other, SdfField):
         return cube, (values / cube.cell).clamp(-_FARTHEST, _FARTHEST)
     triangles = march(cube.lattice, values, cube.resolution)
