@@ -173,6 +173,13 @@ def test_holes_that_nobody_sees_are_filled() -> None:
     assert float(volume(triangles)) == pytest.approx(4 / 3 * math.pi * 0.42**3, rel=0.1)
 
 
+def test_noise_of_a_field_makes_no_pinholes() -> None:
+    field = voxels(lambda points: 0.1 * (points.norm(dim=-1) - 0.35), (0.8, 0.3, 0.2))
+    noise = torch.randn(field.levels[0][0].shape, generator=torch.Generator().manual_seed(0))
+    field.levels[0].data[0] += 3 * noise
+    assert euler(converted(field, 16).shell().triangles) == 2
+
+
 def test_what_is_seen_of_a_soft_surface_is_its_colour() -> None:
     """A red skin over a green core: the surface lies in both, and shows what the field shows."""
     field = RadianceField(FieldConfig(resolutions=(32,), radius=0.6, samples=64))

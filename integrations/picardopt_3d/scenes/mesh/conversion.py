@@ -36,6 +36,10 @@ _FAINTEST = 0.05
 _RAYS = 40
 """Rays along each edge of a picture that is compared, and samples on each."""
 
+_TETRAHEDRON = ((1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0))
+_NEARBY = 0.2
+"""How far from a vertex, along each axis, a field's density is sampled for it, in cells."""
+
 _LOOKS = 4
 """Most times that the cube is made smaller."""
 
@@ -84,7 +88,7 @@ def shape_of(other: Scene, whole: Cube, border: Tensor) -> tuple[Cube, Tensor]:
     """
     cube, reach = whole, 0.5 * math.sqrt(3) * whole.cell * whole.resolution
     for _ in range(_LOOKS):
-        values = _sampler(other, cube.centre, reach)(cube.points())
+        values = _values(other, cube, reach)
         values = torch.where(border, values.abs().clamp_min(1e-3), values)
         if not (values < 0).any():
             raise empty()
@@ -134,27 +138,27 @@ def _around(cube: Cube, inside: Tensor, whole: Cube) -> tuple[Cube, float]:
     return Cube(whole.lattice, whole.resolution, centre, size / half), reach
 
 
-def _sampler(other: Scene, centre: Tensor, radius: float) -> Callable[[Tensor], Tensor]:
-    """Returns a function of points that is negative inside a scene: its signed distance, if it has one.
+def _values(other: Scene, cube: Cube, reach: float) -> Tensor:
+    """Returns values at a cube's vertices that are negative inside a scene: its signed distance, if it has one.
 
     Args:
         other: The scene.
-        centre: Centre of a ball that holds all of it, world units, `[3]`.
-        radius: Radius of the ball, world units.
+        cube: The cube.
+        reach: Radius of a ball about the cube's centre that holds all of the scene, world units.
     """
+    points = cube.points()
     if isinstance(other, Field) and not isinstance(other, SdfField):
         density = _density_of(other)
-        level = density(centre[None]).new_tensor(outline_level(density, centre, radius))
-        return lambda points: inverse_softplus(level) - inverse_softplus(density(points))
+        level = points.new_tensor(outline_level(density, cube.centre, reach))
+        # Trained fields are noisy: a mean over some points leaves fewer pinholes.
+        around = cube.cell * _NEARBY * points.new_tensor(_TETRAHEDRON)
+        mean = torch.stack([density(points + offset) for offset in around]).mean(0)
+        return inverse_softplus(level) - inverse_softplus(mean)
     surface = other.surface()
+    depth = _evaluated(surface.level_set, points)
     # Level sets are of any slope: a steep one of the sphere leaves values within it as they are.
     slope = 1.0 if isinstance(other, SdfField) else 1e3
-
-    def outside(points: Tensor) -> Tensor:
-        depth = _evaluated(surface.level_set, points)
-        return torch.maximum(-depth, slope * (points.norm(dim=1) - surface.radius))
-
-    return outside
+    return torch.maximum(-depth, slope * (points.norm(dim=1) - surface.radius))
 
 
 def _density_of(other: Field) -> Callable[[Tensor], Tensor]:
