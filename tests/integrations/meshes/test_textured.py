@@ -269,3 +269,19 @@ def test_a_mesh_of_many_sizes_of_triangles_is_unwrapped_and_worn() -> None:
     view = mesh.render(turntable_cameras(2), 32, background=torch.zeros(2, 3))
     solid = view.opacity.expand_as(view.rgb) == 1
     assert torch.allclose(view.rgb[solid], torch.tensor(0.25), atol=1e-5)
+
+
+def test_a_pixel_shows_the_mean_of_its_samples(ball: TexturedMesh) -> None:
+    """As the average of a larger picture, in all that is drawn; gradients too."""
+    fine = TexturedMesh(replace(SMALL, samples=2))
+    fine.load_state_dict(ball.state_dict())
+    cameras = turntable_cameras(2)
+    found, large = (
+        fine.render(cameras, (9, 12), normals=True),
+        ball.render(cameras, (18, 24), normals=True),
+    )
+    for name in ("rgb", "opacity", "depth", "normal"):
+        mean = torch.nn.functional.avg_pool2d(getattr(large, name), 2)
+        torch.testing.assert_close(getattr(found, name), mean, msg=name)
+    assert not torch.equal(found.rgb, ball.render(cameras, (9, 12)).rgb)
+    assert torch.equal(render_rgb(fine, cameras, 9), fine.render(cameras, 9).rgb)
