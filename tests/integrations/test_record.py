@@ -12,7 +12,7 @@ import numpy as np
 import picardopt_3d.run.record as record_module
 import pytest
 import torch
-from picardopt_3d.export.plots import save_strides_plot, title_of
+from picardopt_3d.export.plots import save_strides_plot, strides_figure, title_of
 from picardopt_3d.problem import Losses
 from picardopt_3d.run.folder import StageFolder
 from picardopt_3d.run.loop import train
@@ -117,6 +117,21 @@ def test_the_plot_says_which_part_it_shows(tmp_path: Path) -> None:
         pictures.append(np.asarray(Image.open(tmp_path / "plot.png")))
     assert (pictures[0] != pictures[1]).any()
     assert title_of(RunRecord(step=4, sweeps=2, strides=[1, 2])) == "4 steps in 2 sweeps"
+
+
+def test_the_plot_shows_where_stages_begin() -> None:
+    record = RunRecord(step=12, sweeps=6, strides=[2] * 4)  # the first two sweeps are not kept
+    record.residuals = record.tolerances = [[1e-9]] * 4
+    figure = strides_figure(record, 2, [("coarse", 1), ("middle", 2), ("fine", 3)])
+    upper = figure.axes[0]
+    assert [text.get_text().strip() for text in upper.texts] == ["middle", "fine"]
+    assert [text.get_position()[0] for text in upper.texts] == [1.5, 2.5]
+    for panel in figure.axes:
+        upright = {
+            float(line.get_xdata()[0]) for line in panel.lines if len(set(line.get_xdata())) == 1
+        }
+        assert {1.5, 2.5} <= upright
+    assert not strides_figure(record, 2).axes[0].texts
 
 
 def test_a_record_is_written_without_tensors_and_read_again(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from picardopt_3d.methods import losses
 from picardopt_3d.methods.lighting import ShadingConfig
 from picardopt_3d.methods.refine import RefineConfig, RefineWeights
 from picardopt_3d.scenes import FieldConfig
+from picardopt_3d.scenes.mesh.config import TetrahedralConfig
 
 from tests.integrations.test_stages import build
 
@@ -35,6 +36,12 @@ def test_a_loss_on_triangles_is_refused_where_there_are_none(name: str, weight: 
     weights = replace(NO_MESH, **{name: weight})
     with pytest.raises(ValueError, match=rf"^weights.{name}=.*: a FieldConfig has no triangles"):
         config(weights=weights)
+
+
+def test_a_loss_on_normals_within_a_volume_is_refused_of_triangles() -> None:
+    weights = replace(NO_MESH, orientation=1.0)
+    with pytest.raises(ValueError, match=r"^weights.orientation=1.0: a TetrahedralConfig has no"):
+        config(weights=weights, scene=TetrahedralConfig(resolution=4))
 
 
 def test_what_the_guidance_sees_has_a_name() -> None:

@@ -42,18 +42,21 @@ class Sweeps(Protocol):
         ...
 
 
-def save_strides_plot(record: Sweeps, window: int, path: Path) -> None:
+def save_strides_plot(
+    record: Sweeps, window: int, path: Path, stages: Sequence[tuple[str, int]] = ()
+) -> None:
     """Writes `strides_figure` as a PNG."""
     with replacing(path) as temporary:
-        strides_figure(record, window).savefig(temporary, dpi=120)
+        strides_figure(record, window, stages).savefig(temporary, dpi=120)
 
 
-def strides_figure(record: Sweeps, window: int) -> Figure:
+def strides_figure(record: Sweeps, window: int, stages: Sequence[tuple[str, int]] = ()) -> Figure:
     """Plots strides, residuals and tolerances of the recent sweeps, and the numbers of parts if they are counted.
 
     Args:
         record: Totals of all sweeps, and figures of each recent one.
         window: Number of drifts that a full sweep evaluates.
+        stages: Of several stages, the name of each and its number of sweeps.
     """
     # The object-oriented interface has no global state, needs no display and is fast to import.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -66,6 +69,7 @@ def strides_figure(record: Sweeps, window: int) -> Figure:
     figure.suptitle(title_of(record))
     for index, panel in enumerate(panels):
         _mark_restructured(panel, record, "" if index else "restructured")
+        _mark_stages(panel, record, stages, named=not index)
     _plot_strides(panels[0], record, window)
     _plot_residuals(panels[1], record)
     if record.counts:
@@ -127,6 +131,21 @@ def _mark_restructured(panel: Axes, record: Sweeps, label: str) -> None:
         upright = panel.get_xaxis_transform()
         style: dict[str, Any] = {"colors": "0.5", "linewidths": 0.6, "zorder": 0.5}
         panel.vlines(ends, 0, 1, transform=upright, label=label, **style)
+
+
+def _mark_stages(
+    panel: Axes, record: Sweeps, stages: Sequence[tuple[str, int]], named: bool
+) -> None:
+    """Draws a line before each stage that begins within the sweeps that are shown, with its name if asked for."""
+    begins = 0
+    for name, sweeps in stages:
+        if begins + sweeps > _first(record):
+            at = max(begins, _first(record)) - 0.5
+            panel.axvline(at, color="black", linewidth=0.8)
+            if named:
+                upright = panel.get_xaxis_transform()
+                panel.text(at, 0.98, f" {name}", transform=upright, va="top")
+        begins += sweeps
 
 
 def title_of(record: Sweeps) -> str:

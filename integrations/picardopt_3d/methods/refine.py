@@ -56,19 +56,21 @@ class RefineConfig(DreamFusionConfig):
         """Checks the values.
 
         Raises:
-            ValueError: A value is out of range, or the scene has no triangles for a loss on them; the message names it.
+            ValueError: A value is out of range, or the scene cannot give what a loss needs; the message names it.
         """
         super().__post_init__()
         if self.shows not in get_args(Shows):
             raise ValueError(f"shows={self.shows!r}: give one of {', '.join(get_args(Shows))}")
+        names: tuple[str, ...] = ("normal_consistency", "laplacian")
+        lacks = "triangles"
         if isinstance(self.scene, TetrahedralConfig | TexturedMeshConfig):
-            return
-        for name in ("normal_consistency", "laplacian"):
+            names, lacks = ("orientation",), "normals within a volume"
+        for name in names:
             points = getattr(self.weights, name)
             if points != 0:
+                kind = type(self.scene).__name__
                 raise ValueError(
-                    f"weights.{name}={points}: a {type(self.scene).__name__} has no triangles; give 0, or a scene "
-                    "that consists of them, such as TetrahedralConfig"
+                    f"weights.{name}={points}: a {kind} has no {lacks}; give 0, or another scene"
                 )
 
     def build(self, context: Context, previous: Scene | None = None) -> Refine:

@@ -58,7 +58,8 @@ def finish(config: RunConfig[Any], started: float) -> dict[str, Any]:
     shown = min(max(size, 96), 256) // 16 * 16
     save_turntable(scene, folder.film, view, shown)
     save_sheet(scene, folder.sheet, folder.input, task, view, shown, compared.get("psnr"))
-    save_strides_plot(record, int(record.figures["window"]), folder.plot)
+    sweeps = [(each.stage.name, each.record.sweeps) for each in begun] if len(stages) > 1 else []
+    save_strides_plot(record, int(record.figures["window"]), folder.plot, sweeps)
     report = _report(record, task, view, started) | _counts(record) | compared
     if len(stages) > 1:
         each = [_figures_of(one) for one in begun]
