@@ -297,3 +297,19 @@ def test_gradients_of_offsets_are_those_of_differences() -> None:
         with torch.no_grad():
             expected = float(loss(step) - loss(-step)) / 2e-5
         assert float(found[axis]) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_a_pixel_shows_the_mean_of_its_samples(ball: TexturedMesh) -> None:
+    """As the average of a larger picture, in all that is drawn; gradients too."""
+    fine = TexturedMesh(replace(SMALL, samples=2))
+    fine.load_state_dict(ball.state_dict())
+    cameras = turntable_cameras(2)
+    found, large = (
+        fine.render(cameras, (9, 12), normals=True),
+        ball.render(cameras, (18, 24), normals=True),
+    )
+    for name in ("rgb", "opacity", "depth", "normal"):
+        mean = torch.nn.functional.avg_pool2d(getattr(large, name), 2)
+        torch.testing.assert_close(getattr(found, name), mean, msg=name)
+    assert not torch.equal(found.rgb, ball.render(cameras, (9, 12)).rgb)
+    assert torch.equal(render_rgb(fine, cameras, 9), fine.render(cameras, 9).rgb)
