@@ -433,6 +433,27 @@ def test_imported_modules_and_classes_by_the_names_that_are_used(
     assert surroundings.changed(closure) == ["Config.scale"]
 
 
+def test_modules_that_contain_themselves() -> None:
+    """As torch does, in a function that names an attribute "torch", or two modules each other."""
+    first, second = types.ModuleType("first"), types.ModuleType("second")
+    first.second, second.first = second, first  # type: ignore[attr-defined]
+    second.weight = 1.0  # type: ignore[attr-defined]
+
+    def closure() -> Any:
+        return torch.torch.zeros(1) + first.second.first.second.weight  # type: ignore[attr-defined]
+
+    assert vars(torch)["torch"] is torch
+    surroundings = Surroundings()
+    assert surroundings.changed(closure) == []
+    second.weight = 2.0  # type: ignore[attr-defined]
+    assert surroundings.changed(closure) == ["first.second.weight"]
+    second.first = types.ModuleType("third")  # type: ignore[attr-defined]
+    assert surroundings.changed(closure) == ["first.second.first"]
+    second.first = first  # type: ignore[attr-defined]
+    assert surroundings.changed(closure) == ["first.second.first"]
+    assert surroundings.changed(closure) == []
+
+
 def test_the_optimizers_own_business_is_left_out() -> None:
     model = network()
     optimizer = torch.optim.Adam(model.parameters())

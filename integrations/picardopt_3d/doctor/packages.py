@@ -26,7 +26,7 @@ _PURPOSES = {
     "imageio": "films",
     "imageio-ffmpeg": "films",
     "numpy": "arrays",
-    "scipy": "connected pieces of meshes",
+    "scipy": "connected pieces of meshes, distances from them",
     "scikit-image": "surfaces of meshes, SSIM",
     "fast-simplification": "meshes with fewer triangles",
     "trimesh": "files of meshes with a texture",

@@ -12,7 +12,6 @@ from tyro.conf import Positional
 from picardopt_3d.cli_errors import cli_errors, options_of
 
 if TYPE_CHECKING:
-    from picardopt_3d.scenes import Scene
     from picardopt_3d.scenes.gaussians.splats import Splats
 
 Kind = Literal["glb", "obj", "ply", "splat", "splats-glb"]
@@ -20,6 +19,7 @@ Kind = Literal["glb", "obj", "ply", "splat", "splats-glb"]
 SUFFIXES = ("glb", "obj", "ply", "splat")
 MESHES = ("glb", "obj", "ply")
 SPLATS = ("ply", "splat", "splats-glb")
+TEXTURED = ("glb", "obj")
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,18 @@ class ExportConfig:
         run: Folder of a run, or a scene file.
         format: Format of the file; None: the one that the suffix of `out` names, else glb. A scene of Gaussians is
             written as it is to ply, splat and splats-glb (glTF with KHR_gaussian_splatting), as a mesh of its density
-            to glb and obj. Other scenes are written as meshes, to glb, obj and ply.
+            to glb and obj. Other scenes are written as meshes, to glb, obj and ply. A mesh with a texture keeps it in
+            glb, and in obj with a material and a picture beside it.
         out: The file to write; None: mesh.glb (or .obj, .ply) in the run's folder, or splats.ply (.splat, .glb).
-        resolution: Samples along each edge of the cube around the object; twice as many take eight times as long.
+        resolution: Samples along each edge of the cube around the object; twice as many take eight times as long. Of no
+            use for a scene that consists of triangles, like `level`.
         level: Value of the scene's level set at the surface: raise it if the mesh is bloated, lower it if parts are
             missing.
         components: Number of connected pieces to keep, the largest ones; None: all.
         faces: Number of triangles to simplify to, approximately, or as few as preserve the shape (a lower resolution
-            has fewer to begin with); None: do not simplify.
+            has fewer to begin with); None: do not simplify, or to 50,000 with `texture`.
+        texture: Pixels along each edge of a texture, to which the mesh is unwrapped and the scene's views are baked;
+            None: colours at the vertices, or the texture that the scene has.
         up: Axis that points up in the file; None: y in glTF, which requires it, z in the others, as in the scene. Most
             viewers of Gaussians expect minus-y in PLY and .splat.
         device: Device that evaluates the scene: "auto" (an accelerator if there is one), "cpu" or "cuda".
@@ -50,6 +54,7 @@ class ExportConfig:
     level: float = 0.0
     components: int | None = None
     faces: int | None = None
+    texture: int | None = None
     up: Literal["z", "y", "minus-y"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -59,7 +64,7 @@ class ExportConfig:
         Raises:
             ValueError: An option is out of range, or two exclude each other; the message names the remedy.
         """
-        for name, least in (("resolution", 8), ("components", 1), ("faces", 4)):
+        for name, least in (("resolution", 8), ("components", 1), ("faces", 4), ("texture", 16)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}: give at least {least}")
@@ -70,6 +75,10 @@ class ExportConfig:
                     f"out={str(self.out)!r}: its suffix names no format; end it in .{', .'.join(SUFFIXES)}, or give "
                     f"--format"
                 )
+        if self.texture is not None and self.kind not in TEXTURED:
+            raise ValueError(
+                f"texture={self.texture} with format {self.kind}: it holds no texture; give {' or '.join(TEXTURED)}"
+            )
         if self.kind.endswith("glb") and self.up not in (None, "y"):
             raise ValueError(
                 f"up={self.up} with format {self.kind}: glTF has y up; leave --up out, or export another format"
@@ -84,7 +93,7 @@ class ExportConfig:
 
     def of_meshes(self) -> list[str]:
         """Returns the options that were given and only meshes have, as on the command line."""
-        own = {"resolution", "level", "components", "faces"}
+        own = {"resolution", "level", "components", "faces", "texture"}
         given = [field for field in fields(self) if getattr(self, field.name) != field.default]
         return [f"--{field.name}" for field in given if field.name in own]
 
@@ -99,15 +108,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: 2 if the arguments or the scene cannot be used, 130 after Ctrl-C.
     """
     with cli_errors("export"):
-        described = (
-            "Convert a run's scene to a mesh with vertex colours, or to a file of its Gaussians."
-        )
+        described = "Convert a run's scene to a mesh with colours at its vertices or a texture, or to a file of its Gaussians."
         print(_export(options_of(ExportConfig, "export", argv, described)))
 
 
 def _export(config: ExportConfig) -> str:
     """Writes the file, and returns the line to print about it."""
     # Imported here because torch takes seconds to import, which a mistyped option should not wait for.
+    from picardopt_3d.export.meshes import export_mesh
     from picardopt_3d.run.finished import open_scene, scene_file
     from picardopt_3d.scenes.gaussians import Gaussians
 
@@ -127,7 +135,7 @@ def _export(config: ExportConfig) -> str:
             f"format {config.kind}: {path} is a {type(scene).__name__}, which holds no Gaussians; give "
             f"{', '.join(MESHES)}"
         )
-    said = _export_mesh(config, scene, out)
+    said = export_mesh(config, scene, out)
     if splats is None:
         return said
     return f"{said}, cut out of the density of {len(splats.means)} Gaussians on a grid of {config.resolution} cubed"
@@ -149,26 +157,3 @@ def _export_splats(config: ExportConfig, splats: Splats, out: Path) -> str:
     if config.kind != "splats-glb" and config.up is None:
         said += ", z up as in the scene (most viewers expect --up minus-y)"
     return said
-
-
-def _export_mesh(config: ExportConfig, scene: Scene, out: Path) -> str:
-    """Extracts and writes a mesh, and returns the line to print."""
-    from tqdm import tqdm
-
-    from picardopt_3d.export.mesh import extract_mesh
-    from picardopt_3d.export.mesh_files import save_mesh
-    from picardopt_3d.scenes.mesh.extract import points_of
-
-    with tqdm(
-        total=points_of(config.resolution), desc="surface", unit="point", unit_scale=True
-    ) as bar:
-        mesh = extract_mesh(
-            scene,
-            config.resolution,
-            level=config.level,
-            components=config.components,
-            faces=config.faces,
-            progress=bar.update,
-        )
-    save_mesh(mesh, out, config.kind, config.up)  # type: ignore[arg-type]
-    return f"{out}: {len(mesh.vertices)} vertices, {len(mesh.faces)} triangles"

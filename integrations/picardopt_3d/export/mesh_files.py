@@ -44,21 +44,38 @@ def save_mesh(mesh: Mesh, path: Path, format: Format | None = None, up: Up | Non
             f"up={up!r} with format='glb': glTF has y up; leave it out, or write obj or ply"
         )
     up = up or _UP[kind]
-    vertices, normals = mesh.vertices, vertex_normals(mesh)
-    if up != "z":  # (front, left, up) = (x, y, z) in the world, (z, x, y) in glTF
-        signs = np.array((1, 1, 1) if up == "y" else (-1, -1, 1), np.float32)
-        vertices, normals = vertices[:, [1, 2, 0]] * signs, normals[:, [1, 2, 0]] * signs
+    vertices = turned(mesh.vertices, up)
+    normals = turned(vertex_normals(mesh.vertices, mesh.faces), up)
     write: Callable[..., bytes] = {"glb": _glb, "obj": _obj, "ply": _ply}[kind]
     content = write(vertices, normals, mesh.faces, mesh.colours, up)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
-def vertex_normals(mesh: Mesh) -> npt.NDArray[np.float32]:
-    """Returns unit normals at the vertices, the area-weighted means of those of the faces, `[vertices, 3]`."""
-    a, b, c = (mesh.vertices[mesh.faces[:, corner]].astype(np.float64) for corner in range(3))
+def turned(vectors: npt.NDArray[np.float32], up: Up) -> npt.NDArray[np.float32]:
+    """Returns vectors of the world, `[count, 3]`, in the axes of a file."""
+    if up == "z":
+        return vectors
+    # (front, left, up) = (x, y, z) in the world, (z, x, y) in glTF
+    signs = np.array((1, 1, 1) if up == "y" else (-1, -1, 1), np.float32)
+    return vectors[:, [1, 2, 0]] * signs
+
+
+def vertex_normals(
+    vertices: npt.NDArray[np.float32], faces: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Returns unit normals at the vertices, the area-weighted means of those of the faces.
+
+    Args:
+        vertices: Positions, `[vertices, 3]`.
+        faces: Indices of three vertices each, `[faces, 3]`.
+
+    Returns:
+        `[vertices, 3]`
+    """
+    a, b, c = (vertices[faces[:, corner]].astype(np.float64) for corner in range(3))
     around = np.repeat(np.cross(b - a, c - a), 3, axis=0)
-    corners, count = mesh.faces.ravel(), len(mesh.vertices)
+    corners, count = faces.ravel(), len(vertices)
     summed = np.stack([np.bincount(corners, around[:, i], count) for i in range(3)], axis=-1)
     length = np.linalg.norm(summed, axis=-1, keepdims=True)
     # A vertex whose faces have no area, or whose normals cancel, still needs a unit normal in glTF.

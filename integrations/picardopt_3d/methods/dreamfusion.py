@@ -49,7 +49,7 @@ class DreamFusionWeights(Weights):
     """Weights of the losses.
 
     Attributes:
-        sds: Weight of score distillation.
+        sds: Weight of the guidance's loss, whichever it is; the LoRA of VSD, trained by AdamW, does not feel it.
         sparsity: Weight of `losses.sparsity` of the opacity.
         orientation: Weight of the penalty on visible normals that face away (it needs normals, which double the cost of
             a view of voxels).

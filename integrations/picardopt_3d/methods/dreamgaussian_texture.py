@@ -5,10 +5,9 @@ came out by a squared difference. From a picture, what is seen of the mesh from 
 it, where the surface faces that camera.
 
 DreamPropeller runs ahead in the first stage alone. `PAPER` and `PAPER_IMAGE` have the second stage of the DreamGaussian
-that it carries, and the first stage's window and tolerance. They differ in two points: the surface is where meshes of
-Gaussians come closest to the truth (`scenes.gaussians.density`), and views are never rendered smaller than they are, to
-an eighth there, because textures here have no smaller versions to look up. Later releases of DreamGaussian let the
-noise fall: `TimestepSchedule(low=(0.2, 0.05), high=(0.2, 0.05))`.
+that it carries, and the first stage's window and tolerance. They differ in one point: views are never rendered smaller
+than they are, to an eighth there, because textures here have no smaller versions to look up. Later releases of
+DreamGaussian let the noise fall: `TimestepSchedule(low=(0.2, 0.05), high=(0.2, 0.05))`.
 
 `SMALL` and `SMALL_IMAGE` are the recipe at the scale of the shipped models. Their meshes are of views of few pixels,
 so that they train the shape too.
@@ -34,6 +33,7 @@ from picardopt_3d.methods.schedules import Milestones, Points, Weights, check_mi
 from picardopt_3d.methods.stage import Stage
 from picardopt_3d.problem import Losses
 from picardopt_3d.scenes import Render, Scene, TexturedMeshConfig
+from picardopt_3d.scenes.gaussians.density import THRESHOLD
 
 _MULTIPLE = 8  # pixels; what a supersampled view is rounded up to
 
@@ -181,12 +181,20 @@ def _refined(stage: StageConfig) -> GuidanceConfig:
     return replace(stage.guidance, loss="denoise")
 
 
+_PAPER_MESH = TexturedMeshConfig(
+    faces=100_000,
+    level=1 - THRESHOLD,  # a density of 1
+    view_pixels=512,
+    view_distance=2.5,
+    view_fov=49.1,
+)
+
 PAPER = DreamGaussianTextureConfig(
     steps=50,
     batch=1,
     pixels=512,
     supersampling=(1.0, 2.0),
-    scene=TexturedMeshConfig(faces=100_000, view_pixels=512),
+    scene=_PAPER_MESH,
     rates=texture_rates(texture=0.2, offsets=1e-4),
     betas=(0.9, 0.999),
     eps=1e-8,
@@ -199,30 +207,42 @@ PAPER = DreamGaussianTextureConfig(
 
 PAPER_IMAGE = replace(
     PAPER,
+    scene=replace(_PAPER_MESH, view_distance=2.0),
     guidance=_refined(dreamgaussian.PAPER_IMAGE),
     denoise=DenoiseConfig(guidance_scale=5.0, guidance_form="uncond"),
     cameras=dreamgaussian.PAPER_IMAGE.cameras,
     weights=TextureWeights(rgb=1.0),
 )
 
+_SMALL_MESH = TexturedMeshConfig(
+    resolution=48,
+    faces=3000,
+    texture=128,
+    # Size and distance at which the Gaussians were trained, and look as they should.
+    view_pixels=32,
+    view_distance=1.65,
+    samples=2,
+    trained="all",
+)
+
 SMALL = DreamGaussianTextureConfig(
     steps=75,
-    batch=4,
+    batch=8,
     pixels=32,
-    supersampling=(2.0, 2.0),
-    scene=TexturedMeshConfig(resolution=48, faces=3000, texture=128, view_pixels=64, trained="all"),
+    scene=_SMALL_MESH,
     rates=texture_rates(texture=((0, 0.03), (75, 0.003)), offsets=((0, 1e-3), (75, 1e-4))),
     guidance=_refined(dreamgaussian.SMALL),
-    denoise=DenoiseConfig(guidance_scale=3.0, steps=10),
-    timesteps=TimestepSchedule(low=(0.5, 0.1), high=(0.5, 0.1)),
+    denoise=DenoiseConfig(guidance_scale=3.0, steps=8),
+    timesteps=TimestepSchedule(low=(0.4, 0.1), high=(0.4, 0.1)),
     cameras=dreamgaussian.SMALL.cameras,
 )
 
 SMALL_IMAGE = replace(
     SMALL,
-    pixels=dreamgaussian.SMALL_IMAGE.final_pixels,
-    supersampling=(1.0, 1.0),
-    reference_pixels=dreamgaussian.SMALL_IMAGE.reference_pixels,
+    batch=4,
+    pixels=64,
+    reference_pixels=64,
+    scene=replace(_SMALL_MESH, view_pixels=64),
     guidance=_refined(dreamgaussian.SMALL_IMAGE),
     cameras=dreamgaussian.SMALL_IMAGE.cameras,
     weights=TextureWeights(rgb=1.0),

@@ -4,12 +4,14 @@ Three stages: a radiance field by VSD, the shape of a mesh by score distillation
 colours by VSD again. The batch falls from 8 to 2 views when the views grow from 64 to 512 pixels; the noise levels
 fall at the same step, and a loss on the opacity begins later.
 
-`PAPER` has DreamPropeller's settings (its Table 3, and its released configurations). It differs in three points: the
-schedules of loss weights move, which there stay at their first value; density and colour come from one network; and
-the mesh keeps the field's colours through the second stage, where the released code makes new ones for the third.
+`PAPER` has DreamPropeller's settings (its Table 3, and its released configurations). It differs in five points: the
+LoRA is part of the iteration (`lora="paper"` is the other way); the schedules of loss weights move, which there stay at
+their first value; density and colour come from one network; the mesh keeps the field's colours through the second
+stage, where the released code makes new ones for the third; and signed distances are in cells.
 
-`SMALL` is the recipe at the scale of the models that ship. They have never seen normals: the second stage follows the
-first one's shape at small rates, and smooths it.
+`SMALL` is the recipe at the scale of the models that ship, with all of its changes in a few hundred steps. These models
+have never seen normals: over four texts the second stage changed the PSNR by -0.1 to +0.2 dB. Without score
+distillation its smoothing alone cost 0.1 and 0.6 dB (two of them).
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ _SMALL_GEOMETRY = RefineConfig(
     batch=2,
     pixels=32,
     scene=_SMALL_MESH,
-    rates={"shape": 1e-4},
+    rates={"shape": ((0, 1e-2), (20, 1e-3))},
     weights=RefineWeights(normal_consistency=100.0, laplacian=100.0),
     shows="normals",
     sds=SdsConfig(guidance_scale=3.0),
@@ -99,14 +101,17 @@ _SMALL_GEOMETRY = RefineConfig(
     shading=_UNLIT,
 )
 
+# At first the LoRA knows nothing of the mesh, and VSD is as noisy as strong guidance alone.
+_GENTLY = ((0, 1e-3), (25, 8e-3), (70, 1e-3))
+
 _SMALL_TEXTURE = RefineConfig(
-    steps=60,
+    steps=70,
     batch=2,
     pixels=32,
     scene=replace(_SMALL_MESH, trained="colour"),
-    rates=field_rates(),
+    rates=field_rates(encoding=_GENTLY, networks=_GENTLY),
     guidance=_BY_VSD,
-    vsd=_SMALL_VSD,
+    vsd=replace(_SMALL_VSD, learning_rate=3e-3),
     timesteps=TimestepSchedule(high=(0.5, 0.5)),
     weights=RefineWeights(normal_consistency=0.0),
     shading=_UNLIT,
@@ -153,7 +158,8 @@ _PAPER_NERF = DreamFusionConfig(
     picard=_PICARD,
 )
 
-_PAPER_MESH = TetrahedralConfig(resolution=128, radius=1.0, trained="shape")
+# As many vertices as the released code's table of tetrahedra of "resolution 128".
+_PAPER_MESH = TetrahedralConfig(resolution=52, radius=1.0, trained="shape")
 
 _PAPER_GEOMETRY = RefineConfig(
     steps=15_000,

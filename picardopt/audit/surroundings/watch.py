@@ -62,6 +62,7 @@ class Surroundings:
         self._followed: weakref.WeakSet[types.FunctionType] = weakref.WeakSet()
         self._entered: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._attributes: dict[str, None] = {}
+        self._inside: set[int] = set()
 
     def changed(self, closure: Callable[..., Any]) -> list[str]:
         """Names what differs from the last look, which this one replaces.
@@ -127,13 +128,22 @@ class Surroundings:
         if issubclass(kind, _WRAPPERS):
             return self._callable(name, value, level)
         if issubclass(kind, (type, types.ModuleType)):
-            own = kind is types.ModuleType or _is_users(value)
-            read = readers.NamedReader(value, self._attributes)
-            return Space(self, value, read, _dotted(name), level, itself=True) if own else None
+            return self._named(name, value, level)
         record = dataclasses.is_dataclass(kind) or issubclass(kind, _RECORDS)
         if level == 0 or (record and level == 1):
             return self._object(value, _dotted(name), level, itself=not record)
         return None
+
+    def _named(self, name: str, value: type | types.ModuleType, level: int) -> Space | None:
+        """Enters a class of the user's or a module, unless this is inside of it: `torch.torch` is torch."""
+        if id(value) in self._inside or not (type(value) is types.ModuleType or _is_users(value)):
+            return None
+        self._inside.add(id(value))
+        try:
+            read = readers.NamedReader(value, self._attributes)
+            return Space(self, value, read, _dotted(name), level, itself=True)
+        finally:
+            self._inside.discard(id(value))
 
     def counts_writes(self, value: Any) -> bool:
         """Whether this is a tensor whose writes in place are counted, by others than the optimizer."""

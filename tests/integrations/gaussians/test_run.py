@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from picardopt_3d.evaluate.command import main as evaluate
 from picardopt_3d.export.command import main as export
 from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.worker import train_launched
-from picardopt_3d.scenes import Gaussians, load_scene
+from picardopt_3d.scenes import Gaussians, TexturedMesh, load_scene
 from picardopt_3d.world.pictures import write_examples
 from PIL import Image
 from plyfile import PlyData
@@ -35,7 +36,7 @@ from tests.integrations.test_pipeline import KEYS, PROMISED, names
 from tests.integrations.test_resume import group_alive, wait_for
 
 FEW = [
-    *("--recipe.batch", "1", "--recipe.pixels", "16", "--device", "cpu"),
+    *("--recipe.batch", "1", "--recipe.pixels", "16"),
     *("--recipe.scene.count", "30", "--recipe.scene.opacity", "0.5"),
     *("--recipe.scene.strategy.gradient", "0.3", "--recipe.scene.strategy.most", "80"),
 ]
@@ -46,6 +47,29 @@ TWICE = [
 ]
 """8 steps; Gaussians are added and removed after the third and the sixth."""
 EXACT = ["--recipe.guidance.model", "exact"]
+MESH = [
+    *(
+        "--recipe.texture.steps",
+        "5",
+        "--recipe.texture.batch",
+        "1",
+        "--recipe.texture.pixels",
+        "16",
+    ),
+    *("--recipe.texture.guidance.model", "exact", "--recipe.texture.scene.texture", "32"),
+    *("--recipe.texture.scene.resolution", "16", "--recipe.texture.scene.faces", "200"),
+]
+"""A second stage of few steps."""
+
+
+def promised(stage: str) -> set[str]:
+    """The files of a run whose only or first stage has a folder of this name."""
+    return {name.replace("stages/1-stage", stage) for name in PROMISED}
+
+
+def of_gaussians(options: Sequence[str]) -> list[str]:
+    """Options of a recipe of one stage as those of DreamGaussian's first one."""
+    return [option.replace("--recipe.", "--recipe.gaussians.") for option in options]
 
 
 def picture(folder: Path) -> Path:
@@ -55,14 +79,14 @@ def picture(folder: Path) -> Path:
 
 def make(command: str, method: str, out: Path, *options: str) -> None:
     """Runs a command on a red chair."""
-    common = ["--out", str(out), "--method", method, *FEW, *options]
+    common = ["--out", str(out), "--method", method, "--device", "cpu"]
     if command == "text-to-3d":
-        text_to_3d(["a red chair", *common, *EXACT])
+        text_to_3d(["a red chair", *common, *of_gaussians([*FEW, *EXACT, *options]), *MESH])
     else:
         (out.parent / "pictures").mkdir(parents=True)
         chair = picture(out.parent / "pictures")
         known = ["--framed", "--subject", "a red chair", "--recipe.reference-pixels", "16"]
-        image_to_3d([str(chair), *known, *common])
+        image_to_3d([str(chair), *known, *common, *FEW, *options])
 
 
 @pytest.mark.slow  # a film, and models that are loaded
@@ -74,9 +98,14 @@ def test_the_command_makes_every_file_that_the_others_read(
 ) -> None:
     out = tmp_path / "chair"
     make(command, method, out, *TWICE, "--workers", "1", "--window", "3", "--picture-every", "4")
-    progress = {f"stages/1-stage/progress/step_0000{step}.png" for step in (4, 8)}
-    extra = {"input.png"} if command == "image-to-3d" else set()
-    assert names(out) == PROMISED | progress | extra
+    two = command == "text-to-3d"
+    first = "stages/1-gaussians" if two else "stages/1-stage"
+    progress = {f"{first}/progress/step_0000{step}.png" for step in (4, 8)}
+    extra = set() if two else {"input.png"}
+    if two:
+        mesh = ("checkpoint.pt", "record.json", "scene.safetensors", "progress/step_00004.png")
+        extra |= {f"stages/2-texture/{name}" for name in mesh} | {f"{first}/contact_sheet.png"}
+    assert names(out) == promised(first) | progress | extra
     for name in (*progress, "contact_sheet.png", "strides.png"):
         assert np.asarray(Image.open(out / name)).std() > 1
     frames = read_film(out / "turntable.mp4")
@@ -84,19 +113,23 @@ def test_the_command_makes_every_file_that_the_others_read(
     assert np.abs(frames[0].astype(int) - frames[30]).mean() > 0.1  # it turns
     report = json.loads((out / "report.json").read_text())
     assert report.keys() >= KEYS - {"prompt", "subject"}
-    scene = load_scene(RunFolder(out).scene)
+    scene = load_scene(out / first / "scene.safetensors")
     assert isinstance(scene, Gaussians)
     steps, counts = zip(*report["counts"]["Gaussians"], strict=True)
     assert steps == (0, 3, 6, 8)
-    assert 30 == counts[0] < counts[1] < counts[2] == counts[3] == report["gaussians"]
-    assert scene.count == counts[3]
+    assert 30 == counts[0] < counts[1] < counts[2] == counts[3] == scene.count
+    assert two or report["gaussians"] == scene.count
     assert report["restructured"] == [3, 6]
     said = capfd.readouterr()
-    assert f"{scene.count} Gaussians; " in said.out
     assert f"Gaussians={scene.count}" in said.err
 
     evaluate([str(out), "--views", "4", "--size", "24", "--prompts", "domain", "--device", "cpu"])
     assert "4 views of each run" in capfd.readouterr().out
+    if two:
+        assert isinstance(load_scene(RunFolder(out).scene), TexturedMesh)
+        assert report["triangles"] > 20
+        return
+    assert f"{scene.count} Gaussians; " in said.out
     export([str(out), "--format", "ply"])
     assert f"{scene.count} Gaussians" in capfd.readouterr().out
     written = PlyData.read(out / "splats.ply")["vertex"]
@@ -122,17 +155,20 @@ ALWAYS = [
     *("--recipe.scene.strategy.stop", "100000", "--recipe.scene.strategy.least-opacity", "0.1"),
     *("--recipe.scene.strategy.reset-every", "7", "--recipe.scene.strategy.reset-opacity", "0.3"),
     *("--recipe.timesteps.low", "0.02", "0.02", "--recipe.timesteps.high", "0.98", "0.98"),
-    *("--picture-every", "0"),
 ]
 """Gaussians are added and removed after every step. No noise level depends on the number of steps."""
 
 
-def kept_of(out: Path) -> tuple[dict[str, torch.Tensor], object]:
-    """The scene with its statistics, and what the optimizer would go on with."""
-    (stage,) = RunFolder(out).begun()
-    saved = load_checkpoint(stage.checkpoint)["optimizer"]
-    assert isinstance(saved, dict)
-    return load_file(stage.scene), {name: saved[name] for name in ("state", "param_groups")}
+def kept_of(out: Path) -> list[tuple[dict[str, torch.Tensor], object]]:
+    """Of each stage the scene with its statistics, and what the optimizer would go on with."""
+    kept = []
+    for stage in RunFolder(out).begun():
+        saved = load_checkpoint(stage.checkpoint)["optimizer"]
+        assert isinstance(saved, dict)
+        parts = {name: saved[name] for name in ("state", "param_groups")}
+        kept.append((load_file(stage.scene), parts))
+    assert len(kept) == 2
+    return kept
 
 
 @pytest.mark.slow
@@ -141,8 +177,9 @@ def test_ctrl_c_in_a_run_that_always_densifies_loses_nothing(tmp_path: Path, wor
     """A real SIGINT to the process group; at tolerance 0 the resumed run has the bits of the unbroken one."""
     out = tmp_path / "stopped"
     command = [sys.executable, "-m", "picardopt.cli", "text-to-3d", "a red chair"]
-    many = ["--recipe.steps", "100000", "--workers", str(workers), "--window", "3"]
-    given = ["--method", "dreamgaussian", *FEW, *EXACT, *ALWAYS, "--tolerance", "0"]
+    many = ["--recipe.gaussians.steps", "100000", "--workers", str(workers), "--window", "3"]
+    given = ["--method", "dreamgaussian", "--device", "cpu", "--picture-every", "0"]
+    given += [*of_gaussians([*FEW, *EXACT, *ALWAYS]), *MESH, "--tolerance", "0"]
     process = subprocess.Popen(
         [*command, "--out", str(out), *given, *many, "--checkpoint-every", "5"],
         start_new_session=True,
@@ -155,13 +192,13 @@ def test_ctrl_c_in_a_run_that_always_densifies_loses_nothing(tmp_path: Path, wor
     finally:
         if group_alive(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
-    assert names(out) == PROMISED
+    assert names(out) == promised("stages/1-gaussians")
     report = json.loads((out / "report.json").read_text())
     done = report["steps_done"]
     assert len(report["losses"]) == done >= 5
     assert report["restructured"] == list(range(1, done + 1))
 
-    steps = ["--recipe.steps", str(done + 6)]
+    steps = ["--recipe.gaussians.steps", str(done + 6)]
     resume_command([str(out), *steps, "--workers", "1", "--window", "4"])
     text_to_3d(["a red chair", "--out", str(tmp_path / "whole"), *given, *steps, "--sequential"])
     again, whole = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from picardopt_3d.scenes.mesh.marching import cut, march
-from picardopt_3d.scenes.mesh.tetrahedra import border, crossed, lattice, vertex_count
+from picardopt_3d.scenes.mesh.tetrahedra import border, crossed, enclosed, lattice, vertex_count
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from torch import Tensor
 
@@ -225,3 +226,39 @@ def test_large_grids_need_no_table_of_their_tetrahedra() -> None:
     found = crossed(distance < 0, 48)
     assert 0 < len(found) < 4 * 3 * 48**3 / 100
     assert euler(march(positions, distance, 48)) == 2
+
+
+@given(st.integers(3, 6), SEEDS)
+def test_holes_are_what_no_edge_leads_out_of(n: int, seed: int) -> None:
+    """Against a search along the edges of all tetrahedra."""
+    inside = torch.rand(vertex_count(n), generator=torch.Generator().manual_seed(seed)) < 0.75
+    inside &= ~border(n)
+    pairs = (
+        everything_of(n)[:, [0, 0, 0, 1, 1, 2, 1, 2, 3, 2, 3, 3]].view(-1, 2, 6).mT.reshape(-1, 2)
+    )
+    reached = border(n).clone()
+    for _ in range(len(inside)):
+        ahead = reached.clone()
+        for a, b in (pairs.T, pairs.T.flip(0)):
+            ahead[b[reached[a]]] = True
+        ahead &= ~inside
+        if torch.equal(ahead, reached):
+            break
+        reached = ahead
+    found = enclosed(inside, n)
+    assert torch.equal(found, ~reached)
+    assert found[inside].all()
+
+
+@functools.cache
+def everything_of(resolution: int) -> Tensor:
+    return everything(resolution)
+
+
+def test_a_hollow_ball_is_filled_and_a_cup_is_not() -> None:
+    positions = lattice(16).double() * 0.08
+    radius = positions.norm(dim=1)
+    shell = (radius - 0.4).abs() < 0.12
+    assert torch.equal(enclosed(shell, 16), radius < 0.52)
+    cup = shell & (positions[:, 2] < 0.2)
+    assert torch.equal(enclosed(cup, 16), cup)

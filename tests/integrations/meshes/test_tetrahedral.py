@@ -241,6 +241,12 @@ def test_wrong_values_are_named(wrong: dict[str, object]) -> None:
         config(**wrong)
 
 
+def test_a_rasterizer_that_cannot_be_used_is_refused_before_the_first_step() -> None:
+    Tetrahedral(config(rasterizer="torch")).prepare()
+    with pytest.raises(ValueError, match="nvdiffrast"):
+        Tetrahedral(config(rasterizer="nvdiffrast")).prepare()
+
+
 def test_levels_of_the_colours_can_be_added_one_by_one() -> None:
     scene = rugged(encoding=replace(config().encoding, start_level=1, after=5, every=5))
     early, late, done = (scene.render(VIEWS, 8, step=step).rgb for step in (0, 100, None))

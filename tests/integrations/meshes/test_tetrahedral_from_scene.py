@@ -30,7 +30,7 @@ from torch import Tensor
 from tests.integrations.helpers.analytic import Balls, voxels
 from tests.integrations.helpers.splats import shell as shell_of_splats
 from tests.integrations.helpers.tetrahedra import ENCODING, config, rugged
-from tests.integrations.meshes.test_marching import assert_closed, volume
+from tests.integrations.meshes.test_marching import assert_closed, euler, volume
 
 CAMERAS = turntable_cameras(4, elevation=25.0)
 ORIGIN = torch.zeros(3)
@@ -161,6 +161,23 @@ def test_gaussians_give_their_surface() -> None:
     outer = triangles.vertices[triangles.vertices.norm(dim=1) > 0.35]
     found = scene.colours(outer).T
     assert (found - (outer + 0.5).clamp(0, 1)).abs().mean() < 0.06
+
+
+def test_holes_that_nobody_sees_are_filled() -> None:
+    """Of a ball with an empty core; a field may have any density where no light gets to."""
+    hollow = voxels(lambda points: (points.norm(dim=-1) - 0.3).abs() - 0.12, (0.8, 0.3, 0.2))
+    scene = converted(hollow, 14)
+    triangles = scene.shell().triangles
+    assert euler(triangles) == 2
+    assert triangles.vertices.norm(dim=1).amin() > 0.35
+    assert float(volume(triangles)) == pytest.approx(4 / 3 * math.pi * 0.42**3, rel=0.1)
+
+
+def test_noise_of_a_field_makes_no_pinholes() -> None:
+    field = voxels(lambda points: 0.1 * (points.norm(dim=-1) - 0.35), (0.8, 0.3, 0.2))
+    noise = torch.randn(field.levels[0][0].shape, generator=torch.Generator().manual_seed(0))
+    field.levels[0].data[0] += 3 * noise
+    assert euler(converted(field, 16).shell().triangles) == 2
 
 
 def test_what_is_seen_of_a_soft_surface_is_its_colour() -> None:

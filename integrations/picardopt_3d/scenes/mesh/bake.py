@@ -104,8 +104,8 @@ def bake(
 ) -> Tensor:
     """Returns the texture of a mesh in the colours of another scene, RGB in [0, 1], row 0 on top, `[size, size, 3]`.
 
-    A texel that no view sees has the other scene's colour at its place in space, if the scene has one, or else, like
-    all between the charts, that of the nearest texel.
+    A scene that consists of triangles knows the colours on them. Of any other, a texel that no view sees has the colour
+    at its place in space, if the scene has one, or else, like all between the charts, that of the nearest texel.
 
     Args:
         triangles: The mesh, on the other scene's device.
@@ -116,6 +116,11 @@ def bake(
     """
     size = config.texture
     texels = texels_of(unwrapped, size)
+    shell = other.shell()
+    if shell is not None:
+        parts = texels.points(triangles).split(POINTS_AT_ONCE)
+        own = torch.cat([shell.colour(part) for part in parts]).clamp(0, 1)
+        return spread(own, texels.place, size)
     found = Seen(triangles, texels)
     reach = float(triangles.vertices.norm(dim=1).max())
     cameras = views_around(reach, config.view_distance, config.view_fov)
@@ -140,9 +145,6 @@ def bake(
 
 def _colour_in_space(other: Scene) -> Callable[[Tensor], Tensor] | None:
     """Returns a scene's colour as a function of points, None if it has none."""
-    shell = other.shell()
-    if shell is not None:
-        return shell.colour
     try:
         return other.surface().colour
     except ValueError:

@@ -12,6 +12,7 @@ from torch import Tensor
 from picardopt_3d.scenes.field import Field
 from picardopt_3d.scenes.mesh.geometry import face_normals
 from picardopt_3d.scenes.mesh.marching import march
+from picardopt_3d.scenes.mesh.tetrahedra import enclosed
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.scene import Scene
 from picardopt_3d.scenes.sdf import SdfField
@@ -34,6 +35,10 @@ _FAINTEST = 0.05
 
 _RAYS = 40
 """Rays along each edge of a picture that is compared, and samples on each."""
+
+_TETRAHEDRON = ((1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0))
+_NEARBY = 0.2
+"""How far from a vertex, along each axis, a field's density is sampled for it, in cells."""
 
 _LOOKS = 4
 """Most times that the cube is made smaller."""
@@ -83,7 +88,7 @@ def shape_of(other: Scene, whole: Cube, border: Tensor) -> tuple[Cube, Tensor]:
     """
     cube, reach = whole, 0.5 * math.sqrt(3) * whole.cell * whole.resolution
     for _ in range(_LOOKS):
-        values = _sampler(other, cube.centre, reach)(cube.points())
+        values = _values(other, cube, reach)
         values = torch.where(border, values.abs().clamp_min(1e-3), values)
         if not (values < 0).any():
             raise empty()
@@ -91,6 +96,8 @@ def shape_of(other: Scene, whole: Cube, border: Tensor) -> tuple[Cube, Tensor]:
         if cube.cell > 0.9 * before.cell:
             cube = before
             break
+    # Nobody sees a hole in the inside, which fields often have: it would be drawn and smoothed all the same.
+    values = torch.where(enclosed(values < 0, cube.resolution), -values.abs(), values)
     if isinstance(other, SdfField):
         return cube, (values / cube.cell).clamp(-_FARTHEST, _FARTHEST)
     triangles = march(cube.lattice, values, cube.resolution)
@@ -131,27 +138,27 @@ def _around(cube: Cube, inside: Tensor, whole: Cube) -> tuple[Cube, float]:
     return Cube(whole.lattice, whole.resolution, centre, size / half), reach
 
 
-def _sampler(other: Scene, centre: Tensor, radius: float) -> Callable[[Tensor], Tensor]:
-    """Returns a function of points that is negative inside a scene: its signed distance, if it has one.
+def _values(other: Scene, cube: Cube, reach: float) -> Tensor:
+    """Returns values at a cube's vertices that are negative inside a scene: its signed distance, if it has one.
 
     Args:
         other: The scene.
-        centre: Centre of a ball that holds all of it, world units, `[3]`.
-        radius: Radius of the ball, world units.
+        cube: The cube.
+        reach: Radius of a ball about the cube's centre that holds all of the scene, world units.
     """
+    points = cube.points()
     if isinstance(other, Field) and not isinstance(other, SdfField):
         density = _density_of(other)
-        level = density(centre[None]).new_tensor(outline_level(density, centre, radius))
-        return lambda points: inverse_softplus(level) - inverse_softplus(density(points))
+        level = points.new_tensor(outline_level(density, cube.centre, reach))
+        # Trained fields are noisy: a mean over some points leaves fewer pinholes.
+        around = cube.cell * _NEARBY * points.new_tensor(_TETRAHEDRON)
+        mean = torch.stack([density(points + offset) for offset in around]).mean(0)
+        return inverse_softplus(level) - inverse_softplus(mean)
     surface = other.surface()
+    depth = _evaluated(surface.level_set, points)
     # Level sets are of any slope: a steep one of the sphere leaves values within it as they are.
     slope = 1.0 if isinstance(other, SdfField) else 1e3
-
-    def outside(points: Tensor) -> Tensor:
-        depth = _evaluated(surface.level_set, points)
-        return torch.maximum(-depth, slope * (points.norm(dim=1) - surface.radius))
-
-    return outside
+    return torch.maximum(-depth, slope * (points.norm(dim=1) - surface.radius))
 
 
 def _density_of(other: Field) -> Callable[[Tensor], Tensor]:

@@ -81,3 +81,40 @@ def crossed(inside: Tensor, resolution: int) -> Tensor:
     tetrahedra = torch.cat(found)
     count = inside[tetrahedra].sum(1)
     return tetrahedra[(count > 0) & (count < 4)]
+
+
+@torch.no_grad()
+def enclosed(inside: Tensor, resolution: int) -> Tensor:
+    """Returns which vertices lie inside, or in a hole that edges through the outside do not lead out of.
+
+    Args:
+        inside: Whether each vertex lies inside, bool, `[vertices]`.
+        resolution: Cells along each edge of the cube.
+
+    Returns:
+        Bool, `[vertices]`. What lies on the border is in no hole.
+    """
+    free, reached = ~inside, border(resolution).to(inside.device) & ~inside
+    count = -1
+    while count != (count := int(reached.sum())):
+        reached = _spread(reached, resolution) & free
+    return ~reached
+
+
+def _spread(some: Tensor, n: int) -> Tensor:
+    """Returns some vertices with their neighbours on the edges of tetrahedra, `[vertices]`."""
+    corners, centres = some.split([(n + 1) ** 3, n**3])
+    corners, centres = corners.view((n + 1,) * 3), centres.view((n,) * 3)
+    wide_corners, wide_centres = corners.clone(), centres.clone()
+    for axis in range(3):
+        for before, after in ((corners, wide_corners), (centres, wide_centres)):
+            size = before.shape[axis] - 1
+            after.narrow(axis, 1, size).logical_or_(before.narrow(axis, 0, size))
+            after.narrow(axis, 0, size).logical_or_(before.narrow(axis, 1, size))
+    for x in (0, 1):
+        for y in (0, 1):
+            for z in (0, 1):
+                cell = (slice(x, x + n), slice(y, y + n), slice(z, z + n))
+                wide_corners[cell] |= centres
+                wide_centres |= corners[cell]
+    return torch.cat([wide_corners.view(-1), wide_centres.view(-1)])
