@@ -18,20 +18,24 @@ from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.guidance.schedule import TimestepSchedule
 from picardopt_3d.guidance.vsd import VSD
 from picardopt_3d.methods import Stage, StageConfig, stage_seed
-from picardopt_3d.methods.prolificdreamer import PAPER, ProlificDreamerConfig
+from picardopt_3d.methods.prolificdreamer import PAPER, SMALL, ProlificDreamerConfig
 from picardopt_3d.picard import PicardConfig, PicardOptions, make_optimizer
 from picardopt_3d.problem import Losses
 from picardopt_3d.run import prepare, worker
+from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.loop import closure_of
 from picardopt_3d.run.prepare import build_problem
-from picardopt_3d.scenes import HashConfig, OccupancyConfig, Scene
+from picardopt_3d.scenes import HashConfig, OccupancyConfig, Scene, load_scene
 from picardopt_3d.task import TextTask
 from picardopt_3d.tolerances import FixedTol, TolConfig
+from picardopt_3d.world import Subject
+from picardopt_3d.world.yardstick import psnr_against_truth
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardopt import (
     AdaptiveTolerance,
+    ImpureClosureError,
     ParallelPicardOptimizer,
     load_checkpoint,
     save_checkpoint,
@@ -245,6 +249,29 @@ def test_each_stage_resumes_bitwise(name: str, folders: dict[str, Path], tmp_pat
     assert same(bits(again), wanted)
 
 
+def test_the_papers_lora_is_not_checked_by_evaluating_steps_again(
+    folders: dict[str, Path],
+) -> None:
+    """Its steps would differ: it has learnt in between. It runs ahead all the same."""
+    nerf = tiny(folders, 12).nerf
+    config = replace(nerf, vsd=replace(nerf.vsd, lora="paper", learning_rate=0.1), picard=PLAIN)
+    assert config.caution is not None
+    assert nerf.caution is None
+    stage = build(config, 0, None)
+    assert not stage.repeatable
+    assert len(stage.optimizers()) == 1  # the scene's
+    optimizer, closure = wrapped(stage, config, 0, 4, None), closure_of(stage)
+    for _ in range(config.steps):
+        optimizer.step(closure)
+    assert optimizer.stats.sweeps < config.steps
+    checked = ParallelPicardOptimizer(
+        stage.optimizers(), carry=stage.carry(), total_steps=config.steps, window=4
+    )
+    with pytest.raises(ImpureClosureError):
+        for _ in range(config.steps):
+            checked.step(closure)
+
+
 # -- schedules ---------------------------------------------------------------------------------------------
 
 
@@ -351,6 +378,20 @@ def test_published_settings_run_two_sweeps_on_the_real_pipelines(
         assert len(stage.optimizers()) == 2
 
 
+def run_config(recipe: ProlificDreamerConfig, text: str, out: Path) -> TextTo3DConfig[Any]:
+    """A sequential run without pictures."""
+    return TextTo3DConfig(
+        prompt=text,
+        out=out,
+        method="prolificdreamer",
+        preset="small",
+        recipe=recipe,
+        sequential=True,
+        device="cpu",
+        picture_every=0,
+    )
+
+
 def networks() -> int:
     """How many score networks are in memory; nothing is collected for the count."""
     return sum(type(each) is UNet2DConditionModel for each in gc.get_objects())
@@ -367,16 +408,7 @@ def test_no_stage_is_trained_beside_the_networks_of_another(
             for name, config in recipe.stages()
         }
         recipe = ProlificDreamerConfig(**alone)  # type: ignore[arg-type]
-    config = TextTo3DConfig(
-        prompt=TASK.text,
-        out=tmp_path / "run",
-        method="prolificdreamer",
-        preset="paper",
-        recipe=recipe,
-        sequential=True,
-        device="cpu",
-        picture_every=0,
-    )
+    config = run_config(recipe, TASK.text, tmp_path / "run")
     training, preparing = [], []
     train_stage, prepared = worker._train_stage, prepare._prepared
 
@@ -401,3 +433,19 @@ def test_no_stage_is_trained_beside_the_networks_of_another(
     assert [count - others for count in training] == ([2, 1, 2] if shared else [1, 1, 1])
     # The stage before is dropped once the next one is there, and the network that both use is not loaded again.
     assert max(preparing) - others == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # a minute on a core of its own
+def test_the_small_preset_makes_a_cube_of_each_stage(tmp_path: Path) -> None:
+    """A mesh shows less than the field that it is made of, and its new colours win some of that back."""
+    config = run_config(SMALL, "a red cube", tmp_path / "run")
+    worker.train(config, time.time())
+    folder, quality = RunFolder(config.out), []
+    for index, (name, _) in enumerate(SMALL.stages()):
+        scene = load_scene(folder.stage(index, name).scene)
+        quality.append(psnr_against_truth(scene, Subject("cube", "red"), 32))
+    field, shape, textured = quality
+    assert field > 21.5
+    assert shape > 19.0
+    assert textured > max(20.5, shape)

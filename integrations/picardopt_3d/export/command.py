@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: 2 if the arguments or the scene cannot be used, 130 after Ctrl-C.
     """
     with cli_errors("export"):
-        described = "Convert a run's scene to a mesh with colours at its vertices or a texture, or to a file of its Gaussians."
+        described = "Convert a run's scene to a mesh, with or without a texture, or to a file of its Gaussians."
         print(_export(options_of(ExportConfig, "export", argv, described)))
 
 

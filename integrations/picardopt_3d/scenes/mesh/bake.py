@@ -18,16 +18,17 @@ from picardopt_3d.scenes.mesh.config import TexturedMeshConfig
 from picardopt_3d.scenes.mesh.extract import POINTS_AT_ONCE
 from picardopt_3d.scenes.mesh.geometry import vertex_normals
 from picardopt_3d.scenes.mesh.rasterize import interpolate, rasterize
-from picardopt_3d.scenes.mesh.screen import on_screen
+from picardopt_3d.scenes.mesh.screen import NEAR, on_screen
 from picardopt_3d.scenes.mesh.texels import Texels, spread, texels_of
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.mesh.unwrap import Unwrapped
 from picardopt_3d.scenes.mesh.viewpoints import VIEWS, views_around
 from picardopt_3d.scenes.scene import Scene
 
-_LEAST_COSINE = 0.1
-_OPAQUE = 0.5
-_LEAST_WEIGHT = 1e-3
+_LEAST_COSINE = 0.1  # between the normal and the direction to a camera that sees a texel
+_OPAQUE = 0.5  # alpha of a view from which on it shows a colour
+_SLACK = 4.0  # by how many pixels' widths the depths around a texel may at most differ from its own
+_LEAST_WEIGHT = 1e-3  # of what all views together show of a texel
 
 
 class Seen:
@@ -55,42 +56,62 @@ class Seen:
             opacity: Its alpha, `[1, 1, size, size]`.
         """
         size = rgb.shape[-1]
-        towards = camera.position - self.points
-        distance = towards.norm(dim=1)
-        cosine = (towards * self.normals).sum(1) / distance
+        towards = F.normalize(camera.position - self.points, dim=1)
+        cosine = (towards * self.normals).sum(1)
         near = (cosine > _LEAST_COSINE).nonzero().squeeze(1)
+        cosine = cosine[near]
         screen = on_screen(self.points[near], camera, size)
-        at = (
-            torch.stack([screen.x[0], screen.y[0]], 1) / screen.depth[0][:, None]
-        )  # pixels from the middle
-        at = at + (size / 2 - 0.5)  # centres of pixels are integers
-        fragments = rasterize(self.triangles, camera, size, size, rasterizer="torch")
-        depths = on_screen(self.triangles.vertices, camera, size).depth[0]
-        depth = interpolate(fragments, self.triangles.faces, depths[:, None])[0]
-        depth = torch.where(fragments.face[0][..., None] >= 0, depth, torch.inf)
-        low = at.floor().long().clamp(0, size - 2)
-        part = at - low
-        pixel = 2 * math.tan(math.radians(float(camera.fov[0]) / 2)) / size * screen.depth[0]
-        tolerance = 2 * pixel / cosine[near]
-        rows = torch.cat([rgb, opacity], 1)[0].permute(1, 2, 0)
-        mixed, visible = rows.new_zeros(len(near), 4), torch.ones_like(near, dtype=torch.bool)
-        for down in (0, 1):
-            for right in (0, 1):
-                row, column = low[:, 1] + down, low[:, 0] + right
-                share = (part[:, 1] if down else 1 - part[:, 1]) * (
-                    part[:, 0] if right else 1 - part[:, 0]
-                )
-                mixed += share[:, None] * rows[row, column]
-                visible &= (depth[row, column, 0] - screen.depth[0]).abs() < tolerance
-        visible &= mixed[:, 3] > _OPAQUE
-        weight = torch.where(visible, cosine[near].square() * mixed[:, 3], 0.0).double()
-        colour = mixed[:, :3] / mixed[:, 3:].clamp_min(1e-6)
+        far = screen.depth[0]
+        at = torch.stack([screen.x[0], screen.y[0]], dim=1) / far[:, None]  # from the middle
+        at = at + (size / 2 - 0.5)  # centres of pixels are whole numbers
+        seen = torch.cat([rgb, opacity], 1)[0].movedim(0, -1)
+        mixed, nearest, farthest = _around(at, seen, self._depths(camera, size))
+        # On a plane, the depths of pixels around differ by as much as it is slanted.
+        pixel = 2 * math.tan(math.radians(float(camera.fov[0]) / 2)) / size * far
+        slack = pixel * (0.5 + 1.5 * (1 / cosine.square() - 1).clamp_min(0).sqrt()).clamp_max(
+            _SLACK
+        )
+        visible = (nearest > far - slack) & (farthest < far + slack) & (mixed[:, 3] > _OPAQUE)
+        visible &= (far > NEAR) & ((at >= 0) & (at <= size - 1)).all(1)
+        weight = torch.where(visible, cosine.square() * mixed[:, 3], 0.0).double()
+        colour = mixed[:, :3] / mixed[:, 3:].clamp_min(_OPAQUE)
         self.weights[near] += weight
         self.colours[near] += weight[:, None] * colour.double()
+
+    def _depths(self, camera: Cameras, size: int) -> Tensor:
+        """Returns the depth of the mesh at each pixel, infinite where there is none, `[size, size, 1]`."""
+        faces = self.triangles.faces
+        fragments = rasterize(self.triangles, camera, size, size, rasterizer="torch")
+        depths = on_screen(self.triangles.vertices, camera, size).depth[0]
+        found = interpolate(fragments, faces, depths[:, None])[0]
+        return torch.where(fragments.face[0][..., None] >= 0, found, torch.inf)
 
     def mean(self) -> Tensor:
         """Returns the colours, RGB in [0, 1], black where no view sees a point, `[count, 3]`."""
         return (self.colours / self.weights.clamp_min(1e-12)[:, None]).float().clamp(0, 1)
+
+
+def _around(at: Tensor, seen: Tensor, depths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns what the four pixels around places show.
+
+    Args:
+        at: Columns and rows, whole numbers at the centres of pixels, `[count, 2]`.
+        seen: What the pixels show, `[size, size, channels]`.
+        depths: Their depths, `[size, size, 1]`.
+
+    Returns:
+        What they show, interpolated, `[count, channels]`, and their least and largest depth, each `[count]`.
+    """
+    low = at.floor().long().clamp(0, len(seen) - 2)
+    right, down = (at - low).unbind(1)
+    mixed, found = seen.new_zeros(len(at), seen.shape[-1]), []
+    for row, above in ((0, 1 - down), (1, down)):
+        for column, beside in ((0, 1 - right), (1, right)):
+            place = (low[:, 1] + row, low[:, 0] + column)
+            mixed = mixed + (above * beside)[:, None] * seen[place]
+            found.append(depths[place][:, 0])
+    together = torch.stack(found)
+    return mixed, together.amin(0), together.amax(0)
 
 
 @torch.no_grad()
