@@ -125,6 +125,7 @@ class DenoiseConfig:
         guidance_scale: Strength `s` of classifier-free guidance.
         guidance_form: As `SdsConfig.guidance_form`; DreamGaussian's is "uncond".
         steps: Steps that DDIM would take from pure noise on; a view takes the last ones, as many as its level needs.
+            Give a divisor of the model's number of noise levels (often 1000): others do not reach its largest level.
     """
 
     guidance_scale: float = 7.5
