@@ -96,6 +96,8 @@ def shape_of(other: Scene, whole: Cube, border: Tensor) -> tuple[Cube, Tensor]:
         if cube.cell > 0.9 * before.cell:
             cube = before
             break
+    else:  # the values are those of the cube before
+        cube = before
     # Nobody sees a hole in the inside, which fields often have: it would be drawn and smoothed all the same.
     values = torch.where(enclosed(values < 0, cube.resolution), -values.abs(), values)
     if isinstance(other, SdfField):
@@ -124,10 +126,8 @@ def _around(cube: Cube, inside: Tensor, whole: Cube) -> tuple[Cube, float]:
         The cube, and the largest distance of anything inside from its centre, world units.
     """
     places = cube.points()[inside]
-    low, high = (
-        places.amin(0) - cube.cell,
-        places.amax(0) + cube.cell,
-    )  # the surface is up to a cell further out
+    # The surface is up to a cell further out.
+    low, high = places.amin(0) - cube.cell, places.amax(0) + cube.cell
     half = 0.5 * whole.resolution
     # The tetrahedra at the border, half a cell deep, stay outside.
     size = float((high - low).max()) * (0.5 + _MARGIN) * half / max(1.0, half - 1)
