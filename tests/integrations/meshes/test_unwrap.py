@@ -112,6 +112,27 @@ def test_progress_adds_up_and_what_cannot_be_unwrapped_is_refused(mesh: Triangle
         unwrap(Triangles(mesh.vertices, many), 64)
 
 
+def test_a_mesh_of_any_size_is_unwrapped_alike(mesh: Triangles, flat: Unwrapped) -> None:
+    """xatlas leaves out triangles that are small in its units."""
+    for factor in (2.0**-10, 2.0**10):  # no vertex is rounded
+        other = unwrap(Triangles(factor * mesh.vertices, mesh.faces), SIZE)
+        assert torch.equal(other.coordinates, flat.coordinates)
+        assert torch.equal(other.faces, flat.faces)
+    other = unwrap(Triangles(1e-3 * mesh.vertices, mesh.faces), SIZE)
+    covered, expected = (texels_of(each, SIZE).face for each in (other, flat))
+    assert len(covered) > 0.85 * len(expected)
+    assert len(covered.unique()) > 0.95 * len(mesh.faces)
+
+
+def test_a_mesh_that_has_no_place_on_a_texture_is_refused(mesh: Triangles) -> None:
+    with pytest.raises(ValueError, match="cannot be unwrapped"):
+        unwrap(Triangles(0 * mesh.vertices, mesh.faces), SIZE)
+    broken = mesh.vertices.clone()
+    broken[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        unwrap(Triangles(broken, mesh.faces), SIZE)
+
+
 def digest() -> str:
     flat = unwrap(bumpy(12), SIZE)
     return hashlib.sha1(
