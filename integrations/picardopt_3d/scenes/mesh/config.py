@@ -9,7 +9,9 @@ from picardopt_3d.scenes.hash_grid import HashConfig
 from picardopt_3d.scenes.networks import check_background
 
 Rasterizer = Literal["auto", "torch", "nvdiffrast"]
-"""What draws triangles: nvdiffrast (CUDA), plain torch (any device), or "auto": nvdiffrast on CUDA if installed."""
+"""What draws triangles: nvdiffrast (CUDA), plain torch (any device), or "auto": nvdiffrast on CUDA if installed.
+
+Their gradients differ at silhouettes of faces smaller than a pixel, which nvdiffrast does not see."""
 
 Trained = Literal["all", "shape", "colour"]
 """What is trained of a mesh; the rest is kept and drawn."""
