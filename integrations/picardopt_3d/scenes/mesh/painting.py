@@ -98,7 +98,7 @@ def scatter(triangles: Triangles, count: int) -> tuple[Tensor, Tensor]:
     corners = triangles.vertices[triangles.faces]
     sides = corners[:, 1:] - corners[:, :1]
     areas = torch.linalg.cross(sides[:, 0], sides[:, 1]).norm(dim=1)
-    heights = areas.cumsum(0)
+    heights = _running_sum(areas, 0)
     draws = torch.rand(count, 3).to(corners)
     face = torch.searchsorted(heights, draws[:, 0] * heights[-1]).clamp_max(len(areas) - 1)
     root = draws[:, 1].sqrt()
@@ -123,6 +123,11 @@ def _colours_of(other: Scene, points: Tensor, normals: Tensor, cell: float) -> T
     density = torch.cat([part.density for part in parts]).view(len(points), -1)
     colour = torch.cat([part.colour for part in parts], 1).view(3, len(points), -1)
     optical = density * (depths[0] - depths[1])
-    weights = torch.exp(optical - optical.cumsum(1)) * -torch.expm1(-optical)
+    weights = torch.exp(optical - _running_sum(optical, 1)) * -torch.expm1(-optical)
     weights = weights + 1e-6  # where there is hardly any density, all samples count alike
     return (weights * colour).sum(2) / weights.sum(1)
+
+
+def _running_sum(values: Tensor, dim: int) -> Tensor:
+    """Returns running sums along a dimension: on the CPU, because torch has none on CUDA whose bits repeat."""
+    return values.cpu().cumsum(dim).to(values.device)
