@@ -160,13 +160,30 @@ def test_light_shades_and_background_shows(ball: TexturedMesh) -> None:
         ball.render(cameras, 32, normal_smoothness=True)
 
 
+@pytest.mark.parametrize("trained", ["all", "shape", "colour"])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_mesh_out_of_sight_shows_the_background_with_gradients_of_zero(
+    trained: str, samples: int
+) -> None:
+    config = replace(SMALL, trained=trained, samples=samples, background=(0.2, 0.4, 0.6))
+    mesh = TexturedMesh(config, *square())
+    away = front()
+    away.camera_to_world[:, :3, 3] *= -1  # it looks away from the origin
+    render = mesh.render(away, 8, normals=True)
+    assert torch.allclose(render.rgb, torch.tensor(config.background).view(1, 3, 1, 1))
+    assert not render.opacity.any()
+    (render.rgb.mean() + render.opacity.mean()).backward()
+    for group in mesh.groups().values():
+        assert all(p.grad is not None and not p.grad.any() for p in group)
+
+
 def test_many_views_in_parts_are_the_same(
     ball: TexturedMesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cameras = turntable_cameras(5)
     with torch.no_grad():
         whole = ball.render(cameras, 16, normals=True, light=Light(cameras.position))
-        monkeypatch.setattr("picardopt_3d.scenes.mesh.textured._PIXELS_AT_ONCE", 2 * 16**2)
+        monkeypatch.setattr("picardopt_3d.scenes.mesh.drawing._PIXELS_AT_ONCE", 2 * 16**2)
         parts = ball.render(cameras, 16, normals=True, light=Light(cameras.position))
     for name in ("rgb", "opacity", "depth", "normal"):
         assert torch.equal(getattr(parts, name), getattr(whole, name))
