@@ -308,6 +308,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, a thread each")
     parser.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=list(RECIPES))
+    parser.add_argument("--modes", nargs="+", choices=tuple(MODES), default=list(MODES))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/methods.json"))
     parser.add_argument("--scenes", type=Path, default=Path("build/methods"))
     options = parser.parse_args()
@@ -318,6 +319,7 @@ def main() -> None:
         tasks = [
             (run.name, (run, options.scenes))
             for mode in wanted
+            if mode in options.modes
             for recipe in options.recipes
             for run in (Run(recipe, caption, mode) for caption in captions(recipe))
         ]

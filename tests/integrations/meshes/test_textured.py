@@ -269,3 +269,47 @@ def test_a_mesh_of_many_sizes_of_triangles_is_unwrapped_and_worn() -> None:
     view = mesh.render(turntable_cameras(2), 32, background=torch.zeros(2, 3))
     solid = view.opacity.expand_as(view.rgb) == 1
     assert torch.allclose(view.rgb[solid], torch.tensor(0.25), atol=1e-5)
+
+
+def test_gradients_of_offsets_are_those_of_differences() -> None:
+    """Silhouettes and what slides under the pixels together, for a square that is moved as a whole."""
+    triangles, flat = square()
+    size = 16
+    ramp = torch.linspace(0.2, 0.8, size)
+    colours = torch.stack([ramp.expand(size, size), ramp[:, None].expand(size, size)] * 2, -1)
+    mesh = TexturedMesh(
+        replace(SMALL, texture=size),
+        triangles._replace(vertices=0.613 * triangles.vertices),
+        flat,
+        colours[..., :3].contiguous(),
+    ).double()
+    weights = torch.randn(1, 3, 20, 20, generator=torch.Generator().manual_seed(3)).double()
+    camera = orbit_cameras(7.0, 11.0, 1.3, 90.0).to(torch.float64)
+
+    def loss(step: torch.Tensor) -> torch.Tensor:
+        mesh.offsets.data[:] = step
+        return (mesh.render(camera, 20).rgb * weights).sum()
+
+    loss(torch.zeros(3, dtype=torch.float64)).backward()
+    assert mesh.offsets.grad is not None
+    found = mesh.offsets.grad.sum(0)
+    for axis, step in enumerate(1e-5 * torch.eye(3, dtype=torch.float64)):
+        with torch.no_grad():
+            expected = float(loss(step) - loss(-step)) / 2e-5
+        assert float(found[axis]) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_a_pixel_shows_the_mean_of_its_samples(ball: TexturedMesh) -> None:
+    """As the average of a larger picture, in all that is drawn; gradients too."""
+    fine = TexturedMesh(replace(SMALL, samples=2))
+    fine.load_state_dict(ball.state_dict())
+    cameras = turntable_cameras(2)
+    found, large = (
+        fine.render(cameras, (9, 12), normals=True),
+        ball.render(cameras, (18, 24), normals=True),
+    )
+    for name in ("rgb", "opacity", "depth", "normal"):
+        mean = torch.nn.functional.avg_pool2d(getattr(large, name), 2)
+        torch.testing.assert_close(getattr(found, name), mean, msg=name)
+    assert not torch.equal(found.rgb, ball.render(cameras, (9, 12)).rgb)
+    assert torch.equal(render_rgb(fine, cameras, 9), fine.render(cameras, 9).rgb)

@@ -10,7 +10,7 @@ from torch import Tensor
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.mesh.unwrap import Unwrapped
 
-_PAIRS = 1 << 22  # of a triangle and a texel that are tested at once, to limit memory
+_PAIRS = 1 << 20  # of a triangle and a texel that are tested at once, to limit memory
 _EDGE = (
     1e-6  # by so much a texel's centre may lie outside of both triangles at an edge, for rounding
 )

@@ -22,7 +22,7 @@ from picardopt_3d.scenes.mesh import unwrap_process
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.mesh.unwrap_process import pack, unpack
 
-MOST_FACES = 500_000
+MOST_FACES = 200_000
 """Triangles beyond which unwrapping would take many minutes."""
 
 PADDING = 3
