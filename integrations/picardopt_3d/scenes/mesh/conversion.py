@@ -87,13 +87,14 @@ def shape_of(other: Scene, whole: Cube, border: Tensor) -> tuple[Cube, Tensor]:
         ValueError: The other scene is empty, or has no surface.
     """
     cube, reach = whole, 0.5 * math.sqrt(3) * whole.cell * whole.resolution
-    for _ in range(_LOOKS):
+    for look in range(_LOOKS):
         values = _values(other, cube, reach)
         values = torch.where(border, values.abs().clamp_min(1e-3), values)
         if not (values < 0).any():
             raise empty()
         before, cube, reach = cube, *_around(cube, values < 0, whole)
-        if cube.cell > 0.9 * before.cell:
+        # A second look is worth while in any case: the level is found by rays through what is inside alone.
+        if look and cube.cell > 0.9 * before.cell:
             cube = before
             break
     else:  # the values are those of the cube before
