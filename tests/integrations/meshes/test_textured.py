@@ -244,7 +244,7 @@ def test_what_other_scenes_show_is_what_their_meshes_show(mug: Scene, ball: Text
 
 def test_a_scene_without_a_surface_says_what_to_do() -> None:
     empty = voxels(lambda points: 1 + points.norm(dim=-1), (0.5, 0.5, 0.5), 8)
-    with pytest.raises(ValueError, match="no outlines: hardly anything of it is opaque"):
+    with pytest.raises(ValueError, match="scene before is empty: hardly anything"):
         TexturedMesh.from_scene(SMALL, empty)
     vanished = Tetrahedral(TetrahedralConfig(resolution=4, radius=0.6))
     vanished.distance.data.fill_(1.0)

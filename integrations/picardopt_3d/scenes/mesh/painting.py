@@ -9,6 +9,7 @@ from torch import Tensor
 from picardopt_3d.scenes.field import Field
 from picardopt_3d.scenes.mesh.colours import Colours
 from picardopt_3d.scenes.mesh.geometry import face_normals
+from picardopt_3d.scenes.mesh.surfaces import POINTS_AT_ONCE
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.networks import Background
 from picardopt_3d.scenes.scene import Scene
@@ -22,8 +23,6 @@ _DEPTHS = (1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5, -2.0)
 
 _SPREAD = 1.0
 """How far off the surface colours are fitted, in cells: there the surface may move to."""
-
-_AT_ONCE = 1 << 17
 
 
 def paint(colours: Colours, triangles: Triangles, other: Scene, cell: float) -> None:
@@ -116,10 +115,10 @@ def _colours_of(other: Scene, points: Tensor, normals: Tensor, cell: float) -> T
         albedo: Tensor = own(points)
         return albedo
     if not isinstance(other, Field):
-        return torch.cat([other.surface().colour(part) for part in points.split(_AT_ONCE)]).T
+        return torch.cat([other.surface().colour(part) for part in points.split(POINTS_AT_ONCE)]).T
     depths = cell * points.new_tensor(_DEPTHS)
     along = points[:, None] + depths[:, None] * normals[:, None]  # [count, depths, 3]
-    parts = [other.query(part, None, False) for part in along.view(-1, 3).split(_AT_ONCE)]
+    parts = [other.query(part, None, False) for part in along.view(-1, 3).split(POINTS_AT_ONCE)]
     density = torch.cat([part.density for part in parts]).view(len(points), -1)
     colour = torch.cat([part.colour for part in parts], 1).view(3, len(points), -1)
     optical = density * (depths[0] - depths[1])
