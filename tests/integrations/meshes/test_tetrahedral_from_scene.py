@@ -222,7 +222,7 @@ def test_colours_of_the_same_sizes_start_as_a_copy(kind: str) -> None:
         if kind == "nerf":
             field.network.layers[-1].weight[0] = 0.0
     scene = Tetrahedral(config(8))
-    assert scene.colours.inherit(field)
+    assert scene.colours.copy_from(field)
     points = 1.2 * torch.rand(200, 3) - 0.6
     assert torch.equal(scene.colours(points), field.query(points, None, False).colour)
     for other in (
@@ -232,7 +232,7 @@ def test_colours_of_the_same_sizes_start_as_a_copy(kind: str) -> None:
     ):
         scene = Tetrahedral(other)
         before = {name: value.clone() for name, value in scene.state_dict().items()}
-        assert not scene.colours.inherit(field)
+        assert not scene.colours.copy_from(field)
         assert all(torch.equal(value, before[name]) for name, value in scene.state_dict().items())
     same = converted(field, 8)
     points = same.shell().triangles.vertices

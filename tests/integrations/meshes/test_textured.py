@@ -153,8 +153,8 @@ def test_light_shades_and_background_shows(ball: TexturedMesh) -> None:
     dark = ball.render(cameras, 32, light=Light(-cameras.position, 0.2, 0.8)).rgb[:, :, 16, 16]
     plain = ball.render(cameras, 32).rgb[:, :, 16, 16]
     assert torch.allclose(dark, 0.2 * plain, atol=1e-3)
-    behind = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
-    assert torch.allclose(ball.render(cameras, 32, background=behind).rgb[:, :, 0, 0], behind)
+    colours = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
+    assert torch.allclose(ball.render(cameras, 32, background=colours).rgb[:, :, 0, 0], colours)
     assert torch.equal(ball.render(cameras, 32).rgb[:, :, 0, 0], torch.ones(2, 3))
     with pytest.raises(ValueError, match="normal_smoothness_3d"):
         ball.render(cameras, 32, normal_smoothness=True)

@@ -46,7 +46,7 @@ class Colours(nn.Module):
         )
 
     @torch.no_grad()
-    def inherit(self, other: Scene) -> bool:
+    def copy_from(self, other: Scene) -> bool:
         """Copies the colours of another scene, if its encoding and network have the same sizes.
 
         Args:

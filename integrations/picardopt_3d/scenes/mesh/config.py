@@ -23,7 +23,7 @@ class TetrahedralConfig:
 
     Attributes:
         resolution: Cells along each edge of the cube. There are two vertices per cell, at a corner and in its middle:
-            the table of tetrahedra that DMTet calls 128 has as many as 52 cells along an edge.
+            the table of tetrahedra that DMTet calls 128 has as many as 52 cells along an edge, the default.
         radius: Half the edge of the cube, world units; a grid made from another scene has a smaller cube around it.
         deform: Whether the vertices of the grid can move, each by at most a quarter of a cell along each axis.
         trained: What is trained: the shape, the colours, or both.
@@ -35,7 +35,7 @@ class TetrahedralConfig:
         rasterizer: What draws the triangles.
     """
 
-    resolution: int = 128
+    resolution: int = 52
     radius: float = 2.0
     deform: bool = True
     trained: Trained = "all"

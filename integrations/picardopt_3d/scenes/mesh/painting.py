@@ -38,7 +38,7 @@ def paint(colours: Colours, triangles: Triangles, other: Scene, cell: float) -> 
         other: The other scene.
         cell: Distance over which the surface is uncertain, world units.
     """
-    copied = colours.inherit(other)
+    copied = colours.copy_from(other)
     if copied and not isinstance(other, Field):
         return
     with torch.no_grad():
