@@ -23,7 +23,9 @@ from picardopt_3d.scenes import (
     load_scene,
     save_scene,
 )
+from picardopt_3d.scenes.mesh import lookup
 from picardopt_3d.scenes.mesh.lookup import sampled
+from picardopt_3d.scenes.mesh.texels import Texels, texels_of
 from picardopt_3d.scenes.mesh.unwrap import Unwrapped
 from picardopt_3d.world import SHAPES
 from picardopt_3d.world.yardstick import psnr
@@ -142,6 +144,24 @@ def test_a_moved_mesh_is_drawn_where_it_went(ball: TexturedMesh) -> None:
     assert float(low.float().mean() - high.float().mean()) == pytest.approx(1.6, abs=0.5)
     shell = moved.shell()
     assert float(shell.triangles.vertices[:, 2].mean()) == pytest.approx(0.1, abs=0.01)
+
+
+def test_whether_there_are_triangles_is_known_at_once(
+    ball: TexturedMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only colours need the tree of texels, which takes a second to make."""
+    calls: list[int] = []
+
+    def counted(unwrapped: Unwrapped, size: int) -> Texels:
+        calls.append(size)
+        return texels_of(unwrapped, size)
+
+    monkeypatch.setattr(lookup, "texels_of", counted)
+    shell = ball.shell()
+    assert not calls
+    first = shell.colour(shell.triangles.vertices)
+    assert torch.equal(shell.colour(shell.triangles.vertices), first)
+    assert calls == [SMALL.texture]
 
 
 def test_light_shades_and_background_shows(ball: TexturedMesh) -> None:
