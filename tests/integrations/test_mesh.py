@@ -17,7 +17,8 @@ from picardopt_3d.export.mesh import Mesh, extract_mesh
 from picardopt_3d.export.mesh_files import save_mesh, vertex_normals
 from picardopt_3d.scenes import NerfConfig, NerfField, SdfConfig, SdfField, save_scene
 from picardopt_3d.scenes.mesh.cleaning import largest_components
-from picardopt_3d.scenes.mesh.extract import NoSurfaceError, points_of
+from picardopt_3d.scenes.mesh.extract import points_of
+from picardopt_3d.scenes.mesh.surfaces import NoSurfaceError
 from picardopt_3d.world import SHAPES
 from plyfile import PlyData
 

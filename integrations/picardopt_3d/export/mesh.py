@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from picardopt_3d.scenes import Scene
-from picardopt_3d.scenes.mesh.extract import POINTS_AT_ONCE, Progress, extract_triangles
+from picardopt_3d.scenes.mesh.extract import Progress, extract_triangles
+from picardopt_3d.scenes.mesh.surfaces import POINTS_AT_ONCE
 from picardopt_3d.scenes.mesh.triangles import Triangles
 
 

@@ -32,7 +32,7 @@ class GuidanceConfig:
         options: How the model is loaded and run.
         negative: Negative prompt.
         views: Words for the view, for models that do not take the camera; None: the same text for every view.
-        perp_neg: Perp-Neg, which pushes away from the texts of neighboring views; needs `views`.
+        perp_neg: Perp-Neg, which pushes away from the texts of neighbouring views; needs `views`.
         loss: "sds" (score distillation), "vsd" (variational score distillation, which trains a LoRA of the model
             beside the scene; only for models that take a text) or "denoise" (the squared difference from views that
             the model has refined).

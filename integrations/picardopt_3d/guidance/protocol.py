@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.optim import Optimizer
 
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
+from picardopt_3d.resizing import resize
 
 
 class Conditions(NamedTuple):
@@ -262,9 +262,7 @@ def pixels_to_model_space(views: Tensor, size: int) -> Tensor:
     """
     clean = 2 * views.float() - 1
     if views.shape[-2:] != (size, size):
-        clean = functional.interpolate(
-            clean, (size, size), mode="bilinear", align_corners=False, antialias=True
-        )
+        clean = resize(clean, size)
     return clean
 
 

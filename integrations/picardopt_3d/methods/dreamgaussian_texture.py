@@ -32,6 +32,7 @@ from picardopt_3d.methods.reference import Reference
 from picardopt_3d.methods.schedules import Milestones, Points, Weights, check_milestones, current
 from picardopt_3d.methods.stage import Stage
 from picardopt_3d.problem import Losses
+from picardopt_3d.resizing import resize
 from picardopt_3d.scenes import Render, Scene, TexturedMeshConfig
 from picardopt_3d.scenes.gaussians.density import THRESHOLD
 
@@ -142,18 +143,11 @@ class DreamGaussianTexture(Stage):
             return render
         return replace(
             render,
-            rgb=_resized(render.rgb, size),
-            opacity=_resized(render.opacity, size),
-            depth=_resized(render.depth, size),
-            normal=None if render.normal is None else _resized(render.normal, size),
+            rgb=resize(render.rgb, size),
+            opacity=resize(render.opacity, size),
+            depth=resize(render.depth, size),
+            normal=None if render.normal is None else resize(render.normal, size),
         )
-
-
-def _resized(pictures: Tensor, size: int) -> Tensor:
-    """Resizes pictures, `[batch, channels, height, width]`; smaller ones are averages."""
-    return functional.interpolate(
-        pictures, (size, size), mode="bilinear", align_corners=False, antialias=True
-    )
 
 
 def facing(render: Render, cameras: Cameras, least: float) -> Tensor:

@@ -26,7 +26,7 @@ def opaqueness(opacity: Tensor) -> Tensor:
 
 
 def image_smoothness(normal: Tensor) -> Tensor:
-    """Returns the mean squared difference of neighboring pixels, vertically plus horizontally.
+    """Returns the mean squared difference of neighbouring pixels, vertically plus horizontally.
 
     Args:
         normal: An image of normals, `[batch, 3, height, width]`.

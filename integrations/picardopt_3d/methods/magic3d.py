@@ -43,7 +43,7 @@ class Magic3DConfig(RecipeConfig):
 SMALL = Magic3DConfig(
     coarse=dreamfusion.SMALL_NERF,
     refine=RefineConfig(
-        steps=40,
+        steps=60,
         batch=4,
         pixels=64,
         scene=TetrahedralConfig(
@@ -57,7 +57,7 @@ SMALL = Magic3DConfig(
         rates=mesh_rates(shape=0.01, encoding=0.005, networks=0.005),
         guidance=GuidanceConfig("stable-diffusion", views=ViewWords()),
         sds=SdsConfig(guidance_scale=1.0, weighting="uniform"),
-        timesteps=TimestepSchedule(low=(0.02, 0.02), high=(0.15, 0.15)),
+        timesteps=TimestepSchedule(low=(0.02, 0.02), high=(0.2, 0.2)),
         weights=RefineWeights(normal_consistency=100.0),
         shading=ShadingConfig(diffuse_probability=0.0),
     ),

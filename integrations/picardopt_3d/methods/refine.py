@@ -31,7 +31,7 @@ class RefineWeights(DreamFusionWeights):
 
     Attributes:
         normal_consistency: Weight of the mean of 1 - cosine between the normals at both ends of an edge.
-        laplacian: Weight of the mean distance of a vertex from the mean of its neighbors.
+        laplacian: Weight of the mean over vertices of |sum over neighbours (vertex - neighbour)|, world units.
     """
 
     sparsity: Points = 0.0
@@ -93,14 +93,14 @@ class Refine(DreamFusion):
         self, config: RefineConfig, context: Context, previous: Scene | None = None
     ) -> None:
         super().__init__(config, context, previous)
-        self._behind = torch.tensor(_behind(config.scene), device=self.device)[:, None, None]
+        self._plain = torch.tensor(_plain(config.scene), device=self.device)[:, None, None]
 
     def shown(self, render: Render) -> Tensor:
         """Returns the colours, or the normals as colours, RGB in [0, 1], `[batch, 3, height, width]`."""
         if self.config.shows == "colour":
             return render.rgb
         normal: Any = render.normal  # `needs_normals` has asked for it
-        shown: Tensor = (normal + render.opacity) / 2 + (1 - render.opacity) * self._behind
+        shown: Tensor = (normal + render.opacity) / 2 + (1 - render.opacity) * self._plain
         return shown
 
     def needs_normals(self, weights: Mapping[str, float]) -> bool:
@@ -119,7 +119,7 @@ class Refine(DreamFusion):
         return terms
 
 
-def _behind(scene: Any) -> tuple[float, ...]:
+def _plain(scene: Any) -> tuple[float, ...]:
     """Returns the colour around normals: that of the scene's plain background, else black."""
     if isinstance(scene.background, str):
         return tuple(scene.background_colour) if scene.background == "solid" else (0.0, 0.0, 0.0)

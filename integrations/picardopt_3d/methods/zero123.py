@@ -47,8 +47,8 @@ class Zero123Weights(Weights):
         sds: Weight of score distillation of the random views.
         rgb: Weight of the squared difference from the picture, over white, at its camera.
         mask: Weight of the squared difference between the opacity and the picture's alpha.
-        normal_smoothness: Weight of the difference between normals of neighboring pixels (as a normal map over black).
-        normal_smoothness_3d: Weight of the difference between normals at neighboring points in space.
+        normal_smoothness: Weight of the difference between normals of neighbouring pixels (as a normal map over black).
+        normal_smoothness_3d: Weight of the difference between normals at neighbouring points in space.
         orientation: Weight of the penalty on visible normals that face away.
         sparsity: Weight of the mean of sqrt(opacity^2 + 0.01) in the random views, which removes floaters.
         opaque: Weight of the binary entropy of the opacity, which makes pixels opaque or empty.

@@ -12,7 +12,7 @@ from picardopt_3d.export.mesh import Mesh, extract_mesh
 from picardopt_3d.scenes.gaussians import Gaussians, GaussiansConfig
 from picardopt_3d.scenes.gaussians.density import THRESHOLD, Density, surface_of
 from picardopt_3d.scenes.gaussians.splats import SH_C0, Splats
-from picardopt_3d.scenes.mesh.extract import NoSurfaceError
+from picardopt_3d.scenes.mesh.surfaces import NoSurfaceError
 from scipy.spatial.transform import Rotation
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -48,8 +48,8 @@ class Balls(Scene):
         hit = squared > 0
         depth = torch.where(hit, middle - squared.clamp_min(0).sqrt(), 0.0)
         seen = origins + depth[..., None] * directions + 0.5
-        behind = torch.zeros(len(origins), 3) if background is None else background
-        rgb = torch.where(hit[..., None], seen, behind[:, None, None])
+        plain = torch.zeros(len(origins), 3) if background is None else background
+        rgb = torch.where(hit[..., None], seen, plain[:, None, None])
         return Render(rgb.movedim(-1, 1), hit[:, None].float(), depth[:, None])
 
 

@@ -170,6 +170,43 @@ def test_what_is_not_a_silhouette_stays_as_it_is() -> None:
     assert float((changed & beside).double().sum() / beside.double().sum()) > 0.3
 
 
+def split(triangles: Triangles, vertex: int) -> Triangles:
+    """The same surface with a vertex twice, at one place, and two faces without an area between the two."""
+    faces = triangles.faces.clone()
+    after = {}  # of each neighbour, the next one around the vertex
+    for face in faces.tolist():
+        if vertex in face:
+            place = face.index(vertex)
+            after[face[place - 2]] = face[place - 1]
+    start = end = min(after)
+    twin = len(triangles.vertices)
+    for _ in range(len(after) // 2):
+        for number, face in enumerate(faces.tolist()):
+            if {vertex, end, after[end]} == set(face):
+                faces[number, face.index(vertex)] = twin
+        end = after[end]
+    between = torch.tensor([[vertex, start, twin], [twin, end, vertex]])
+    vertices = torch.cat([triangles.vertices, triangles.vertices[vertex : vertex + 1]])
+    return Triangles(vertices, torch.cat([faces, between]))
+
+
+def test_faces_without_an_area_are_no_silhouettes() -> None:
+    """As marching tetrahedra has them where a vertex of its grid lies right on the surface."""
+    ball = sphere(2)
+    torn = ball
+    for vertex in range(0, len(ball.vertices), 5):
+        torn = split(torn, vertex)
+    links = adjacent(torn.faces)
+    assert bool((links >= 0).all())  # still closed
+    colours = torch.rand(len(torn.faces) + 1, 3, generator=torch.Generator().manual_seed(0))
+    pictures = []
+    for mesh in (ball, torn):
+        found = rasterize(mesh, TILTED, 48, 48)
+        assert int(found.face.max()) < len(ball.faces)
+        pictures.append(antialias(colours.double()[found.face], found, mesh, TILTED))
+    torch.testing.assert_close(pictures[1], pictures[0])
+
+
 def test_a_surface_before_itself_has_a_silhouette() -> None:
     """A small square before a large one, in one mesh: blended between the two, as before a background."""
     near, far = grid(3, 0.4), grid(3, 3.0)

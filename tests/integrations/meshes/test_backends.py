@@ -88,6 +88,22 @@ def test_its_context_is_made_once_for_each_device(nvdiffrast: Path) -> None:
     assert nvdiffrast.torch.made == ["cuda:0", "cuda:1"]
 
 
+@pytest.mark.parametrize(("version", "good"), [("0.3.2.1", False), ("0.3.3", True), ("0.10", True)])
+def test_old_versions_are_refused(nvdiffrast: Path, version: str, good: bool) -> None:
+    """They draw only sizes that are multiples of 8."""
+    nvdiffrast.write_text("def RasterizeCudaContext(device): return device\n")
+    about = nvdiffrast.parent.with_name(f"nvdiffrast-{version}.dist-info")
+    about.mkdir()
+    about.joinpath("METADATA").write_text(f"Name: nvdiffrast\nVersion: {version}\n")
+    if good:
+        assert why_not(CUDA) is None
+        return
+    reason = why_not(CUDA)
+    assert reason is not None
+    assert f"nvdiffrast {version} is too old: it draws no other sizes than multiples of 8" in reason
+    assert "pip install" in reason
+
+
 @pytest.mark.usefixtures("nvdiffrast")
 def test_on_a_cpu_it_is_refused_if_asked_for() -> None:
     cpu = torch.device("cpu")

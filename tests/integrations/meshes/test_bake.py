@@ -11,8 +11,9 @@ from picardopt_3d.cameras import Cameras, orbit_cameras
 from picardopt_3d.scenes import Render, Scene, Surface, TexturedMeshConfig
 from picardopt_3d.scenes.mesh import bake as baking
 from picardopt_3d.scenes.mesh.bake import Seen, bake
-from picardopt_3d.scenes.mesh.extract import NoSurfaceError, extract_triangles, sample
+from picardopt_3d.scenes.mesh.extract import extract_triangles, sample
 from picardopt_3d.scenes.mesh.outline import best_level, level_of
+from picardopt_3d.scenes.mesh.surfaces import NoSurfaceError
 from picardopt_3d.scenes.mesh.texels import texels_of
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.mesh.unwrap import Unwrapped, unwrap
@@ -192,9 +193,14 @@ def test_the_best_level_is_found_by_trying_all() -> None:
     assert best_level(torch.tensor([-1.0, -9.0]), torch.tensor([1.0, 0.0])) == -3.0
 
 
+def test_a_scene_that_fills_its_views_has_no_outlines() -> None:
+    with pytest.raises(NoSurfaceError, match=r"opaque all over its views.*view_distance"):
+        best_level(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1.0, 0.9, 0.8]))
+
+
 def test_nothing_opaque_has_no_outlines() -> None:
     scene = Swollen(0.0, opacity=0.02)
-    with pytest.raises(NoSurfaceError, match="hardly anything of it is opaque"):
+    with pytest.raises(NoSurfaceError, match="scene before is empty: hardly anything"):
         level_of(scene, sample(scene.surface(), 16), SMALL)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from picardopt_3d.cameras import Cameras, orbit_cameras, turntable_cameras
 from picardopt_3d.scenes import Light, Render, Tetrahedral, build_scene, load_scene, save_scene
-from picardopt_3d.scenes.mesh import tetrahedral
+from picardopt_3d.scenes.mesh import drawing, tetrahedral
 from picardopt_3d.scenes.mesh.config import Trained
 
 from tests.integrations.helpers.tetrahedra import config, rugged
@@ -157,6 +157,7 @@ def test_an_empty_surface_shows_the_background_with_gradients_of_zero(
         assert scene.render(VIEWS, 10).rgb.shape == (2, 3, 10, 10)
     shell = scene.shell()
     assert len(shell.triangles.faces) == 0
+    assert not scene.requires_grad_(False).render(VIEWS, 10).opacity.any()
 
 
 def test_a_surface_out_of_sight_has_gradients_of_zero() -> None:
@@ -196,7 +197,7 @@ def test_parts_of_a_large_render_are_those_of_the_whole(monkeypatch: pytest.Monk
         return scene.render(cameras, (8, 12), normals=True, light=light, background=plain)
 
     whole = draw()
-    monkeypatch.setattr(tetrahedral, "_PIXELS_AT_ONCE", 200)
+    monkeypatch.setattr(drawing, "_PIXELS_AT_ONCE", 200)
     with torch.no_grad():
         parts = draw()
     for name in ("rgb", "opacity", "depth", "normal"):

@@ -23,7 +23,9 @@ from picardopt_3d.scenes import (
     load_scene,
     save_scene,
 )
+from picardopt_3d.scenes.mesh import lookup
 from picardopt_3d.scenes.mesh.lookup import sampled
+from picardopt_3d.scenes.mesh.texels import Texels, texels_of
 from picardopt_3d.scenes.mesh.unwrap import Unwrapped
 from picardopt_3d.world import SHAPES
 from picardopt_3d.world.yardstick import psnr
@@ -144,6 +146,24 @@ def test_a_moved_mesh_is_drawn_where_it_went(ball: TexturedMesh) -> None:
     assert float(shell.triangles.vertices[:, 2].mean()) == pytest.approx(0.1, abs=0.01)
 
 
+def test_whether_there_are_triangles_is_known_at_once(
+    ball: TexturedMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only colours need the tree of texels, which takes a second to make."""
+    calls: list[int] = []
+
+    def counted(unwrapped: Unwrapped, size: int) -> Texels:
+        calls.append(size)
+        return texels_of(unwrapped, size)
+
+    monkeypatch.setattr(lookup, "texels_of", counted)
+    shell = ball.shell()
+    assert not calls
+    first = shell.colour(shell.triangles.vertices)
+    assert torch.equal(shell.colour(shell.triangles.vertices), first)
+    assert calls == [SMALL.texture]
+
+
 def test_light_shades_and_background_shows(ball: TexturedMesh) -> None:
     cameras = turntable_cameras(2)
     shaded = ball.render(
@@ -153,11 +173,28 @@ def test_light_shades_and_background_shows(ball: TexturedMesh) -> None:
     dark = ball.render(cameras, 32, light=Light(-cameras.position, 0.2, 0.8)).rgb[:, :, 16, 16]
     plain = ball.render(cameras, 32).rgb[:, :, 16, 16]
     assert torch.allclose(dark, 0.2 * plain, atol=1e-3)
-    behind = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
-    assert torch.allclose(ball.render(cameras, 32, background=behind).rgb[:, :, 0, 0], behind)
+    colours = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
+    assert torch.allclose(ball.render(cameras, 32, background=colours).rgb[:, :, 0, 0], colours)
     assert torch.equal(ball.render(cameras, 32).rgb[:, :, 0, 0], torch.ones(2, 3))
     with pytest.raises(ValueError, match="normal_smoothness_3d"):
         ball.render(cameras, 32, normal_smoothness=True)
+
+
+@pytest.mark.parametrize("trained", ["all", "shape", "colour"])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_mesh_out_of_sight_shows_the_background_with_gradients_of_zero(
+    trained: str, samples: int
+) -> None:
+    config = replace(SMALL, trained=trained, samples=samples, background=(0.2, 0.4, 0.6))
+    mesh = TexturedMesh(config, *square())
+    away = front()
+    away.camera_to_world[:, :3, 3] *= -1  # it looks away from the origin
+    render = mesh.render(away, 8, normals=True)
+    assert torch.allclose(render.rgb, torch.tensor(config.background).view(1, 3, 1, 1))
+    assert not render.opacity.any()
+    (render.rgb.mean() + render.opacity.mean()).backward()
+    for group in mesh.groups().values():
+        assert all(p.grad is not None and not p.grad.any() for p in group)
 
 
 def test_many_views_in_parts_are_the_same(
@@ -166,7 +203,7 @@ def test_many_views_in_parts_are_the_same(
     cameras = turntable_cameras(5)
     with torch.no_grad():
         whole = ball.render(cameras, 16, normals=True, light=Light(cameras.position))
-        monkeypatch.setattr("picardopt_3d.scenes.mesh.textured._PIXELS_AT_ONCE", 2 * 16**2)
+        monkeypatch.setattr("picardopt_3d.scenes.mesh.drawing._PIXELS_AT_ONCE", 2 * 16**2)
         parts = ball.render(cameras, 16, normals=True, light=Light(cameras.position))
     for name in ("rgb", "opacity", "depth", "normal"):
         assert torch.equal(getattr(parts, name), getattr(whole, name))
@@ -227,7 +264,7 @@ def test_what_other_scenes_show_is_what_their_meshes_show(mug: Scene, ball: Text
 
 def test_a_scene_without_a_surface_says_what_to_do() -> None:
     empty = voxels(lambda points: 1 + points.norm(dim=-1), (0.5, 0.5, 0.5), 8)
-    with pytest.raises(ValueError, match="no outlines: hardly anything of it is opaque"):
+    with pytest.raises(ValueError, match="scene before is empty: hardly anything"):
         TexturedMesh.from_scene(SMALL, empty)
     vanished = Tetrahedral(TetrahedralConfig(resolution=4, radius=0.6))
     vanished.distance.data.fill_(1.0)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from picardopt_3d.scenes.mesh import texels as texels_module
 from picardopt_3d.scenes.mesh.lookup import sampled
 from picardopt_3d.scenes.mesh.texels import spread, texels_of
 from picardopt_3d.scenes.mesh.triangles import Triangles
@@ -57,7 +58,9 @@ def test_every_triangle_has_a_place_of_its_own(mesh: Triangles, flat: Unwrapped)
     assert float(ratio.quantile(0.95) / ratio.quantile(0.05)) < 2
 
 
-def test_a_texel_is_where_its_triangle_is(mesh: Triangles, flat: Unwrapped) -> None:
+def test_a_texel_is_where_its_triangle_is(
+    mesh: Triangles, flat: Unwrapped, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texels = texels_of(flat, SIZE)
     assert len(texels.place.unique()) == len(texels.place)
     assert float(texels.barycentric.min()) > -1e-4
@@ -68,7 +71,8 @@ def test_a_texel_is_where_its_triangle_is(mesh: Triangles, flat: Unwrapped) -> N
     off = texels.points(mesh).norm(dim=1) - 0.4
     assert float(off.abs().max()) < 0.05
     # In parts, as large meshes are done.
-    again = texels_of(Unwrapped(flat.coordinates, flat.faces), SIZE)
+    monkeypatch.setattr(texels_module, "_PAIRS", 500)
+    again = texels_of(flat, SIZE)
     assert all(torch.equal(one, other) for one, other in zip(texels, again, strict=True))
 
 
@@ -110,6 +114,27 @@ def test_progress_adds_up_and_what_cannot_be_unwrapped_is_refused(mesh: Triangle
     many = mesh.faces[:1].expand(MOST_FACES + 1, 3)
     with pytest.raises(ValueError, match="too many to unwrap: simplify"):
         unwrap(Triangles(mesh.vertices, many), 64)
+
+
+def test_a_mesh_of_any_size_is_unwrapped_alike(mesh: Triangles, flat: Unwrapped) -> None:
+    """xatlas leaves out triangles that are small in its units."""
+    for factor in (2.0**-10, 2.0**10):  # no vertex is rounded
+        other = unwrap(Triangles(factor * mesh.vertices, mesh.faces), SIZE)
+        assert torch.equal(other.coordinates, flat.coordinates)
+        assert torch.equal(other.faces, flat.faces)
+    other = unwrap(Triangles(1e-3 * mesh.vertices, mesh.faces), SIZE)
+    covered, expected = (texels_of(each, SIZE).face for each in (other, flat))
+    assert len(covered) > 0.85 * len(expected)
+    assert len(covered.unique()) > 0.95 * len(mesh.faces)
+
+
+def test_a_mesh_that_has_no_place_on_a_texture_is_refused(mesh: Triangles) -> None:
+    with pytest.raises(ValueError, match="cannot be unwrapped"):
+        unwrap(Triangles(0 * mesh.vertices, mesh.faces), SIZE)
+    broken = mesh.vertices.clone()
+    broken[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        unwrap(Triangles(broken, mesh.faces), SIZE)
 
 
 def digest() -> str:

@@ -42,7 +42,7 @@ def replace_rows(
     states: list[dict[Tensor, dict[str, Any]]] = [
         {
             made.get(id(old), old): {
-                key: _inherited(key, value, old, parents, new) for key, value in state.items()
+                key: _remapped(key, value, old, parents, new) for key, value in state.items()
             }
             if id(old) in made
             else state
@@ -59,7 +59,7 @@ def replace_rows(
         parameters[name] = made[id(parameters[name])]
 
 
-def _inherited(key: str, value: Any, old: Tensor, parents: Tensor, new: Tensor) -> Any:
+def _remapped(key: str, value: Any, old: Tensor, parents: Tensor, new: Tensor) -> Any:
     """Returns the new rows' part of a state that has a row for each old one; any other state as it is."""
     of_columns = old.ndim == 2 and "col" in key.split("_")
     if of_columns or not isinstance(value, Tensor) or value.shape[:1] != old.shape[:1]:

@@ -5,7 +5,8 @@ other pixel. If it ends between the two centres in a silhouette, an edge without
 lie on the same side of it as seen, the pixel that the edge cuts takes as much of its neighbour's colour as the edge
 uncovers. Steep edges are seen by pixels side by side, flat ones by pixels above each other, so that none is
 counted twice. The paper looks at the nearer pixel's own face only; to follow the surface finds the silhouettes of
-faces smaller than a pixel too. A face that reaches behind the camera ends unblended.
+faces smaller than a pixel too. Faces that have no area as seen are passed over. A face that reaches behind the camera
+ends unblended.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class _Walk(NamedTuple):
         across: Its centre across the pair.
         face: The face that the walk is on.
         entered: The edge, named by its opposite corner, by which it came there; -1: it began there.
+        inner: Index of a vertex on the side of that edge from which it came, if the face has no area; else -1.
     """
 
     first: Tensor
@@ -46,6 +48,7 @@ class _Walk(NamedTuple):
     across: Tensor
     face: Tensor
     entered: Tensor
+    inner: Tensor
 
     def only(self, rows: Tensor) -> _Walk:
         """Returns some of the rows."""
@@ -105,7 +108,7 @@ def _pairs(face: Tensor, depth: Tensor, points: int) -> _Walk:
         start = (pixel // (height * width) + vertical * views) * points
         own = torch.where(forward, one, two)
         none = torch.full_like(own, -1)
-        walks.append(_Walk(first, second, forward, start, along, across, own, none))
+        walks.append(_Walk(first, second, forward, start, along, across, own, none, none))
     return _Walk(*(torch.cat(parts) for parts in zip(*walks, strict=True)))
 
 
@@ -137,18 +140,24 @@ def _silhouettes(walk: _Walk, along: Tensor, across: Tensor, faces: Tensor) -> t
         edge = torch.stack([(corner + 1) % 3, (corner + 2) % 3])
         x, y = (axis.index_select(1, going) for axis in places)
         link = neighbours.view(-1).index_select(0, 3 * walk.face + corner)
-        outer = faces.reshape(-1).index_select(0, link.clamp_min(0)) + walk.points
+        outer = faces.reshape(-1).index_select(0, link.clamp_min(0))
         (x0, x1), (y0, y1) = x.gather(0, edge), y.gather(0, edge)
-        x2, y2 = (axis.gather(0, corner[None])[0] for axis in (x, y))
-        x3, y3 = along[outer] - walk.along, across[outer] - walk.across
+        own = index.gather(0, corner[None])[0]
+        inner = torch.where(walk.inner < 0, own, walk.inner)
+        (x2, y2), (x3, y3) = (
+            (along[vertex + walk.points] - walk.along, across[vertex + walk.points] - walk.across)
+            for vertex in (inner, outer)
+        )
         inner_side = (x1 - x0) * (y2 - y0) - (y1 - y0) * (x2 - x0)
         outer_side = (x1 - x0) * (y3 - y0) - (y1 - y0) * (x3 - x0)
-        ends = (link < 0) | (inner_side * outer_side >= 0)
+        flat = (outer_side == 0) & (inner_side != 0)  # the next face has no area
+        ends = (link < 0) | ((inner_side * outer_side >= 0) & ~flat)
         cut = (ends & ((x1 - x0).abs() <= (y1 - y0).abs())).nonzero().squeeze(-1)
         found.append((walk.only(cut), index.gather(0, edge).index_select(1, cut)))
         on = (~ends).nonzero().squeeze(-1)
         link = link.index_select(0, on)
-        walk = walk.only(on)._replace(face=link // 3, entered=link % 3)
+        inner = torch.where(flat, inner, -1).index_select(0, on)
+        walk = walk.only(on)._replace(face=link // 3, entered=link % 3, inner=inner)
     cuts = _Walk(*(torch.cat(parts) for parts in zip(*(x for x, _ in found), strict=True)))
     return cuts, torch.cat([x for _, x in found], dim=1)
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.scenes.mesh.config import TexturedMeshConfig
-from picardopt_3d.scenes.mesh.extract import POINTS_AT_ONCE
 from picardopt_3d.scenes.mesh.geometry import vertex_normals
 from picardopt_3d.scenes.mesh.rasterize import interpolate, rasterize
 from picardopt_3d.scenes.mesh.screen import NEAR, on_screen
+from picardopt_3d.scenes.mesh.surfaces import POINTS_AT_ONCE
 from picardopt_3d.scenes.mesh.texels import Texels, spread, texels_of
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.mesh.unwrap import Unwrapped

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from picardopt_3d.scenes.hash_grid import HashConfig, HashGrid
+from picardopt_3d.scenes.mesh.surfaces import POINTS_AT_ONCE
 from picardopt_3d.scenes.nerf import NerfField
 from picardopt_3d.scenes.networks import Mlp
 from picardopt_3d.scenes.scene import Scene
 from picardopt_3d.scenes.sdf import SdfField
-
-_AT_ONCE = 1 << 17
-"""Points that are evaluated together when no gradient is needed."""
 
 
 class Colours(nn.Module):
@@ -42,13 +40,13 @@ class Colours(nn.Module):
         Returns:
             RGB in [0, 1], `[3, count]`.
         """
-        parts = [points] if torch.is_grad_enabled() else points.split(_AT_ONCE)
+        parts = [points] if torch.is_grad_enabled() else points.split(POINTS_AT_ONCE)
         return torch.cat(
             [torch.sigmoid(self.network(self.encoding(part, step)[0])) for part in parts], 1
         )
 
     @torch.no_grad()
-    def inherit(self, other: Scene) -> bool:
+    def copy_from(self, other: Scene) -> bool:
         """Copies the colours of another scene, if its encoding and network have the same sizes.
 
         Args:

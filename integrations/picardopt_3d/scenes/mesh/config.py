@@ -9,7 +9,9 @@ from picardopt_3d.scenes.hash_grid import HashConfig
 from picardopt_3d.scenes.networks import check_background
 
 Rasterizer = Literal["auto", "torch", "nvdiffrast"]
-"""What draws triangles: nvdiffrast (CUDA), plain torch (any device), or "auto": nvdiffrast on CUDA if installed."""
+"""What draws triangles: nvdiffrast (CUDA), plain torch (any device), or "auto": nvdiffrast on CUDA if installed.
+
+Their gradients differ at silhouettes of faces smaller than a pixel, which nvdiffrast does not see."""
 
 Trained = Literal["all", "shape", "colour"]
 """What is trained of a mesh; the rest is kept and drawn."""
@@ -21,7 +23,7 @@ class TetrahedralConfig:
 
     Attributes:
         resolution: Cells along each edge of the cube. There are two vertices per cell, at a corner and in its middle:
-            the table of tetrahedra that DMTet calls 128 has as many as 52 cells along an edge.
+            the table of tetrahedra that DMTet calls 128 has as many as 52 cells along an edge, the default.
         radius: Half the edge of the cube, world units; a grid made from another scene has a smaller cube around it.
         deform: Whether the vertices of the grid can move, each by at most a quarter of a cell along each axis.
         trained: What is trained: the shape, the colours, or both.
@@ -33,7 +35,7 @@ class TetrahedralConfig:
         rasterizer: What draws the triangles.
     """
 
-    resolution: int = 128
+    resolution: int = 52
     radius: float = 2.0
     deform: bool = True
     trained: Trained = "all"

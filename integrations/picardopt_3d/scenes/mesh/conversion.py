@@ -12,14 +12,12 @@ from torch import Tensor
 from picardopt_3d.scenes.field import Field
 from picardopt_3d.scenes.mesh.geometry import face_normals
 from picardopt_3d.scenes.mesh.marching import march
+from picardopt_3d.scenes.mesh.surfaces import FAINT, POINTS_AT_ONCE, empty_scene
 from picardopt_3d.scenes.mesh.tetrahedra import enclosed
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.scene import Scene
 from picardopt_3d.scenes.sdf import SdfField
 from picardopt_3d.scenes.volume import inverse_softplus
-
-_AT_ONCE = 1 << 17
-"""Points that are evaluated together."""
 
 _FARTHEST = 4.0
 """Distance from the surface, in cells, that all vertices farther off have too."""
@@ -29,9 +27,6 @@ _NEAREST = 1e-3
 
 _THINNEST, _THICKEST = 1e-6, 1e4
 """Range of densities whose raw values (before the softplus) are compared."""
-
-_FAINTEST = 0.05
-"""A field in which no ray is more opaque than this is empty."""
 
 _RAYS = 40
 """Rays along each edge of a picture that is compared, and samples on each."""
@@ -84,32 +79,28 @@ def shape_of(other: Scene, whole: Cube, border: Tensor) -> tuple[Cube, Tensor]:
         The cube, and distances at its vertices in cells, negative inside, limited far off, `[vertices]`.
 
     Raises:
-        ValueError: The other scene is empty, or has no surface.
+        NoSurfaceError: The other scene is empty.
+        ValueError: It has no surface.
     """
     cube, reach = whole, 0.5 * math.sqrt(3) * whole.cell * whole.resolution
-    for _ in range(_LOOKS):
+    for look in range(_LOOKS):
         values = _values(other, cube, reach)
         values = torch.where(border, values.abs().clamp_min(1e-3), values)
         if not (values < 0).any():
-            raise empty()
+            raise empty_scene()
         before, cube, reach = cube, *_around(cube, values < 0, whole)
-        if cube.cell > 0.9 * before.cell:
+        # A second look is worth while in any case: the level is found by rays through what is inside alone.
+        if look and cube.cell > 0.9 * before.cell:
             cube = before
             break
+    else:  # the values are those of the cube before
+        cube = before
     # Nobody sees a hole in the inside, which fields often have: it would be drawn and smoothed all the same.
     values = torch.where(enclosed(values < 0, cube.resolution), -values.abs(), values)
     if isinstance(other, SdfField):
         return cube, (values / cube.cell).clamp(-_FARTHEST, _FARTHEST)
     triangles = march(cube.lattice, values, cube.resolution)
     return cube, torch.where(values < 0, -1.0, 1.0) * _distances(cube.lattice, triangles)
-
-
-def empty() -> ValueError:
-    """Returns the error of a scene without a surface."""
-    return ValueError(
-        "the scene before is empty: nothing in it is opaque, so that there is no surface to start from. "
-        "It is kept as it is; give its stage more steps, another seed or weaker sparsity weights"
-    )
 
 
 def _around(cube: Cube, inside: Tensor, whole: Cube) -> tuple[Cube, float]:
@@ -124,10 +115,8 @@ def _around(cube: Cube, inside: Tensor, whole: Cube) -> tuple[Cube, float]:
         The cube, and the largest distance of anything inside from its centre, world units.
     """
     places = cube.points()[inside]
-    low, high = (
-        places.amin(0) - cube.cell,
-        places.amax(0) + cube.cell,
-    )  # the surface is up to a cell further out
+    # The surface is up to a cell further out.
+    low, high = places.amin(0) - cube.cell, places.amax(0) + cube.cell
     half = 0.5 * whole.resolution
     # The tetrahedra at the border, half a cell deep, stay outside.
     size = float((high - low).max()) * (0.5 + _MARGIN) * half / max(1.0, half - 1)
@@ -175,7 +164,7 @@ def _density_of(other: Field) -> Callable[[Tensor], Tensor]:
 
 def _evaluated(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
     """Returns a function's values at points `[count, 3]`, in parts to save memory, `[count]`."""
-    return torch.cat([function(part) for part in points.split(_AT_ONCE)])
+    return torch.cat([function(part) for part in points.split(POINTS_AT_ONCE)])
 
 
 def outline_level(density: Callable[[Tensor], Tensor], centre: Tensor, radius: float) -> float:
@@ -193,7 +182,7 @@ def outline_level(density: Callable[[Tensor], Tensor], centre: Tensor, radius: f
         radius: Radius of the ball, world units.
 
     Raises:
-        ValueError: The field is empty.
+        NoSurfaceError: The field is empty.
     """
     spacing = 2 * radius / _RAYS
     axis = spacing * (torch.arange(_RAYS) - (_RAYS - 1) / 2)
@@ -205,8 +194,8 @@ def outline_level(density: Callable[[Tensor], Tensor], centre: Tensor, radius: f
         highest.append(values.amax(1))
     opaque, levels = torch.cat(opacity), torch.cat(highest).sort(descending=True).values
     most = float(opaque.max())
-    if most < _FAINTEST:
-        raise empty()
+    if most < FAINT:
+        raise empty_scene()
     count = int((opaque > most / 2).sum())
     above = float(levels[count - 1])
     below = float(levels[count]) if count < len(levels) else 0.0
@@ -244,7 +233,7 @@ def _distances(points: Tensor, triangles: Triangles) -> Tensor:
     near = torch.from_numpy(found[:, 0]).to(points.device) < _FARTHEST + 1
     candidates = torch.from_numpy(index).to(points.device)[near].clamp_max(len(corners) - 1)
     distances = torch.full_like(points[:, 0], _FARTHEST)
-    parts = zip(points[near].split(_AT_ONCE), candidates.split(_AT_ONCE), strict=True)
+    parts = zip(points[near].split(POINTS_AT_ONCE), candidates.split(POINTS_AT_ONCE), strict=True)
     nearest = [to_triangles(part[:, None], corners[few]).amin(1) for part, few in parts]
     distances[near] = torch.cat(nearest).clamp(_NEAREST, _FARTHEST)
     return distances

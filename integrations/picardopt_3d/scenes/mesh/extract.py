@@ -13,20 +13,14 @@ import torch
 from torch import Tensor
 
 from picardopt_3d.scenes.mesh.cleaning import cleaned
+from picardopt_3d.scenes.mesh.surfaces import POINTS_AT_ONCE, NoSurfaceError
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.scene import Scene, Surface
-
-POINTS_AT_ONCE = 1 << 17
-"""Points that are evaluated in one call, to limit memory."""
 
 _LEAST_RESOLUTION = 8
 
 Progress = Callable[[int], object]
 """A function that is called with the number of points evaluated since the last call."""
-
-
-class NoSurfaceError(ValueError):
-    """The scene has no surface at the requested level."""
 
 
 @dataclass(frozen=True, eq=False)

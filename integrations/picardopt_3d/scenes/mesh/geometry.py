@@ -1,7 +1,7 @@
 """Normals of triangles, and the losses that keep a surface smooth.
 
 The losses are threestudio's. They go over the edges of the faces: an edge inside a surface belongs to two faces, one at
-the border of an open surface to one, which counts half as much. On a CPU sums follow the order of the faces.
+the border of an open surface to one, which counts half as much. No thread changes the order of a sum, gradients' too.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from picardopt_3d.scenes.mesh.screen import add_rows, take_rows
 from picardopt_3d.scenes.mesh.triangles import Triangles
 
 _SMALL = 1e-20
@@ -28,7 +29,7 @@ def vertex_normals(triangles: Triangles) -> Tensor:
     areas = _areas(triangles)
     sums = torch.zeros_like(triangles.vertices)
     for corner in triangles.faces.unbind(1):
-        sums = sums.index_add(0, corner, areas)
+        sums = add_rows(sums, corner, areas)
     return unit(sums)
 
 
@@ -41,7 +42,7 @@ def normal_consistency(triangles: Triangles, normals: Tensor | None = None) -> T
     """
     normals = vertex_normals(triangles) if normals is None else normals
     start, end = _edges(triangles.faces)
-    cosine = (normals.index_select(0, start) * normals.index_select(0, end)).sum(1)
+    cosine = (take_rows(normals, start) * take_rows(normals, end)).sum(1)
     return (1 - cosine).sum() / max(1, len(start))
 
 
@@ -49,8 +50,8 @@ def laplacian(triangles: Triangles) -> Tensor:
     """Returns the mean over vertices of |sum over neighbours (vertex - neighbour)|, world units; 0 without vertices."""
     vertices = triangles.vertices
     start, end = _edges(triangles.faces)
-    along = 0.5 * (vertices.index_select(0, start) - vertices.index_select(0, end))
-    sums = torch.zeros_like(vertices).index_add(0, start, along).index_add(0, end, -along)
+    along = 0.5 * (take_rows(vertices, start) - take_rows(vertices, end))
+    sums = add_rows(add_rows(torch.zeros_like(vertices), start, along), end, -along)
     return length(sums).sum() / max(1, len(vertices))
 
 
@@ -70,7 +71,7 @@ def length(vectors: Tensor) -> Tensor:
 
 def _areas(triangles: Triangles) -> Tensor:
     """Returns normals as long as twice the area of each face, `[faces, 3]`."""
-    a, b, c = (triangles.vertices.index_select(0, corner) for corner in triangles.faces.unbind(1))
+    a, b, c = (take_rows(triangles.vertices, corner) for corner in triangles.faces.unbind(1))
     areas: Tensor = torch.linalg.cross(b - a, c - a)
     return areas
 

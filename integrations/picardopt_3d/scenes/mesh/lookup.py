@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -40,7 +43,7 @@ def sampled(texture: Tensor, places: Tensor) -> Tensor:
 
 
 class Lookup:
-    """The colours of a texture at points of the mesh that wears it.
+    """The colours of a texture at points of the mesh that wears it; what finds them is made in the first call.
 
     Args:
         triangles: The mesh.
@@ -48,23 +51,29 @@ class Lookup:
         texture: Logits of the colours, row 0 on top, `[size, size, 3]`.
     """
 
-    @torch.no_grad()
     def __init__(self, triangles: Triangles, unwrapped: Unwrapped, texture: Tensor) -> None:
+        self.triangles, self.unwrapped, self.texture = triangles, unwrapped, texture.detach()
+
+    @cached_property
+    @torch.no_grad()
+    def _places(self) -> tuple[Any, Tensor]:
+        """Returns a tree of points all over the mesh, and the triangle that each of them lies on."""
         from scipy.spatial import KDTree
 
-        self.triangles, self.unwrapped, self.texture = triangles, unwrapped, texture.detach()
-        texels = texels_of(unwrapped, len(texture))
+        triangles = self.triangles
+        texels = texels_of(self.unwrapped, len(self.texture))
         # The middles of the triangles too: the smallest ones cover no texel's centre.
         middles = triangles.vertices[triangles.faces].mean(1)
         everything = torch.arange(len(triangles.faces), device=middles.device)
-        self.faces = torch.cat([texels.face, everything])
-        self.tree = KDTree(torch.cat([texels.points(triangles), middles]).cpu().double().numpy())
+        points = torch.cat([texels.points(triangles), middles])
+        return KDTree(points.cpu().double().numpy()), torch.cat([texels.face, everything])
 
     @torch.no_grad()
     def __call__(self, points: Tensor) -> Tensor:
         """Returns the colours at points near the mesh, RGB in [0, 1], `[count, 3]`."""
-        nearest = torch.from_numpy(np.asarray(self.tree.query(points.cpu().double().numpy())[1]))
-        face = self.faces[nearest.to(self.faces.device)]
+        tree, faces = self._places
+        nearest = torch.from_numpy(np.asarray(tree.query(points.cpu().double().numpy())[1]))
+        face = faces[nearest.to(faces.device)]
         a, b, c = self.triangles.vertices[self.triangles.faces[face]].double().unbind(1)
         ab, ac, ap = b - a, c - a, points.double() - a
         bb, bc, cc = ((x * y).sum(1) for x, y in ((ab, ab), (ab, ac), (ac, ac)))

@@ -12,6 +12,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from picardopt_3d.scenes.mesh.screen import take_rows
 from picardopt_3d.scenes.mesh.tetrahedra import crossed
 from picardopt_3d.scenes.mesh.triangles import Triangles
 
@@ -33,9 +34,9 @@ def march(positions: Tensor, distance: Tensor, resolution: int) -> Triangles:
     inside = distance.detach() < 0
     edges, faces = cut(crossed(inside, resolution), inside)
     within, without = edges[:, 0], edges[:, 1]
-    low, high = distance.index_select(0, within), distance.index_select(0, without)
+    low, high = take_rows(distance, within), take_rows(distance, without)
     part = low / (low - high).clamp_max(-_LEAST)  # 0 at the end inside, 1 at the one outside
-    start, end = positions.index_select(0, within), positions.index_select(0, without)
+    start, end = take_rows(positions, within), take_rows(positions, without)
     return Triangles(start + part[:, None] * (end - start), faces)
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.scenes.mesh.config import TexturedMeshConfig
-from picardopt_3d.scenes.mesh.extract import Grid, NoSurfaceError, sample, triangles_of
+from picardopt_3d.scenes.mesh.extract import Grid, sample, triangles_of
+from picardopt_3d.scenes.mesh.surfaces import FAINT, NoSurfaceError, empty_scene
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.mesh.viewpoints import views_around
 from picardopt_3d.scenes.scene import Scene
@@ -21,7 +22,6 @@ from picardopt_3d.scenes.scene import Scene
 _FINER = 2  # rays along each edge of a pixel
 _SAMPLES = 2  # along a ray for each spacing of the grid
 _RAYS = 1 << 13  # that are followed at once, to limit memory
-_FAINT = 0.05  # a scene whose views are nowhere more opaque is empty
 
 
 def outlined(scene: Scene, config: TexturedMeshConfig) -> Triangles:
@@ -80,16 +80,19 @@ def best_level(highest: Tensor, opacity: Tensor) -> float:
         opacity: How opaque each is, `[rays]`.
 
     Raises:
-        NoSurfaceError: At no level is it better to say that rays are opaque than that none is.
+        NoSurfaceError: At no level is it better to say that rays are opaque than that none is, or that some are not
+            than that all are.
     """
     order = highest.argsort(descending=True, stable=True)
     found, alpha = highest[order].double(), opacity[order].double()
     change = (1 - 2 * alpha).cumsum(0)  # of the squared difference, by calling so many rays opaque
     count = int(change.argmin()) + 1
-    if float(opacity.max()) < _FAINT or float(change[count - 1]) >= 0 or count == len(found):
+    if float(opacity.max()) < FAINT or float(change[count - 1]) >= 0:
+        raise empty_scene()
+    if count == len(found):
         raise NoSurfaceError(
-            "the scene before has no outlines: hardly anything of it is opaque. It is kept as it is; give its stage "
-            "more steps, another seed or weaker sparsity weights"
+            "the scene before has no outlines: it is opaque all over its views. Give a larger view_distance or "
+            "view_fov, so that they show where it ends, or the surface's level"
         )
     high, low = float(found[count - 1]), float(found[count])
     return min(max(0.0, low + (high - low) / 4), high - (high - low) / 4)

@@ -9,6 +9,7 @@ from torch import Tensor
 from picardopt_3d.scenes.field import Field
 from picardopt_3d.scenes.mesh.colours import Colours
 from picardopt_3d.scenes.mesh.geometry import face_normals
+from picardopt_3d.scenes.mesh.surfaces import POINTS_AT_ONCE
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.networks import Background
 from picardopt_3d.scenes.scene import Scene
@@ -22,8 +23,6 @@ _DEPTHS = (1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5, -2.0)
 
 _SPREAD = 1.0
 """How far off the surface colours are fitted, in cells: there the surface may move to."""
-
-_AT_ONCE = 1 << 17
 
 
 def paint(colours: Colours, triangles: Triangles, other: Scene, cell: float) -> None:
@@ -39,7 +38,7 @@ def paint(colours: Colours, triangles: Triangles, other: Scene, cell: float) -> 
         other: The other scene.
         cell: Distance over which the surface is uncertain, world units.
     """
-    copied = colours.inherit(other)
+    copied = colours.copy_from(other)
     if copied and not isinstance(other, Field):
         return
     with torch.no_grad():
@@ -98,7 +97,7 @@ def scatter(triangles: Triangles, count: int) -> tuple[Tensor, Tensor]:
     corners = triangles.vertices[triangles.faces]
     sides = corners[:, 1:] - corners[:, :1]
     areas = torch.linalg.cross(sides[:, 0], sides[:, 1]).norm(dim=1)
-    heights = areas.cumsum(0)
+    heights = _running_sum(areas, 0)
     draws = torch.rand(count, 3).to(corners)
     face = torch.searchsorted(heights, draws[:, 0] * heights[-1]).clamp_max(len(areas) - 1)
     root = draws[:, 1].sqrt()
@@ -116,13 +115,18 @@ def _colours_of(other: Scene, points: Tensor, normals: Tensor, cell: float) -> T
         albedo: Tensor = own(points)
         return albedo
     if not isinstance(other, Field):
-        return torch.cat([other.surface().colour(part) for part in points.split(_AT_ONCE)]).T
+        return torch.cat([other.surface().colour(part) for part in points.split(POINTS_AT_ONCE)]).T
     depths = cell * points.new_tensor(_DEPTHS)
     along = points[:, None] + depths[:, None] * normals[:, None]  # [count, depths, 3]
-    parts = [other.query(part, None, False) for part in along.view(-1, 3).split(_AT_ONCE)]
+    parts = [other.query(part, None, False) for part in along.view(-1, 3).split(POINTS_AT_ONCE)]
     density = torch.cat([part.density for part in parts]).view(len(points), -1)
     colour = torch.cat([part.colour for part in parts], 1).view(3, len(points), -1)
     optical = density * (depths[0] - depths[1])
-    weights = torch.exp(optical - optical.cumsum(1)) * -torch.expm1(-optical)
+    weights = torch.exp(optical - _running_sum(optical, 1)) * -torch.expm1(-optical)
     weights = weights + 1e-6  # where there is hardly any density, all samples count alike
     return (weights * colour).sum(2) / weights.sum(1)
+
+
+def _running_sum(values: Tensor, dim: int) -> Tensor:
+    """Returns running sums along a dimension: on the CPU, because torch has none on CUDA whose bits repeat."""
+    return values.cpu().cumsum(dim).to(values.device)

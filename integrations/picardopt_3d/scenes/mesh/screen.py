@@ -70,7 +70,7 @@ def take_rows(values: Tensor, index: Tensor) -> Tensor:
     """Returns `values[index]`; its gradient is summed in an order that no thread changes.
 
     Args:
-        values: Numbers, `[rows, channels]`.
+        values: Numbers, `[rows, ...]`.
         index: Rows, int64, `[taken]`.
     """
     return values.index_select(0, index) if values.device.type == "cpu" else values[index]

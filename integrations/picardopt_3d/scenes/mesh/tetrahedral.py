@@ -7,31 +7,24 @@ of them is kept from one step to the next.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.scenes.mesh.colours import Colours
 from picardopt_3d.scenes.mesh.config import TetrahedralConfig
 from picardopt_3d.scenes.mesh.conversion import Cube, shape_of
-from picardopt_3d.scenes.mesh.geometry import length, unit, vertex_normals
+from picardopt_3d.scenes.mesh.drawing import Drawable, draw_mesh
 from picardopt_3d.scenes.mesh.marching import march
 from picardopt_3d.scenes.mesh.painting import paint, repaint
-from picardopt_3d.scenes.mesh.rasterize import antialias, chosen, interpolate, rasterize
+from picardopt_3d.scenes.mesh.rasterize import chosen
 from picardopt_3d.scenes.mesh.tetrahedra import border, lattice, vertex_count
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.networks import Background
 from picardopt_3d.scenes.scene import Scene, Shell
-from picardopt_3d.scenes.tiles import joined
 from picardopt_3d.scenes.views import Light, Render
-from picardopt_3d.scenes.volume import lambert
-
-_PIXELS_AT_ONCE = 1 << 18
-"""Pixels that are drawn together when no gradient is needed, or one view."""
 
 _REACH = 0.25
 """How far a vertex of the grid can move along each axis, in cells: so far that no two of them meet."""
@@ -131,102 +124,30 @@ class Tetrahedral(Scene):
         Raises:
             ValueError: The smoothness of normals in space is asked for, which triangles do not have.
         """
-        if normal_smoothness:
-            raise ValueError(
-                "a mesh has no normals off its surface: leave weights.normal_smoothness_3d at 0"
-            )
-        shape = (size, size) if isinstance(size, int) else size
-        triangles = self.triangles()
-
-        def draw(part: slice) -> Render:
-            lit = light and replace(light, position=light.position[part])
-            behind = None if background is None else background[part]
-            return self._draw(triangles, cameras[part], shape, normals, lit, behind, step)
-
-        views = max(1, _PIXELS_AT_ONCE // (shape[0] * shape[1]))
-        if torch.is_grad_enabled() or len(cameras) <= views:
-            return draw(slice(None))
-        parts = [draw(slice(first, first + views)) for first in range(0, len(cameras), views)]
-        return replace(joined([[part] for part in parts], [1] * len(parts)), triangles=triangles)
-
-    def _draw(
-        self,
-        triangles: Triangles,
-        cameras: Cameras,
-        shape: tuple[int, int],
-        normals: bool,
-        light: Light | None,
-        background: Tensor | None,
-        step: int | None,
-    ) -> Render:
-        """Draws all views at once."""
-        image = self._behind(cameras, shape, background)
-        image = F.pad(image, (0, 5 if normals else 2))  # colour, opacity, depth, normal
-        fragments = covered = None
-        if len(triangles.faces):
-            fragments = rasterize(triangles, cameras, *shape, rasterizer=self.config.rasterizer)
-            covered = (fragments.face.view(-1) >= 0).nonzero().squeeze(1)
-        if fragments is not None and covered is not None and len(covered):
-            corners = triangles.vertices
-            if normals or light is not None:
-                corners = torch.cat([corners, vertex_normals(triangles)], 1)
-            found = interpolate(fragments, triangles.faces, corners)
-            found = found.flatten(0, 2).index_select(0, covered)  # [count, 3 or 6]
-            view = covered // (shape[0] * shape[1])
-            seen = self._seen(found, cameras.position[view], view, light, step)
-            seen = seen[:, : image.shape[-1]]
-            image = image.flatten(0, 2).index_copy(0, covered, seen).view(image.shape)
-            image = antialias(image, fragments, triangles, cameras)
-        elif torch.is_grad_enabled():
-            image = image + self._nothing()
-        image = image.permute(0, 3, 1, 2)
-        return Render(
-            rgb=image[:, :3],
-            opacity=image[:, 3:4],
-            depth=image[:, 4:5],
-            normal=image[:, 5:] if normals else None,
-            triangles=triangles,
+        mesh = Drawable(
+            self.triangles(),
+            lambda covered: self.colours(covered.points, step),
+            self._around,
+            [each for group in self.groups().values() for each in group],
+            self.config.rasterizer,
+        )
+        return draw_mesh(
+            mesh,
+            cameras,
+            size,
+            normals=normals,
+            normal_smoothness=normal_smoothness,
+            light=light,
+            background=background,
         )
 
-    def _seen(
-        self, found: Tensor, eye: Tensor, view: Tensor, light: Light | None, step: int | None
-    ) -> Tensor:
-        """Returns colour, opacity, depth and unit normal (where it is given) of points of the surface.
-
-        Args:
-            found: Positions and, unless neither light nor normals are asked for, normals, `[count, 3 or 6]`.
-            eye: Position of the camera that sees each, `[count, 3]`.
-            view: Index of its view, `[count]`.
-            light: The views' lights.
-            step: Step of the run.
-        """
-        points, normal = found[:, :3], unit(found[:, 3:])
-        colour = self.colours(points, step)
-        if light is not None:
-            towards = F.normalize(light.position.to(points)[view] - points, dim=1)
-            colour = lambert(colour, normal.T, towards.T, light)
-        depth = length(points - eye)[:, None]
-        return torch.cat([colour.T, torch.ones_like(depth), depth, normal], 1)
-
-    def _behind(
-        self, cameras: Cameras, shape: tuple[int, int], background: Tensor | None
-    ) -> Tensor:
-        """Returns the colour behind each pixel, `[views, height, width, 3]`."""
+    def _around(self, cameras: Cameras, shape: tuple[int, int]) -> Tensor:
+        """Returns the background's colour at each pixel, `[views, height, width, 3]`."""
         pixels = (len(cameras), *shape, 3)
-        if background is not None:
-            return background.to(self.distance)[:, None, None].expand(pixels)
         if self.background.network is None:
             return self.background.colour.expand(pixels)
-        directions = cameras.rays(*shape)[1].reshape(-1, 3)
-        behind: Tensor = self.background(directions)
-        return behind.view(pixels)
-
-    def _nothing(self) -> Tensor:
-        """Returns 0 in the graph of all trained parameters, so that the loss of an empty view can be differentiated."""
-        trained = [
-            parameter.view(-1)[:1] for group in self.groups().values() for parameter in group
-        ]
-        return 0.0 * torch.cat(trained).sum()
+        found: Tensor = self.background(cameras.rays(*shape)[1].reshape(-1, 3))
+        return found.view(pixels)
 
     @classmethod
     def converts(cls, other: type[Scene]) -> bool:

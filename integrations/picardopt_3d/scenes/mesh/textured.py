@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.scenes.mesh.bake import bake
 from picardopt_3d.scenes.mesh.config import TexturedMeshConfig
-from picardopt_3d.scenes.mesh.geometry import length, unit, vertex_normals
+from picardopt_3d.scenes.mesh.drawing import Covered, Drawable, draw_mesh
 from picardopt_3d.scenes.mesh.lookup import Lookup, sampled
 from picardopt_3d.scenes.mesh.outline import outlined
-from picardopt_3d.scenes.mesh.rasterize import antialias, chosen, interpolate, rasterize
+from picardopt_3d.scenes.mesh.rasterize import chosen, interpolate
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.mesh.unwrap import Unwrapped, unwrap
 from picardopt_3d.scenes.scene import Scene, Shell
-from picardopt_3d.scenes.tiles import joined
 from picardopt_3d.scenes.views import Light, Render
-from picardopt_3d.scenes.volume import lambert
-
-_PIXELS_AT_ONCE = 1 << 18
-"""Pixels that are drawn together when no gradient is needed, or one view."""
 
 _BY_MESH = ("vertices", "faces", "coordinates", "coordinate_faces", "offsets")
 """Tensors whose number of rows is the mesh's own."""
@@ -131,65 +124,33 @@ class TexturedMesh(Scene):
         Raises:
             ValueError: The smoothness of normals in space is asked for, which triangles do not have.
         """
-        if normal_smoothness:
-            raise ValueError(
-                "a mesh has no normals off its surface: leave weights.normal_smoothness_3d at 0"
-            )
-        shape = (size, size) if isinstance(size, int) else size
-        shape = (shape[0] * self.config.samples, shape[1] * self.config.samples)
-        triangles = self.triangles()
-        if background is None:
-            background = self.vertices.new_tensor([self.config.background]).expand(len(cameras), 3)
-
-        def draw(part: slice) -> Render:
-            lit = light and replace(light, position=light.position[part])
-            return self._draw(triangles, cameras[part], shape, normals, lit, background[part])
-
-        views = max(1, _PIXELS_AT_ONCE // (shape[0] * shape[1]))
-        if torch.is_grad_enabled() or len(cameras) <= views:
-            return draw(slice(None))
-        parts = [draw(slice(first, first + views)) for first in range(0, len(cameras), views)]
-        return replace(joined([[part] for part in parts], [1] * len(parts)), triangles=triangles)
-
-    def _draw(
-        self,
-        triangles: Triangles,
-        cameras: Cameras,
-        shape: tuple[int, int],
-        normals: bool,
-        light: Light | None,
-        background: Tensor,
-    ) -> Render:
-        """Draws all views at once, from pictures of the height and width `shape`, whose pixels are averaged."""
-        fragments = rasterize(triangles, cameras, *shape, rasterizer=self.config.rasterizer)
-        image = background.to(triangles.vertices)[:, None, None].expand(len(cameras), *shape, 3)
-        image = F.pad(image, (0, 5 if normals else 2))  # colour, opacity, depth, normal
-        covered = (fragments.face.view(-1) >= 0).nonzero().squeeze(1)
-        corners = triangles.vertices
-        if normals or light is not None:
-            corners = torch.cat([corners, vertex_normals(triangles)], 1)
-        found = interpolate(fragments, triangles.faces, corners).flatten(0, 2)[covered]
-        places = interpolate(fragments, self.coordinate_faces, self.coordinates)
-        colour = sampled(self.texture, places.flatten(0, 2)[covered])
-        view = covered // (shape[0] * shape[1])
-        points, normal = found[:, :3], unit(found[:, 3:])
-        if light is not None:
-            towards = F.normalize(light.position.to(points)[view] - points, dim=1)
-            colour = lambert(colour.T, normal.T, towards.T, light).T
-        depth = length(points - cameras.position[view])[:, None]
-        seen = torch.cat([colour, torch.ones_like(depth), depth, normal], 1)
-        seen = seen[:, : image.shape[-1]]
-        image = image.flatten(0, 2).index_copy(0, covered, seen).view(image.shape)
-        image = antialias(image, fragments, triangles, cameras).permute(0, 3, 1, 2)
-        if self.config.samples > 1:
-            image = F.avg_pool2d(image, self.config.samples)
-        return Render(
-            rgb=image[:, :3],
-            opacity=image[:, 3:4],
-            depth=image[:, 4:5],
-            normal=image[:, 5:] if normals else None,
-            triangles=triangles,
+        mesh = Drawable(
+            self.triangles(),
+            self._seen,
+            self._around,
+            [each for group in self.groups().values() for each in group],
+            self.config.rasterizer,
+            self.config.samples,
         )
+        return draw_mesh(
+            mesh,
+            cameras,
+            size,
+            normals=normals,
+            normal_smoothness=normal_smoothness,
+            light=light,
+            background=background,
+        )
+
+    def _seen(self, covered: Covered) -> Tensor:
+        """Returns the texture's colours at pixels, RGB in [0, 1], `[3, count]`."""
+        places = interpolate(covered.fragments, self.coordinate_faces, self.coordinates)
+        return sampled(self.texture, places.flatten(0, 2)[covered.index]).T
+
+    def _around(self, cameras: Cameras, shape: tuple[int, int]) -> Tensor:
+        """Returns the background's colour at each pixel, `[views, height, width, 3]`."""
+        colour = self.vertices.new_tensor(self.config.background)
+        return colour.expand(len(cameras), *shape, 3)
 
     @classmethod
     def converts(cls, other: type[Scene]) -> bool:

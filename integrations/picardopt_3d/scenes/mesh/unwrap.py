@@ -6,6 +6,7 @@ it runs in a process of its own.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -27,6 +28,10 @@ MOST_FACES = 200_000
 
 PADDING = 3
 """Texels between charts: the library's atlas is up to a third larger than asked for, and two have to be left."""
+
+_EXTENT = 7
+"""The library is given a mesh of less extent than 2^7, by a power of two: it has lengths and areas below which it takes
+edges and triangles for nothing (1.2e-7)."""
 
 _PATIENCE = 0.1  # seconds between signs of life
 
@@ -56,7 +61,7 @@ def unwrap(
         progress: Called with 0 ten times a second while the library works, then with the number of triangles.
 
     Raises:
-        ValueError: There are no triangles, or too many.
+        ValueError: There are no triangles, too many, or some that the library finds no place for.
         KeyboardInterrupt: Ctrl-C.
     """
     count = len(triangles.faces)
@@ -66,8 +71,13 @@ def unwrap(
         raise ValueError(
             f"{count} triangles are too many to unwrap: simplify to at most {MOST_FACES} (--faces)"
         )
+    vertices = triangles.vertices.detach().cpu().float()
+    extent = float((vertices.amax(0) - vertices.amin(0)).max())
+    if not 0 < extent < math.inf:
+        what = "all its vertices are at one point" if extent == 0 else "a vertex is not finite"
+        raise ValueError(f"the mesh cannot be unwrapped: {what}")
     given = {
-        "vertices": triangles.vertices.detach().cpu().float().contiguous().numpy(),
+        "vertices": (vertices * 2.0 ** (_EXTENT - math.frexp(extent)[1])).contiguous().numpy(),
         "faces": triangles.faces.cpu().numpy().astype(np.uint32),
         "size": np.array(size),
         "padding": np.array(PADDING),
@@ -75,10 +85,13 @@ def unwrap(
     found = unpack(_run(pack(given), progress))
     if progress is not None:
         progress(count)
-    return Unwrapped(
-        torch.from_numpy(found["coordinates"].astype(np.float32)),
-        torch.from_numpy(found["faces"].astype(np.int64)),
-    )
+    coordinates = torch.from_numpy(found["coordinates"].astype(np.float32))
+    if not bool(coordinates.isfinite().all()):
+        raise ValueError(
+            "the mesh cannot be unwrapped: xatlas finds no place for some triangles, as if they had no area; "
+            "simplify the mesh to fewer triangles"
+        )
+    return Unwrapped(coordinates, torch.from_numpy(found["faces"].astype(np.int64)))
 
 
 def _run(content: bytes, progress: Callable[[int], object] | None) -> bytes:
@@ -99,9 +112,8 @@ def _run(content: bytes, progress: Callable[[int], object] | None) -> bytes:
     if process.returncode == -signal.SIGINT:
         raise KeyboardInterrupt
     if process.returncode != 0:
-        raise RuntimeError(
-            f"xatlas failed on a mesh ({process.returncode}): {said.decode(errors='replace').strip()}"
-        )
+        reason = f"({process.returncode}): {said.decode(errors='replace').strip()}"
+        raise ValueError(f"the mesh cannot be unwrapped: xatlas failed {reason}")
     return output
 
 

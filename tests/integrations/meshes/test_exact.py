@@ -1,4 +1,4 @@
-"""Tetrahedral scenes in the fixed point: the mesh changes at each step, and no bit differs from sequential steps."""
+"""Meshes in the fixed point: a grid's changes at each step, and no bit differs from sequential steps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import pytest
 import torch
 from picardopt_3d.cameras import random_cameras
 from picardopt_3d.methods.lighting import random_background
-from picardopt_3d.scenes import Light, Tetrahedral
+from picardopt_3d.scenes import Light, Scene, Tetrahedral, TexturedMesh, TexturedMeshConfig
 from picardopt_3d.scenes.mesh import tetrahedral
 from picardopt_3d.scenes.mesh.geometry import laplacian, normal_consistency
 from picardopt_3d.scenes.mesh.marching import march
 from picardopt_3d.scenes.mesh.triangles import Triangles
+from picardopt_3d.scenes.mesh.unwrap import unwrap
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -25,6 +26,7 @@ from picardopt import ParallelPicardOptimizer, step_rng
 from tests.helpers.pool import Pools
 from tests.helpers.runs import assert_same_bits
 from tests.integrations.helpers.tetrahedra import rugged
+from tests.integrations.helpers.textures import bumpy
 
 STEPS, SEED = 12, 5
 
@@ -34,15 +36,17 @@ class Pulled:
 
     Args:
         now_and_then: Whether only every fourth step moves anything, so that guesses between are right to the bit.
+        textured: Whether it is a textured mesh, and no grid.
     """
 
-    def __init__(self, now_and_then: bool) -> None:
-        self.scene = rugged(7, background="neural")
+    def __init__(self, now_and_then: bool, textured: bool = False) -> None:
+        self.scene: Scene = textured_ball() if textured else rugged(7, background="neural")
+        slow = 0.01 if textured else 1.0  # its offsets are world units
         self.base: torch.optim.Optimizer
         if now_and_then:
-            self.base = torch.optim.SGD(self.scene.parameters(), 30.0)
+            self.base = torch.optim.SGD(self.scene.parameters(), 30.0 * slow)
         else:
-            self.base = torch.optim.Adam(self.scene.parameters(), 0.15)
+            self.base = torch.optim.Adam(self.scene.parameters(), 0.15 * slow)
         self.scheduler = LambdaLR(self.base, lambda t: float(t % 4 == 3 or not now_and_then))
         self.vertices: list[int] = []
 
@@ -75,6 +79,14 @@ class Pulled:
         return copy.deepcopy((dict(self.scene.state_dict()), self.base.state_dict()))
 
 
+def textured_ball() -> TexturedMesh:
+    """Of few triangles, whose pixels are means of four."""
+    triangles = bumpy(5)
+    colours = torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(0))
+    config = TexturedMeshConfig(texture=16, samples=2, trained="all")
+    return TexturedMesh(config, triangles, unwrap(triangles, 16), colours)
+
+
 def steps(pulled: Pulled, step: Callable[[int], Tensor]) -> list[Any]:
     """Losses and states after each step."""
     trace = []
@@ -85,9 +97,9 @@ def steps(pulled: Pulled, step: Callable[[int], Tensor]) -> list[Any]:
     return trace
 
 
-def in_order(now_and_then: bool) -> tuple[list[Any], list[int]]:
+def in_order(now_and_then: bool, textured: bool = False) -> tuple[list[Any], list[int]]:
     """Law 1: for every step, under its randomness, the gradient and the base's step."""
-    pulled = Pulled(now_and_then)
+    pulled = Pulled(now_and_then, textured)
 
     def step(t: int) -> Tensor:
         with step_rng(SEED, t):
@@ -99,13 +111,13 @@ def in_order(now_and_then: bool) -> tuple[list[Any], list[int]]:
 
 
 @functools.cache
-def expected(now_and_then: bool) -> tuple[list[Any], list[int]]:
-    return in_order(now_and_then)
+def expected(now_and_then: bool, textured: bool = False) -> tuple[list[Any], list[int]]:
+    return in_order(now_and_then, textured)
 
 
-def ahead(now_and_then: bool, window: int) -> tuple[list[Any], list[int]]:
+def ahead(now_and_then: bool, window: int, textured: bool = False) -> tuple[list[Any], list[int]]:
     """The same steps, run ahead; the trace and the strides."""
-    pulled = Pulled(now_and_then)
+    pulled = Pulled(now_and_then, textured)
     optimizer = ParallelPicardOptimizer(
         pulled.base,
         window=window,
@@ -164,6 +176,27 @@ def test_bitwise_on_two_processes(pools: Pools, now_and_then: bool) -> None:
     for got, strides in pools(2).run(ahead, now_and_then, 4):
         assert_same_bits(got, trace)
         assert not now_and_then or max(strides) == 4
+
+
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("now_and_then", [False, True])
+def test_a_textured_mesh_is_bitwise_after_every_step(now_and_then: bool, window: int) -> None:
+    trace, _ = expected(now_and_then, True)
+    moved = {
+        name
+        for name, value in trace[-1][1][0].items()
+        if not torch.equal(value, trace[0][1][0][name])
+    }
+    assert moved == {"texture", "offsets"}
+    got, strides = ahead(now_and_then, window, True)
+    assert_same_bits(got, trace)
+    assert not now_and_then or max(strides) == window
+
+
+def test_a_textured_mesh_is_bitwise_on_two_processes(pools: Pools) -> None:
+    trace, _ = expected(False, True)
+    for got, _ in pools(2).run(ahead, False, 4, True):
+        assert_same_bits(got, trace)
 
 
 @pytest.mark.parametrize("now_and_then", [False, True])
