@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from picardopt_3d.export.plots import strides_figure
 from picardopt_3d.guidance.choose import GuidanceConfig
 from picardopt_3d.methods import METHODS
 from picardopt_3d.methods.dreamgaussian import DreamGaussian
-from picardopt_3d.problem import Losses
 from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.pipeline import run
 from picardopt_3d.run.record import RunRecord
@@ -29,8 +27,8 @@ from safetensors.torch import load_file
 from torch.optim import Optimizer
 
 from picardopt import Restructure
+from tests.integrations.helpers.stopping import stopped
 from tests.integrations.test_pipeline import TINY_OPTIONS, options
-from tests.integrations.test_run_stages import Stop
 
 
 def record_of(strides: list[int], changes: dict[int, int], sweeps: int | None = None) -> RunRecord:
@@ -150,31 +148,14 @@ def gaussians(out: Path, **changes: Any) -> TextTo3DConfig:
     return options(out, **({"method": "dreamgaussian", "recipe": recipe} | changes))
 
 
-def stopped(config: TextTo3DConfig, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a configuration whose loss raises from a step on."""
-    whole = DreamGaussian.loss
-
-    def loss(self: DreamGaussian, step: int) -> Losses:
-        if step >= at:
-            raise Stop
-        return whole(self, step)
-
-    with monkeypatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a failed speculation warns once
-        patch.setattr(DreamGaussian, "loss", loss)
-        with pytest.raises(Stop):
-            train(config, time.time())
-
-
 @pytest.mark.parametrize("at", [None, 7, 9])
-def test_gaussians_have_the_same_history_ahead_and_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int | None
-) -> None:
+def test_gaussians_have_the_same_history_ahead_and_resumed(tmp_path: Path, at: int | None) -> None:
     found = []
     for name, given in (("one", {"sequential": True}), ("other", {"window": 5, "tolerance": 0.0})):
         config = gaussians(tmp_path / name, **given)
         if at is not None and name == "other":
-            stopped(config, at, monkeypatch)
+            with stopped(DreamGaussian, at):
+                train(config, time.time())
         record = train(config, time.time(), resume=at is not None and name == "other")
         history = [(steps, count) for steps, _, count in record.counts["Gaussians"]]
         found.append((history, [steps for steps, _ in record.restructured]))

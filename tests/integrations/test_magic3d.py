@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from picardopt_3d.methods.magic3d import PAPER, SMALL, Magic3DConfig
 from picardopt_3d.methods.optim import mesh_rates
 from picardopt_3d.methods.refine import Refine, RefineWeights
 from picardopt_3d.picard import PicardConfig, PicardOptions, make_optimizer
-from picardopt_3d.problem import Losses
 from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.loop import closure_of
 from picardopt_3d.run.pipeline import resume
@@ -34,6 +32,7 @@ from safetensors.torch import load_file
 
 from tests.helpers.pool import Pools
 from tests.integrations.helpers.recipes import CHAIR, CPU, save_pipelines
+from tests.integrations.helpers.stopping import stopped
 
 TASK = TextTask("a red chair")
 TABLE = HashConfig(levels=3, log2_size=8, base=4, scale=1.6)
@@ -147,27 +146,14 @@ def test_two_processes_make_the_same(
     assert_same(config, alone)
 
 
-class Stop(Exception):
-    """Ends a run from inside a step."""
-
-
 @pytest.mark.parametrize("at", [0, 3])
 def test_the_refinement_is_resumed_bitwise(
     tmp_path: Path, tiny: Magic3DConfig, alone: TextTo3DConfig, at: int
 ) -> None:
     """Before its first step, whose mesh is then made again of the coarse scene, and in the middle."""
-    config, loss = run_of(tmp_path, tiny, window=3, tolerance=0.0), Refine.loss
-
-    def stopping(self: Refine, step: int) -> Losses:
-        if step >= at:
-            raise Stop
-        return loss(self, step)
-
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a failed speculation warns once
-        patch.setattr(Refine, "loss", stopping)
-        with pytest.raises(Stop):
-            train(config, time.time())
+    config = run_of(tmp_path, tiny, window=3, tolerance=0.0)
+    with stopped(Refine, at):
+        train(config, time.time())
     begun = [RunRecord.load(each).step for each in RunFolder(tmp_path).begun()]
     assert begun == ([5, at] if at else [5])
     train(replace(config, window=2), time.time(), resume=True)

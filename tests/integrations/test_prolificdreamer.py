@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import pickle
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from picardopt import (
     step_rng,
 )
 from tests.helpers.pool import Pools
+from tests.integrations.helpers.recipes import sequential
 from tests.integrations.helpers.tiny_pipelines import save_stable_diffusion
 
 CPU, SEED, CHANGE = torch.device("cpu"), 3, 4
@@ -129,19 +129,6 @@ def wrapped(
     return make_optimizer(stage, options, config.steps, stage_seed(SEED, index))
 
 
-def sequential(stage: Stage, index: int, steps: int) -> Iterator[Losses]:
-    """Law 1 for a scene and a LoRA: the gradients of both under the step's randomness, both steps, the carry."""
-    closure, carry = closure_of(stage), stage.carry()
-    for step in range(steps):
-        with step_rng(stage_seed(SEED, index), step):
-            losses = closure(step)
-            for base in stage.optimizers():
-                base.step()
-            if carry is not None:
-                carry.run_update(losses)
-        yield losses
-
-
 def bits(stage: Stage) -> list[Tensor]:
     """The scene with its carry, the LoRA, and the state of every optimizer."""
     states = [base.state_dict()["state"] for base in stage.optimizers()]
@@ -183,7 +170,7 @@ def expected_bits(folders: dict[str, Path], name: str) -> tuple[list[Tensor], li
     config, index, previous = before(tiny(folders), name)
     stage = build(config, index, previous)
     begun = bits(stage)
-    losses = list(sequential(stage, index, config.steps))
+    losses = list(sequential(stage, config.steps, stage_seed(SEED, index)))
     assert not same(bits(stage), begun)
     return bits(stage), losses
 

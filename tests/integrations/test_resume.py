@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from safetensors.torch import load_file
 from picardopt import CheckpointError
 from tests.helpers.pool import Pools
 from tests.integrations.helpers.films import read_film
+from tests.integrations.helpers.stopping import stopped
 from tests.integrations.test_pipeline import (
     PROMISED,
     TINY,
@@ -46,39 +46,25 @@ from tests.integrations.test_pipeline import (
 )
 
 
-class Stop(Exception):
-    """Ends a run from inside a step."""
-
-
 def record_of(out: Path) -> RunRecord:
     """The record of a run of one stage."""
     (stage,) = RunFolder(out).begun()
     return RunRecord.load(stage)
 
 
-def stopped(config: Any, at: int, monkeypatch: pytest.MonkeyPatch, resume: bool = False) -> None:
-    """Run a configuration whose loss raises at step `at`: ahead of time that only shortens a stride."""
-    whole = DreamFusion.loss
-
-    def loss(self: DreamFusion, step: int) -> dict[str, torch.Tensor]:
-        if step >= at:
-            raise Stop
-        return whole(self, step)
-
-    with monkeypatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the failed speculation is told of once
-        patch.setattr(DreamFusion, "loss", loss)
-        with pytest.raises(Stop):
-            train(config, time.time(), resume)
+def stop(config: Any, at: int, resume: bool = False) -> None:
+    """Runs a configuration up to a step."""
+    with stopped(DreamFusion, at):
+        train(config, time.time(), resume)
 
 
 @pytest.mark.parametrize("at", [1, 5, 11])
 def test_a_resumed_run_at_tolerance_zero_is_bitwise_the_run_without_a_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    tmp_path: Path, at: int
 ) -> None:
     whole = train(options(tmp_path / "whole", sequential=True), time.time())
     config = options(tmp_path / "stopped", window=3, tolerance=0.0)
-    stopped(config, at, monkeypatch)
+    stop(config, at)
     kept = record_of(config.out)
     assert kept.step == at == len(kept.losses)
     again = train(replace(config, window=5), time.time(), resume=True)
@@ -88,9 +74,7 @@ def test_a_resumed_run_at_tolerance_zero_is_bitwise_the_run_without_a_stop(
 
 
 @pytest.mark.parametrize("at", [2, 7])
-def test_an_occupancy_grid_and_networks_go_on_bitwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
+def test_an_occupancy_grid_and_networks_go_on_bitwise(tmp_path: Path, at: int) -> None:
     recipe = METHODS["text-to-3d"]["textmesh"].presets["small"]
     grid = replace(recipe.scene.occupancy, resolution=8, every=3)
     recipe = replace(
@@ -104,7 +88,7 @@ def test_an_occupancy_grid_and_networks_go_on_bitwise(
     plain = options(tmp_path / "whole", method="textmesh", recipe=recipe, sequential=True)
     whole = train(plain, time.time())
     config = replace(plain, out=tmp_path / "stopped", sequential=False, window=3, tolerance=0.0)
-    stopped(config, at, monkeypatch)
+    stop(config, at)
     assert record_of(config.out).step == at
     again = train(replace(config, window=4), time.time(), resume=True)
     assert again.losses == whole.losses
@@ -113,14 +97,12 @@ def test_an_occupancy_grid_and_networks_go_on_bitwise(
         assert torch.equal(kept[name], values), name
 
 
-def test_a_sequential_run_goes_on_ahead_of_time_and_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sequential_run_goes_on_ahead_of_time_and_back(tmp_path: Path) -> None:
     train(options(tmp_path / "whole", sequential=True), time.time())
     config = options(tmp_path / "stopped", sequential=True)
-    stopped(config, 4, monkeypatch)
+    stop(config, 4)
     picard = replace(config, sequential=False, window=3, tolerance=0.0)
-    stopped(picard, 8, monkeypatch, resume=True)
+    stop(picard, 8, resume=True)
     assert record_of(config.out).step == 8
     train(config, time.time(), resume=True)
     assert_same_bits(config.out, tmp_path / "whole")
@@ -149,24 +131,22 @@ def test_ctrl_c_within_a_sequential_step_counts_the_step(
     assert_same_bits(config.out, tmp_path / "whole")
 
 
-def test_two_processes_go_on_with_what_one_began(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pools: Pools
-) -> None:
+def test_two_processes_go_on_with_what_one_began(tmp_path: Path, pools: Pools) -> None:
     train(options(tmp_path / "whole", sequential=True), time.time())
     config = options(tmp_path / "stopped", window=3, tolerance=0.0)
-    stopped(config, 6, monkeypatch)
+    stop(config, 6)
     pools(2).run(train, replace(config, workers=2, window=4), time.time(), True)
     assert_same_bits(config.out, tmp_path / "whole")
 
 
 def test_resume_makes_every_file_and_counts_what_was_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "cube"
     config = options(out, window=2, checkpoint_every=4)
     out.mkdir()
     save_config(config, out / "config.yaml")
-    stopped(config, 5, monkeypatch)
+    stop(config, 5)
     resume_command([str(out), "--window", "4"])
     assert names(out) == PROMISED
     report = json.loads((out / "report.json").read_text())
@@ -203,7 +183,7 @@ def test_resume_keeps_changed_options_once_they_have_proved_usable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = options(tmp_path / "run", window=2)
-    stopped(config, 3, monkeypatch)
+    stop(config, 3)
     monkeypatch.setattr("picardopt_3d.run.pipeline.finish", lambda *_: {})
     before = (config.out / "config.yaml").read_bytes()
     other = replace(TINY, scene=replace(TINY.scene, resolutions=(6, 10)))
@@ -242,9 +222,7 @@ def test_a_run_from_a_picture_goes_on_anywhere_without_the_original(
     assert found.task.title == picture.name
 
 
-def test_what_cannot_be_resumed_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_resumed_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, said in (
         ([str(tmp_path / "absent")], "give the folder of a run"),
         (["--workers", "2", "absent"], "--workers 2 absent: give the folder of a run"),
@@ -278,7 +256,7 @@ def test_what_cannot_be_resumed_says_so(
     RunFolder(config.out).begun()[0].checkpoint.unlink()
     with pytest.raises(FileNotFoundError, match="start it anew"):
         resume(config)
-    stopped(config, 3, monkeypatch)
+    stop(config, 3)
     other = replace(TINY, scene=replace(TINY.scene, resolutions=(6, 10)))
     with pytest.raises(CheckpointError, match="another configuration"):
         train(replace(config, recipe=other), time.time(), resume=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +38,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.helpers.pool import Pools
 from tests.integrations.helpers.recipes import FEW, RATES
+from tests.integrations.helpers.stopping import stopped
 from tests.integrations.test_pipeline import TINY, names, options
 from tests.integrations.test_stages import TwoStages
 
@@ -49,28 +49,15 @@ RECIPE = TwoStages(
 )
 
 
-class Stop(Exception):
-    """Ends a run from inside a step."""
-
-
 def two_stages(out: Path, **changes: Any) -> TextTo3DConfig:
     return options(out, **({"recipe": RECIPE, "window": 3, "tolerance": 0.0} | changes))
 
 
-def stopped(config: TextTo3DConfig, stage: int, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a configuration whose loss raises at a step of a stage."""
-    whole, pixels = DreamFusion.loss, config.recipe.stages()[stage].config.pixels
-
-    def loss(self: DreamFusion, step: int) -> Losses:
-        if self.config.pixels == pixels and step >= at:
-            raise Stop
-        return whole(self, step)
-
-    with monkeypatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a failed speculation warns once
-        patch.setattr(DreamFusion, "loss", loss)
-        with pytest.raises(Stop):
-            train(config, time.time())
+def stop(config: TextTo3DConfig, stage: int, at: int) -> None:
+    """Runs a configuration up to a step of a stage."""
+    pixels = config.recipe.stages()[stage].config.pixels
+    with stopped(DreamFusion, at, lambda each: each.config.pixels == pixels):
+        train(config, time.time())
 
 
 def scene_of(config: TextTo3DConfig) -> Mapping[str, torch.Tensor]:
@@ -119,7 +106,7 @@ def test_resume_goes_on_in_the_last_stage_bitwise(
     at: int,
 ) -> None:
     config = two_stages(tmp_path)
-    stopped(config, stage, at, monkeypatch)
+    stop(config, stage, at)
     begun = [RunRecord.load(each).step for each in RunFolder(tmp_path).begun()]
     assert begun == ([4, at] if stage and at else [4] if stage else [at])
     untouched = RunFolder(tmp_path).stage(0, "coarse").checkpoint
@@ -137,11 +124,9 @@ def test_resume_goes_on_in_the_last_stage_bitwise(
     assert (untouched.read_bytes() == before) == bool(stage)
 
 
-def test_options_of_a_later_stage_may_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: TextTo3DConfig
-) -> None:
+def test_options_of_a_later_stage_may_change(tmp_path: Path, whole: TextTo3DConfig) -> None:
     config = two_stages(tmp_path)
-    stopped(config, 1, 0, monkeypatch)
+    stop(config, 1, 0)
     fine = replace(RECIPE.fine, steps=3, scene=replace(FIELD, resolutions=(5, 10)))
     record = train(replace(config, recipe=replace(RECIPE, fine=fine)), time.time(), resume=True)
     assert record.step == 3
@@ -151,10 +136,10 @@ def test_options_of_a_later_stage_may_change(
 
 
 def test_a_scene_that_cannot_start_from_a_finished_stage_is_told_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     config = two_stages(tmp_path)
-    stopped(config, 1, 0, monkeypatch)
+    stop(config, 1, 0)
     coarse = replace(RECIPE.coarse, scene=FEW, rates=RATES, geometric=())
     with pytest.raises(ValueError, match=r"^stage 'fine': a Gaussians cannot be converted"):
         train(replace(config, recipe=replace(RECIPE, coarse=coarse)), time.time(), resume=True)
@@ -429,7 +414,7 @@ def test_a_run_of_before_there_was_a_second_stage_goes_on_as_it_is(
     earlier = replace(METHODS["text-to-3d"][method], had_one_stage=True)
     monkeypatch.setitem(METHODS["text-to-3d"], method, earlier)
     one = two_stages(tmp_path / "run", method=method, recipe=RECIPE.coarse)
-    stopped(one, 0, 2, monkeypatch)
+    stop(one, 0, 2)
     file = RunFolder(one.out).config
     assert "coarse" not in file.read_text()
     again = load_config(file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,6 @@ from picardopt_3d.methods.dreamgaussian_texture import (
     TextureWeights,
     facing,
 )
-from picardopt_3d.problem import Losses
 from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.record import RunRecord
 from picardopt_3d.run.worker import train
@@ -52,6 +50,7 @@ from tests.integrations.helpers.recipes import (
     tiny_texture,
     wrapped,
 )
+from tests.integrations.helpers.stopping import stopped
 
 COMMANDS = ["text-to-3d", "image-to-3d"]
 
@@ -304,10 +303,6 @@ def test_the_stage_resumes_bitwise(at: int, folders: dict[str, Path]) -> None:
 # -- both stages ---------------------------------------------------------------------------------------------
 
 
-class Stop(Exception):
-    """Ends a run from inside a step."""
-
-
 def both(out: Path, folders: dict[str, Path], **changes: Any) -> TextTo3DConfig:
     """A run of both stages at tolerance 0, few numbers each."""
     first = tiny("text-to-3d", "dreamgaussian", folders)
@@ -357,18 +352,9 @@ def test_a_run_resumes_between_the_stages_and_in_the_second_bitwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With another window; the first stage is not done again."""
-    config, real = both(tmp_path, folders), DreamGaussianTexture.loss
-
-    def loss(self: DreamGaussianTexture, step: int) -> Losses:
-        if step >= at:
-            raise Stop
-        return real(self, step)
-
-    with monkeypatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a failed speculation warns once
-        patch.setattr(DreamGaussianTexture, "loss", loss)
-        with pytest.raises(Stop):
-            train(config, time.time())
+    config = both(tmp_path, folders)
+    with stopped(DreamGaussianTexture, at):
+        train(config, time.time())
     done = [RunRecord.load(each).step for each in RunFolder(tmp_path).begun()]
     assert done == ([5, at] if at else [5])
     monkeypatch.setattr("picardopt_3d.methods.dreamgaussian.DreamGaussian.loss", None)

@@ -224,13 +224,14 @@ def shrunk(config: StageConfig, folders: dict[str, Path]) -> StageConfig:
 
 
 def sequential(stage: Stage, steps: int, seed: int) -> Iterator[Losses]:
-    """Law 1: for every step, under its randomness, the gradient, the base's step, the carry, the restructuring."""
-    (base,), carry, change = stage.optimizers(), stage.carry(), stage.restructure()
+    """Law 1: for every step, under its randomness, the gradient, the bases' steps, the carry, the restructuring."""
+    carry, change = stage.carry(), stage.restructure()
     closure, scheduler = closure_of(stage), stage.lr_scheduler()
     for step in range(steps):
         with step_rng(seed, step):
             losses = closure(step)
-            base.step()
+            for base in stage.optimizers():
+                base.step()
             if carry is not None:
                 assert carry.update is not None
                 with torch.no_grad():
