@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from picardopt_3d.guidance.loading import ModelOptions, noise_levels, read_index
+from picardopt_3d.guidance.loading import ModelOptions, read_index
 from picardopt_3d.guidance.loss_config import DenoiseConfig, SdsConfig, VsdConfig
 from picardopt_3d.guidance.protocol import Guidance, ScoreModel
 from picardopt_3d.guidance.sds import ScoreDistillation
@@ -230,7 +230,7 @@ def check_denoising(config: GuidanceConfig, denoise: DenoiseConfig) -> None:
     if config.loss != "denoise":
         return
     # Imported here because it imports diffusers.
-    from picardopt_3d.guidance.denoise import check_steps
+    from picardopt_3d.guidance.denoise import check_steps, noise_levels
 
     known = GUIDANCE_MODELS.get(config.model)
     if known is None:

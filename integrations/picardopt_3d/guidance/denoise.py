@@ -7,6 +7,7 @@ pulled towards what came out.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from picardopt_3d.cameras import Cameras
+from picardopt_3d.guidance.loading import ModelOptions, explained
 from picardopt_3d.guidance.loss_config import DenoiseConfig
 from picardopt_3d.guidance.protocol import Encoded, Guidance, ScoreModel
 from picardopt_3d.guidance.sds import abar_at, check_range, check_views, guided_noise
@@ -124,6 +126,24 @@ class Denoising(Guidance):
             for fraction in timestep_range
         )
         return int(torch.randint(low, high + 1, ()))
+
+
+def noise_levels(source: str | Path, options: ModelOptions) -> int:
+    """Returns the number of noise levels of a pipeline's schedule, whose configuration alone is downloaded.
+
+    Args:
+        source: See `locate`.
+        options: Revision.
+
+    Raises:
+        FileNotFoundError: The schedule is missing.
+        PermissionError: The model is gated.
+    """
+    with explained(source):
+        content = DDIMScheduler.load_config(
+            source, subfolder="scheduler", revision=options.revision
+        )
+    return int(content.get("num_train_timesteps", 1000))
 
 
 def check_steps(steps: int, levels: int) -> None:
