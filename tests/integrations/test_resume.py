@@ -52,7 +52,7 @@ def record_of(out: Path) -> RunRecord:
     return RunRecord.load(stage)
 
 
-def stop(config: Any, at: int, resume: bool = False) -> None:
+def run_until(config: Any, at: int, resume: bool = False) -> None:
     """Runs a configuration up to a step."""
     with stopped(DreamFusion, at):
         train(config, time.time(), resume)
@@ -64,7 +64,7 @@ def test_a_resumed_run_at_tolerance_zero_is_bitwise_the_run_without_a_stop(
 ) -> None:
     whole = train(options(tmp_path / "whole", sequential=True), time.time())
     config = options(tmp_path / "stopped", window=3, tolerance=0.0)
-    stop(config, at)
+    run_until(config, at)
     kept = record_of(config.out)
     assert kept.step == at == len(kept.losses)
     again = train(replace(config, window=5), time.time(), resume=True)
@@ -88,7 +88,7 @@ def test_an_occupancy_grid_and_networks_go_on_bitwise(tmp_path: Path, at: int) -
     plain = options(tmp_path / "whole", method="textmesh", recipe=recipe, sequential=True)
     whole = train(plain, time.time())
     config = replace(plain, out=tmp_path / "stopped", sequential=False, window=3, tolerance=0.0)
-    stop(config, at)
+    run_until(config, at)
     assert record_of(config.out).step == at
     again = train(replace(config, window=4), time.time(), resume=True)
     assert again.losses == whole.losses
@@ -100,9 +100,9 @@ def test_an_occupancy_grid_and_networks_go_on_bitwise(tmp_path: Path, at: int) -
 def test_a_sequential_run_goes_on_ahead_of_time_and_back(tmp_path: Path) -> None:
     train(options(tmp_path / "whole", sequential=True), time.time())
     config = options(tmp_path / "stopped", sequential=True)
-    stop(config, 4)
+    run_until(config, 4)
     picard = replace(config, sequential=False, window=3, tolerance=0.0)
-    stop(picard, 8, resume=True)
+    run_until(picard, 8, resume=True)
     assert record_of(config.out).step == 8
     train(config, time.time(), resume=True)
     assert_same_bits(config.out, tmp_path / "whole")
@@ -134,7 +134,7 @@ def test_ctrl_c_within_a_sequential_step_counts_the_step(
 def test_two_processes_go_on_with_what_one_began(tmp_path: Path, pools: Pools) -> None:
     train(options(tmp_path / "whole", sequential=True), time.time())
     config = options(tmp_path / "stopped", window=3, tolerance=0.0)
-    stop(config, 6)
+    run_until(config, 6)
     pools(2).run(train, replace(config, workers=2, window=4), time.time(), True)
     assert_same_bits(config.out, tmp_path / "whole")
 
@@ -146,7 +146,7 @@ def test_resume_makes_every_file_and_counts_what_was_before(
     config = options(out, window=2, checkpoint_every=4)
     out.mkdir()
     save_config(config, out / "config.yaml")
-    stop(config, 5)
+    run_until(config, 5)
     resume_command([str(out), "--window", "4"])
     assert names(out) == PROMISED
     report = json.loads((out / "report.json").read_text())
@@ -183,7 +183,7 @@ def test_resume_keeps_changed_options_once_they_have_proved_usable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = options(tmp_path / "run", window=2)
-    stop(config, 3)
+    run_until(config, 3)
     monkeypatch.setattr("picardopt_3d.run.pipeline.finish", lambda *_: {})
     before = (config.out / "config.yaml").read_bytes()
     other = replace(TINY, scene=replace(TINY.scene, resolutions=(6, 10)))
@@ -256,7 +256,7 @@ def test_what_cannot_be_resumed_says_so(tmp_path: Path, capsys: pytest.CaptureFi
     RunFolder(config.out).begun()[0].checkpoint.unlink()
     with pytest.raises(FileNotFoundError, match="start it anew"):
         resume(config)
-    stop(config, 3)
+    run_until(config, 3)
     other = replace(TINY, scene=replace(TINY.scene, resolutions=(6, 10)))
     with pytest.raises(CheckpointError, match="another configuration"):
         train(replace(config, recipe=other), time.time(), resume=True)

@@ -53,7 +53,7 @@ def two_stages(out: Path, **changes: Any) -> TextTo3DConfig:
     return options(out, **({"recipe": RECIPE, "window": 3, "tolerance": 0.0} | changes))
 
 
-def stop(config: TextTo3DConfig, stage: int, at: int) -> None:
+def run_until(config: TextTo3DConfig, stage: int, at: int) -> None:
     """Runs a configuration up to a step of a stage."""
     pixels = config.recipe.stages()[stage].config.pixels
     with stopped(DreamFusion, at, lambda each: each.config.pixels == pixels):
@@ -106,7 +106,7 @@ def test_resume_goes_on_in_the_last_stage_bitwise(
     at: int,
 ) -> None:
     config = two_stages(tmp_path)
-    stop(config, stage, at)
+    run_until(config, stage, at)
     begun = [RunRecord.load(each).step for each in RunFolder(tmp_path).begun()]
     assert begun == ([4, at] if stage and at else [4] if stage else [at])
     untouched = RunFolder(tmp_path).stage(0, "coarse").checkpoint
@@ -126,7 +126,7 @@ def test_resume_goes_on_in_the_last_stage_bitwise(
 
 def test_options_of_a_later_stage_may_change(tmp_path: Path, whole: TextTo3DConfig) -> None:
     config = two_stages(tmp_path)
-    stop(config, 1, 0)
+    run_until(config, 1, 0)
     fine = replace(RECIPE.fine, steps=3, scene=replace(FIELD, resolutions=(5, 10)))
     record = train(replace(config, recipe=replace(RECIPE, fine=fine)), time.time(), resume=True)
     assert record.step == 3
@@ -139,7 +139,7 @@ def test_a_scene_that_cannot_start_from_a_finished_stage_is_told_in_one_line(
     tmp_path: Path,
 ) -> None:
     config = two_stages(tmp_path)
-    stop(config, 1, 0)
+    run_until(config, 1, 0)
     coarse = replace(RECIPE.coarse, scene=FEW, rates=RATES, geometric=())
     with pytest.raises(ValueError, match=r"^stage 'fine': a Gaussians cannot be converted"):
         train(replace(config, recipe=replace(RECIPE, coarse=coarse)), time.time(), resume=True)
@@ -414,7 +414,7 @@ def test_a_run_of_before_there_was_a_second_stage_goes_on_as_it_is(
     earlier = replace(METHODS["text-to-3d"][method], had_one_stage=True)
     monkeypatch.setitem(METHODS["text-to-3d"], method, earlier)
     one = two_stages(tmp_path / "run", method=method, recipe=RECIPE.coarse)
-    stop(one, 0, 2)
+    run_until(one, 0, 2)
     file = RunFolder(one.out).config
     assert "coarse" not in file.read_text()
     again = load_config(file)

@@ -135,7 +135,7 @@ def _train(config: RunConfig[Any], started: float, resume: bool) -> dict[str, An
             finish(config, started)
         raise
     except (ValueError, OSError):  # a later stage cannot begin
-        if _is_unreported(folder):
+        if _has_trained(folder, started):
             print("writing film and report of what is there (Ctrl-C leaves them)", file=sys.stderr)
             with contextlib.suppress(ValueError, OSError):  # the first error is the one to mend
                 finish(config, started)
@@ -145,9 +145,7 @@ def _train(config: RunConfig[Any], started: float, resume: bool) -> dict[str, An
     return finish(config, started)
 
 
-def _is_unreported(folder: RunFolder) -> bool:
-    """Returns whether there is a scene that was written after the report, or without one."""
+def _has_trained(folder: RunFolder, started: float) -> bool:
+    """Returns whether a scene was written since the command began: an option that no stage can use changes nothing."""
     scenes = [stage.scene for stage in folder.begun() if stage.scene.is_file()]
-    if not scenes or not folder.report.is_file():
-        return bool(scenes)
-    return scenes[-1].stat().st_mtime_ns > folder.report.stat().st_mtime_ns
+    return any(scene.stat().st_mtime >= started for scene in scenes)
