@@ -205,7 +205,7 @@ def _begin_with(command: str, arguments: list[str]) -> tuple[RunConfig[Any], lis
         raise ValueError(
             f"{known.config}: recipe={numbers!r}: give a mapping, such as 'recipe: {{batch: 2}}'"
         )
-    stage = only_first_stage(method, numbers)
+    stage = only_first_stage(method, numbers, str(known.config))
     if stage is not None:
         numbers = {stage.name: numbers}
     recipe = merged(plain(find_preset(preset, method)), numbers)

@@ -38,7 +38,7 @@ def load_config(path: Path) -> RunConfig[Any]:
     if command not in COMMANDS:
         raise ValueError(f"{path}: command={command!r}: give one of {', '.join(COMMANDS)}")
     method = find_method(content.get("method"), command)
-    stage = only_first_stage(method, content.get("recipe"))
+    stage = only_first_stage(method, content.get("recipe"), str(path))
     recipe = method.config if stage is None else type(stage.config)
     config: RunConfig[Any] = build(COMMANDS[command], recipe, content, str(path))
     return config
@@ -103,16 +103,29 @@ def find_preset(name: Any, method: Method) -> RecipeConfig:
     return method.presets[name]
 
 
-def only_first_stage(method: Method, numbers: Any) -> NamedStage | None:
+def only_first_stage(method: Method, numbers: Any, source: str) -> NamedStage | None:
     """Returns the first stage of a method if a kept recipe is of it alone: an earlier version had no others.
 
     Args:
         method: The method.
         numbers: The recipe, as plain values.
+        source: Where they are from, for errors.
+
+    Raises:
+        ValueError: Numbers are not under the name of a stage; the message names them and the stages.
     """
     if issubclass(method.config, StageConfig) or not isinstance(numbers, Mapping):
         return None
-    return next(iter(method.presets.values())).stages()[0] if "steps" in numbers else None
+    stages = next(iter(method.presets.values())).stages()
+    if method.had_one_stage and "steps" in numbers:
+        return stages[0]
+    names = [stage.name for stage in stages]
+    if unknown := [str(key) for key in numbers if key not in names]:
+        raise ValueError(
+            f"{source}: recipe: {', '.join(unknown)}: no stage of this method; give options of a stage under its name, "
+            f"one of {', '.join(names)}"
+        )
+    return None
 
 
 def build(kind: type[Any], recipe: type[Any], content: Mapping[str, Any], source: str) -> Any:

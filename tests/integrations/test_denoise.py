@@ -166,6 +166,24 @@ def test_levels_begin_where_dreamgaussians_released_code_begins() -> None:
         assert count == 50 - int(50 * (0.8 + 0.15 * step / 50))
     assert denoising._draw_count(DREAMGAUSSIAN.at(0, 50)) == 10
     assert denoising._draw_count(DREAMGAUSSIAN.at(49, 50)) == 3
+    # Steps that do not divide the schedule end below its top, as `refine` says.
+    assert int(ddim_scheduler(scheduler.alphas_cumprod, 600).timesteps[0]) == 600
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_refining_on_a_device_changes_no_state() -> None:
+    """The optimizer takes a change of what a step reads for a change by the user."""
+    denoising = Denoising(ExactScore(RenderedSubjects([Subject("cube", "red")], 16)))
+    before = dict(vars(denoising._scheduler))
+    cameras, views = CAMERAS.to("cuda"), pictures().cuda()
+    torch.manual_seed(0)
+    found = denoising.refine(views, denoising.encode("a red cube"), cameras, (0.2, 0.2))
+    after = vars(denoising._scheduler)
+    assert {name for name in after if after[name] is not before[name]} == set()
+    torch.manual_seed(0)
+    on_cpu = denoising.refine(views.cpu(), denoising.encode("a red cube"), CAMERAS, (0.2, 0.2))
+    torch.testing.assert_close(found.cpu(), on_cpu, rtol=0, atol=1e-4)
 
 
 def test_the_number_of_steps_is_drawn_from_the_whole_range_and_no_more() -> None:

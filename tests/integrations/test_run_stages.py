@@ -251,6 +251,8 @@ def test_a_run_of_before_there_was_a_second_stage_goes_on_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """An earlier version kept the numbers of the only stage, and its files in a folder without a stage's name."""
+    earlier = replace(METHODS["text-to-3d"][method], had_one_stage=True)
+    monkeypatch.setitem(METHODS["text-to-3d"], method, earlier)
     one = two_stages(tmp_path / "run", method=method, recipe=RECIPE.coarse)
     stopped(one, 0, 2, monkeypatch)
     file = RunFolder(one.out).config
@@ -271,7 +273,9 @@ def test_a_mistake_in_a_later_stages_options_is_named(
     for text, said in (
         ("{fine: {stepz: 3}}", "stepz"),
         ("{fine: {steps: 0}}", "steps=0"),
-        ("{stepz: 3}", "stepz"),
+        ("{stepz: 3}", "stepz: no stage of this method"),
+        ("{steps: 3, fine: {steps: 3}}", "steps: no stage of this method"),
+        ("{steps: 3}", "give options of a stage under its name, one of coarse, fine"),
     ):
         file.write_text(f"recipe: {text}\n")
         with pytest.raises(SystemExit):
@@ -280,7 +284,9 @@ def test_a_mistake_in_a_later_stages_options_is_named(
                 ["a red cube", "--method", method, "--config", str(file), "--out", "nowhere"],
                 "",
             )
-        assert said in capsys.readouterr().err
+        printed = capsys.readouterr().err
+        assert said in printed
+        assert str(file) in printed
 
 
 def test_window_and_tolerance_are_those_of_all_stages_unless_one_has_its_own(

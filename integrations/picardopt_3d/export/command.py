@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -130,15 +131,33 @@ def _export(config: ExportConfig) -> str:
         raise IsADirectoryError(f"out={str(out)!r} is a folder: give the file to write")
     if splats is not None and as_splats:
         return _export_splats(config, splats, out)
+    earlier = _earlier_gaussians(config.run) if splats is None and config.kind in SPLATS else None
     if config.kind not in MESHES:
+        other = "" if earlier is None else f"; for the run's Gaussians export {earlier}"
         raise ValueError(
             f"format {config.kind}: {path} is a {type(scene).__name__}, which holds no Gaussians; give "
-            f"{', '.join(MESHES)}"
+            f"{', '.join(MESHES)}{other}"
+        )
+    if earlier is not None:
+        print(
+            f"note: this is a mesh of the run's {type(scene).__name__}; for its Gaussians export {earlier}",
+            file=sys.stderr,
         )
     said = export_mesh(config, scene, out)
     if splats is None:
         return said
     return f"{said}, cut out of the density of {len(splats.means)} Gaussians on a grid of {config.resolution} cubed"
+
+
+def _earlier_gaussians(run: Path) -> Path | None:
+    """Returns the scene file of a stage before the last one that holds Gaussians, if a run has one."""
+    from picardopt_3d.run.folder import RunFolder
+    from picardopt_3d.scenes import Gaussians, load_scene
+
+    for stage in RunFolder(run).begun()[-2::-1]:
+        if stage.scene.is_file() and isinstance(load_scene(stage.scene), Gaussians):
+            return stage.scene
+    return None
 
 
 def _export_splats(config: ExportConfig, splats: Splats, out: Path) -> str:

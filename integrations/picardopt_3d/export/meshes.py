@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from picardopt_3d.export.mesh import coloured
 from picardopt_3d.export.mesh_files import save_mesh
-from picardopt_3d.export.textured import TexturedFile, save_textured
+from picardopt_3d.export.textured import TexturedFile, check_beside, save_textured
 from picardopt_3d.scenes import Scene, TexturedMesh, TexturedMeshConfig
 from picardopt_3d.scenes.mesh.bake import bake
 from picardopt_3d.scenes.mesh.extract import points_of, triangles_of
@@ -41,18 +41,22 @@ def export_mesh(config: ExportConfig, scene: Scene, out: Path) -> str:
 
     Raises:
         ValueError: The scene has no surface, or an option is of no use for it.
+        FileExistsError: See `check_beside`.
     """
     own = scene.shell() is not None
     if own and (unused := [f for f in config.of_meshes() if f in ("--resolution", "--level")]):
         raise ValueError(
             f"{', '.join(unused)}: of no use for a {type(scene).__name__}, which has triangles of its own; leave it out"
         )
-    changed = config.components is not None or config.faces is not None
-    if isinstance(scene, TexturedMesh) and config.texture is None and config.kind != "ply":
-        if changed:
+    kept = isinstance(scene, TexturedMesh) and config.texture is None and config.kind != "ply"
+    if config.kind == "obj" and (kept or config.texture is not None):
+        check_beside(out)  # before minutes of work
+    if isinstance(scene, TexturedMesh) and kept:
+        changing = [f for f in config.of_meshes() if f in ("--components", "--faces")]
+        if changing:
             raise ValueError(
-                f"--components and --faces change the mesh, which its texture then no longer fits: give --texture "
-                f"{scene.config.texture} too, to bake a new one"
+                f"{' and '.join(changing)} {'changes' if len(changing) == 1 else 'change'} the mesh, which its texture "
+                f"then no longer fits: give --texture {scene.config.texture} too, to bake a new one"
             )
         return _write(config, TexturedFile.of_scene(scene), out)
     triangles = _triangles(config, scene, own)
@@ -83,6 +87,8 @@ def _baked(scene: Scene, triangles: Triangles, size: int) -> TexturedFile:
     triangles = Triangles(*(part.to(scene.device) for part in triangles))
     unwrapped = Unwrapped(*(part.to(scene.device) for part in unwrapped))
     settings = TexturedMeshConfig(texture=size, view_pixels=min(size, _VIEW_PIXELS))
+    if scene.shell() is not None:  # whose colours are known without views
+        return TexturedFile.of(triangles, unwrapped, bake(triangles, unwrapped, scene, settings))
     with _bar("bake", VIEWS, "view") as progress:
         colours = bake(triangles, unwrapped, scene, settings, progress=progress)
     return TexturedFile.of(triangles, unwrapped, colours)

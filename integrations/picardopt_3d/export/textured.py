@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from picardopt_3d.export.mesh_files import Up, turned, vertex_normals
 from picardopt_3d.io import replacing
@@ -25,6 +25,9 @@ from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.mesh.unwrap import Unwrapped
 
 Format = Literal["glb", "obj"]
+
+_OURS = "picardopt-3d"
+"""Named in the material and in the picture beside an OBJ, so that another export may replace them."""
 
 _UNLIT = "KHR_materials_unlit"
 _CLAMPED = {"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}
@@ -75,7 +78,8 @@ def save_textured(
     Args:
         mesh: The mesh.
         path: The file to write.
-        format: "glb": one file. "obj": beside it the material (.mtl) and the texture (.png), found by their names.
+        format: "glb": one file. "obj": beside it the material (.mtl) and the texture (_texture.png), found by their
+            names.
         up: The axis that points up in the file, see `save_mesh`.
 
     Returns:
@@ -83,11 +87,14 @@ def save_textured(
 
     Raises:
         ValueError: The format is unknown, or it does not allow `up`.
+        FileExistsError: See `check_beside`.
     """
     if format not in get_args(Format):
         raise ValueError(f"format={format!r}: give one of {', '.join(get_args(Format))}")
     if format == "glb" and up not in (None, "y"):
         raise ValueError(f"up={up!r} with format='glb': glTF has y up; leave it out, or write obj")
+    if format == "obj":
+        check_beside(path)
     contents = {path: _glb(mesh)} if format == "glb" else _obj(mesh, path, up or "z")
     for file, content in contents.items():
         with replacing(file) as temporary:
@@ -95,10 +102,49 @@ def save_textured(
     return list(contents)
 
 
+def check_beside(path: Path) -> None:
+    """Checks that what is written beside an OBJ replaces no files but those of an earlier export.
+
+    Args:
+        path: The OBJ to write.
+
+    Raises:
+        FileExistsError: There is such a file, and it is something else.
+    """
+    picture, material = _beside(path)
+    for file, is_ours in ((picture, _is_our_picture), (material, _is_our_material)):
+        if file.exists() and not is_ours(file):
+            raise FileExistsError(
+                f"{file} is not of an earlier export, which would replace it: move it, or give another --out"
+            )
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """Returns the paths of the texture and the material that belong to an OBJ."""
+    stem = re.sub(r"\s", "_", path.stem)  # names in these files end at a space
+    return path.with_name(f"{stem}_texture.png"), path.with_name(f"{stem}.mtl")
+
+
+def _is_our_picture(path: Path) -> bool:
+    """Returns whether an earlier export wrote a picture."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == _OURS
+    except OSError:  # no picture at all
+        return False
+
+
+def _is_our_material(path: Path) -> bool:
+    """Returns whether an earlier export wrote a material."""
+    return path.is_file() and path.read_bytes().startswith(f"# {_OURS}".encode())
+
+
 def _png(mesh: TexturedFile) -> bytes:
     """Returns the texture as a PNG file."""
+    said = PngImagePlugin.PngInfo()
+    said.add_text("Software", _OURS)
     buffer = io.BytesIO()
-    Image.fromarray(mesh.texture).save(buffer, "PNG", optimize=True)
+    Image.fromarray(mesh.texture).save(buffer, "PNG", optimize=True, pnginfo=said)
     return buffer.getvalue()
 
 
@@ -150,9 +196,8 @@ def _obj(mesh: TexturedFile, path: Path, up: Up) -> dict[Path, bytes]:
 
     The mesh keeps its vertices whole: texture coordinates have indices of their own, and go up.
     """
-    stem = re.sub(r"\s", "_", path.stem)  # names in these files end at a space
-    picture, material = path.with_name(f"{stem}.png"), path.with_name(f"{stem}.mtl")
-    lines = [f"# picardopt-3d: {up} up\n", f"mtllib {material.name}\n", "usemtl texture\n"]
+    picture, material = _beside(path)
+    lines = [f"# {_OURS}: {up} up\n", f"mtllib {material.name}\n", "usemtl texture\n"]
     lines += [f"v {x:.7g} {y:.7g} {z:.7g}\n" for x, y, z in turned(mesh.vertices, up)]
     normals = turned(vertex_normals(mesh.vertices, mesh.faces), up)
     lines += [f"vt {u:.7g} {1 - v:.7g}\n" for u, v in mesh.coordinates]
@@ -161,5 +206,7 @@ def _obj(mesh: TexturedFile, path: Path, up: Up) -> dict[Path, bytes]:
     lines += [
         "f " + " ".join(f"{a}/{b}/{c}" for a, b, c in corners) + "\n" for corners in both.tolist()
     ]
-    said = f"newmtl texture\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 0\nmap_Kd {picture.name}\n"
+    said = (
+        f"# {_OURS}\nnewmtl texture\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 0\nmap_Kd {picture.name}\n"
+    )
     return {picture: _png(mesh), material: said.encode(), path: "".join(lines).encode()}

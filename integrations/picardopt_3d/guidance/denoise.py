@@ -16,7 +16,7 @@ from torch.nn import functional
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.guidance.loss_config import DenoiseConfig
 from picardopt_3d.guidance.protocol import Encoded, Guidance, ScoreModel
-from picardopt_3d.guidance.sds import check_range, check_views, guided_noise
+from picardopt_3d.guidance.sds import abar_at, check_range, check_views, guided_noise
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
 
 
@@ -73,8 +73,10 @@ class Denoising(Guidance):
     ) -> Tensor:
         """Adds noise to views and takes it away again by DDIM's deterministic steps.
 
-        All views begin at the same noise level. With n = `config.steps`, a fraction f of the schedule stands for the
-        last ceil(n f) of DDIM's n steps (at least one); their number is drawn uniformly from those of the range.
+        All views begin at the same noise level. With n = `config.steps`, a fraction f stands for the last ceil(n f) of
+        DDIM's n steps (at least one); their number is drawn uniformly from those of the range. It is a fraction of the
+        schedule where n divides the number of noise levels. Elsewhere DDIM's steps, which are whole numbers of levels
+        apart, end before the top: 600 steps over 1000 levels are one apart, and f = 1 begins at level 600.
         DreamGaussian's strength s leaves out the first int(n s) steps, which is the fraction 1 - s.
 
         Random numbers come from torch's global CPU generator, in this order: the number of steps, those of
@@ -98,7 +100,9 @@ class Denoising(Guidance):
         clean = self.score.to_model_space(views)
         noise = torch.randn(clean.shape, dtype=clean.dtype).to(clean.device)
         levels = self._scheduler.timesteps[-count:]
-        noisy = self._scheduler.add_noise(clean, noise, levels[:1])
+        # Not the scheduler's `add_noise`, which changes the scheduler: it moves its schedule to the views' device.
+        abar = abar_at(self.score, levels[:1]).to(clean)
+        noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
         config = self.config
         for level in levels.tolist():
             timesteps = torch.full((len(noisy),), level, device=noisy.device)

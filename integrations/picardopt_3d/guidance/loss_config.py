@@ -67,8 +67,8 @@ class VsdConfig:
         weighting: `w(t)` of the scene's gradient, as `SdsConfig.weighting`.
         lora: "inside" steps the LoRA's optimizer with the scene's, so that VSD is exact at tolerance 0. With "paper"
             each process trains a LoRA of its own at every evaluation, even at discarded ones: it is never exact, and a
-            run depends on the number of processes and the window; a run that goes on gives all of them the first
-            process's LoRA. For comparisons.
+            run depends on the number of processes and the window; a resumed run gives all of them the first process's
+            LoRA. For comparisons.
         rank: Rank of the LoRA.
         learning_rate: Learning rate of the LoRA's AdamW (betas 0.9 and 0.99, eps 1e-15).
         drop_camera: Probability that a view's camera is hidden from the LoRA in training.
@@ -125,6 +125,7 @@ class DenoiseConfig:
         guidance_scale: Strength `s` of classifier-free guidance.
         guidance_form: As `SdsConfig.guidance_form`; DreamGaussian's is "uncond".
         steps: Steps that DDIM would take from pure noise on; a view takes the last ones, as many as its level needs.
+            Give a divisor of the model's number of noise levels (often 1000): others do not reach its largest level.
     """
 
     guidance_scale: float = 7.5

@@ -36,10 +36,13 @@ class Method:
     Attributes:
         config: The class of its configuration.
         presets: Its presets by name.
+        had_one_stage: Whether an earlier version had its first stage alone, whose numbers kept configurations name
+            without the stage.
     """
 
     config: type[RecipeConfig]
     presets: Mapping[str, RecipeConfig]
+    had_one_stage: bool = False
 
 
 METHODS: dict[str, dict[str, Method]] = {
@@ -48,7 +51,9 @@ METHODS: dict[str, dict[str, Method]] = {
         "textmesh": Method(textmesh.TextMeshConfig, textmesh.PRESETS),
         "magic3d": Method(magic3d.Magic3DConfig, magic3d.PRESETS),
         "dreamgaussian": Method(
-            dreamgaussian_recipe.DreamGaussianRecipe, dreamgaussian_recipe.TEXT_PRESETS
+            dreamgaussian_recipe.DreamGaussianRecipe,
+            dreamgaussian_recipe.TEXT_PRESETS,
+            had_one_stage=True,
         ),
         "prolificdreamer": Method(prolificdreamer.ProlificDreamerConfig, prolificdreamer.PRESETS),
     },
@@ -56,7 +61,9 @@ METHODS: dict[str, dict[str, Method]] = {
         "zero123": Method(zero123.Zero123Config, zero123.PRESETS),
         "zero123-gaussians": Method(zero123.Zero123Config, zero123_gaussians.PRESETS),
         "dreamgaussian": Method(
-            dreamgaussian_recipe.DreamGaussianRecipe, dreamgaussian_recipe.IMAGE_PRESETS
+            dreamgaussian_recipe.DreamGaussianRecipe,
+            dreamgaussian_recipe.IMAGE_PRESETS,
+            had_one_stage=True,
         ),
     },
 }

@@ -49,11 +49,11 @@ class DreamFusionWeights(Weights):
     """Weights of the losses.
 
     Attributes:
-        sds: Weight of the guidance's loss, whichever it is; the LoRA of VSD, trained by AdamW, does not feel it.
-        sparsity: Weight of `losses.sparsity` of the opacity.
+        sds: Weight of the guidance's loss, whichever it is; AdamW cancels this weight for VSD's LoRA.
+        sparsity: Weight of the mean of sqrt(opacity^2 + 0.01), which removes floaters.
         orientation: Weight of the penalty on visible normals that face away (it needs normals, which double the cost of
             a view of voxels).
-        opaque: Weight of `losses.opaqueness`, which makes pixels opaque or empty.
+        opaque: Weight of the binary entropy of the opacity, which makes pixels opaque or empty.
     """
 
     sparsity: Points = 1.0

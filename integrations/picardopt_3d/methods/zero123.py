@@ -50,8 +50,8 @@ class Zero123Weights(Weights):
         normal_smoothness: Weight of the difference between normals of neighbouring pixels (as a normal map over black).
         normal_smoothness_3d: Weight of the difference between normals at neighbouring points in space.
         orientation: Weight of the penalty on visible normals that face away.
-        sparsity: Weight of `losses.sparsity` of the random views.
-        opaque: Weight of `losses.opaqueness`, which makes pixels opaque or empty.
+        sparsity: Weight of the mean of sqrt(opacity^2 + 0.01) in the random views, which removes floaters.
+        opaque: Weight of the binary entropy of the opacity, which makes pixels opaque or empty.
     """
 
     sds: Points = 0.1

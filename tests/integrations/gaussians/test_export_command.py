@@ -10,11 +10,13 @@ import pytest
 import torch
 import trimesh
 from picardopt_3d.export.command import main
-from picardopt_3d.scenes import save_scene
+from picardopt_3d.run.folder import RunFolder
+from picardopt_3d.scenes import TexturedMesh, save_scene
 from picardopt_3d.scenes.gaussians import Gaussians, GaussiansConfig
 from plyfile import PlyData
 
 from tests.integrations.helpers.splats import random_splats
+from tests.integrations.meshes.test_textured import SMALL, quadrants, square
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,30 @@ def test_gaussians_that_diverged_are_refused(
         main([str(tmp_path / "scene.safetensors"), "--format", kind])
     assert "means: 1 of 30 Gaussians hold values that are not finite" in capsys.readouterr().err
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_gaussians_of_an_earlier_stage_are_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DreamGaussian ends with a mesh: its Gaussians lie in the first stage's folder."""
+    earlier, last = (RunFolder(tmp_path).stage(i, n) for i, n in enumerate(("gaussians", "mesh")))
+    for stage in (earlier, last):
+        stage.path.mkdir(parents=True)
+        stage.checkpoint.touch()
+    earlier.scene.write_bytes((run / "scene.safetensors").read_bytes())
+    save_scene(TexturedMesh(SMALL, *square(), quadrants(SMALL.texture)), last.scene)
+    for kind in ("splat", "splats-glb"):
+        with pytest.raises(SystemExit):
+            main([str(tmp_path), "--format", kind])
+        said = capsys.readouterr().err
+        assert "is a TexturedMesh, which holds no Gaussians; give glb, obj, ply" in said
+        assert f"for the run's Gaussians export {earlier.scene}" in said
+    main([str(tmp_path), "--format", "ply"])
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{tmp_path / 'mesh.ply'}: 4 vertices")
+    assert said.err.count("note: ") == 1
+    assert f"for its Gaussians export {earlier.scene}" in said.err
+    main([str(tmp_path), "--format", "glb"])
+    assert "note" not in capsys.readouterr().err
+    main([str(earlier.scene), "--format", "ply"])
+    assert "300 Gaussians" in capsys.readouterr().out

@@ -166,13 +166,13 @@ def test_an_obj_by_hand_and_by_trimesh(
 ) -> None:
     path = tmp_path / "a ball.obj"
     files = save_textured(TexturedFile.of_scene(ball), path, "obj", up)
-    assert sorted(file.name for file in files) == ["a ball.obj", "a_ball.mtl", "a_ball.png"]
+    assert sorted(file.name for file in files) == ["a ball.obj", "a_ball.mtl", "a_ball_texture.png"]
     lines = path.read_text().splitlines()
     assert "mtllib a_ball.mtl" in lines
     material = (tmp_path / "a_ball.mtl").read_text().splitlines()
     assert "newmtl texture" in material
     assert "usemtl texture" in lines
-    assert "map_Kd a_ball.png" in material
+    assert "map_Kd a_ball_texture.png" in material
     assert "illum 0" in material
     assert len([line for line in lines if line.startswith("v ")]) == len(ball.vertices)  # whole
     signs = np.array([1, -1, -1]) if up == "minus-y" else 1
@@ -184,7 +184,7 @@ def test_an_obj_by_hand_and_by_trimesh(
     at = np.array(rows["vt"], float)
     corners = np.array([[corner.split("/") for corner in row] for row in rows["f"]], int) - 1
     vertices = np.array(rows["v"], float)[:, turn] * signs
-    picture = Image.open(tmp_path / "a_ball.png")
+    picture = Image.open(tmp_path / "a_ball_texture.png")
     places = np.stack([at[:, 0], 1 - at[:, 1]], axis=1)[corners[..., 1].reshape(-1)]
     split = vertices[corners[..., 0].reshape(-1)]
     assert_looks_like(reread(split, np.arange(len(split)).reshape(-1, 3), places, picture), ball)
@@ -228,6 +228,25 @@ def test_what_a_file_cannot_have_is_refused(ball: TexturedMesh, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["a_ball_texture.png", "a_ball.mtl"])
+def test_files_of_others_beside_an_obj_are_not_replaced(
+    ball: TexturedMesh, tmp_path: Path, name: str
+) -> None:
+    file, path = TexturedFile.of_scene(ball), tmp_path / "a ball.obj"
+    (tmp_path / "a_ball.png").write_bytes(b"a picture")  # has nothing to do with it
+    (tmp_path / name).write_bytes(b"somebody's")
+    with pytest.raises(FileExistsError, match=f"{name} is not of an earlier export"):
+        save_textured(file, path, "obj")
+    assert (tmp_path / name).read_bytes() == b"somebody's"
+    assert not path.exists()
+    (tmp_path / name).unlink()
+    save_textured(file, path, "obj")
+    first = path.read_bytes()
+    assert len(save_textured(file, path, "obj")) == 3  # its own are
+    assert path.read_bytes() == first
+    assert (tmp_path / "a_ball.png").read_bytes() == b"a picture"
+
+
 # By the command.
 
 
@@ -245,13 +264,16 @@ def test_a_run_whose_scene_has_a_texture(
     mesh, places, image = by_trimesh(tmp_path / "mesh.glb")
     assert_looks_like(reread(mesh.vertices[:, TURN], mesh.faces, places, image), ball)
     export(file, "--out", tmp_path / "mesh.obj")
-    assert "with mesh.png and mesh.mtl beside it" in capsys.readouterr().out
+    assert "with mesh_texture.png and mesh.mtl beside it" in capsys.readouterr().out
     export(file, "--out", tmp_path / "mesh.ply")
     points = trimesh.load(tmp_path / "mesh.ply", process=False)
     assert len(points.vertices) == len(ball.vertices)
     colours = points.visual.vertex_colors[:, :3] / 255
     assert np.abs(colours - (points.vertices + 0.5)).max() < 0.06
     for options, said in (
+        (["--faces", "100"], "--faces changes the mesh"),
+        (["--components", "1"], "--components changes the mesh"),
+        (["--faces", "100", "--components", "1"], "--components and --faces change the mesh"),
         (["--faces", "100"], "give --texture 64 too"),
         (["--level", "0.1"], "--level: of no use for a TexturedMesh"),
     ):
@@ -264,6 +286,33 @@ def test_a_run_whose_scene_has_a_texture(
     mesh, _, image = by_trimesh(tmp_path / "less.glb")
     assert len(mesh.faces) < len(ball.faces)
     assert image.size == (32, 32)
+
+
+def test_files_of_others_are_found_before_the_texture_is_made(
+    ball: TexturedMesh, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_scene(ball, tmp_path / "scene.safetensors")
+    (tmp_path / "mug_texture.png").write_bytes(b"somebody's")
+    out = tmp_path / "mug.obj"
+    for options in ([], ["--texture", 32]):
+        with pytest.raises(SystemExit):
+            export(tmp_path / "scene.safetensors", "--out", out, *options)
+        said = capsys.readouterr().err
+        assert "mug_texture.png is not of an earlier export" in said
+        assert "unwrap" not in said
+    assert not out.exists()
+
+
+def test_a_bar_that_does_not_move_is_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The colours of triangles are asked for themselves, not taken from views."""
+    grid = Tetrahedral(TetrahedralConfig(resolution=8, radius=0.6, background="solid"))
+    save_scene(grid, tmp_path / "scene.safetensors")
+    export(tmp_path / "scene.safetensors", "--texture", 32)
+    said = capsys.readouterr().err
+    assert "unwrap: 100%" in said
+    assert "bake" not in said
 
 
 def test_triangles_of_a_grid_are_exported_as_they_are(

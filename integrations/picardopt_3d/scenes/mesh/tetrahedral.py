@@ -160,8 +160,8 @@ class Tetrahedral(Scene):
         super().check_conversion(config, other, given)
         if issubclass(other, Tetrahedral) and given.resolution != config.resolution:
             raise ValueError(
-                f"resolution={config.resolution}: the grid before has {given.resolution} cells; give the same, its "
-                "vertices are copied"
+                f"resolution={config.resolution}: the grid before has {given.resolution} cells, and its vertices are "
+                "copied; give this stage's scene.resolution the same value as that of the stage before"
             )
 
     @classmethod
