@@ -169,7 +169,7 @@ def _goes_on(folder: RunFolder) -> str:
     """What to print after Ctrl-C."""
     if not folder.config.exists():
         return "nothing was written"
-    return f"what was finished is in {folder.path}; `picardopt resume {folder.path}` goes on"
+    return f"what was finished is in {folder.path}; `picardopt resume {shlex.quote(str(folder.path))}` goes on"
 
 
 _HOW = (

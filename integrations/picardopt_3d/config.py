@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,8 +129,9 @@ class RunConfig(ABC, Generic[R]):
         if self.out.exists() and not self.out.is_dir():
             raise FileExistsError(f"--out {self.out} is a file: give a folder")
         if self.out.is_dir() and any(self.out.iterdir()) and not self.overwrite:
+            quoted = shlex.quote(str(self.out))
             raise FileExistsError(
-                f"--out {self.out} is not empty: give another folder, go on with `picardopt resume {self.out}`, or add "
+                f"--out {self.out} is not empty: give another folder, go on with `picardopt resume {quoted}`, or add "
                 "--overwrite to replace the files of an earlier run"
             )
 

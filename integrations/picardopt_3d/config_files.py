@@ -119,11 +119,11 @@ def only_first_stage(method: Method, numbers: Any, source: str) -> NamedStage | 
     stages = next(iter(method.presets.values())).stages()
     if method.had_one_stage and "steps" in numbers:
         return stages[0]
-    names = [stage.name for stage in stages]
-    if unknown := [str(key) for key in numbers if key not in names]:
+    known = {item.name for item in dataclasses.fields(method.config)}  # type: ignore[arg-type]
+    if unknown := [str(key) for key in numbers if key not in known]:
         raise ValueError(
             f"{source}: recipe: {', '.join(unknown)}: no stage of this method; give options of a stage under its name, "
-            f"one of {', '.join(names)}"
+            f"one of {', '.join(stage.name for stage in stages)}"
         )
     return None
 

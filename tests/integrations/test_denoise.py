@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ from picardopt_3d.guidance import (
     SdsConfig,
     TimestepSchedule,
 )
-from picardopt_3d.guidance.choose import GuidanceConfig, Loss, load_guidance
+from picardopt_3d.guidance.choose import (
+    GuidanceConfig,
+    Loss,
+    check_denoising,
+    load_guidance,
+    load_score,
+)
 from picardopt_3d.guidance.deepfloyd import DeepFloyd
 from picardopt_3d.guidance.denoise import Denoising, ddim_scheduler
 from picardopt_3d.guidance.exact_score import cosine_schedule
@@ -331,6 +338,23 @@ def test_every_model_may_denoise() -> None:
         GuidanceConfig(model, loss="denoise")
     assert load_guidance(GuidanceConfig("exact", loss="denoise"), "a red cube", 8, "cpu").size == 8
     assert ZERO123.denoise == DenoiseConfig()
+
+
+def test_noise_levels_are_known_before_a_model_is_loaded(folders: dict[str, Path]) -> None:
+    given = [
+        *(("stable-diffusion", folders[name]) for name in ("epsilon", "v_prediction")),
+        ("deepfloyd", folders["deepfloyd"]),
+        ("zero123", folders["zero123"]),
+        *((name, None) for name in ("pixel-diffusion", "stable-diffusion", "zero123", "exact")),
+    ]
+    for model, source in given:
+        config = GuidanceConfig(model, source and str(source), IN_MEMORY, loss="denoise")
+        prompt = picture() if model == "zero123" else "a red cube"
+        levels = len(load_score(config, prompt, 16, "cpu").alphas_cumprod)
+        check_denoising(config, DenoiseConfig(steps=levels))
+        with pytest.raises(ValueError, match=f"the model has {levels} noise levels"):
+            check_denoising(config, DenoiseConfig(steps=levels + 1))
+        check_denoising(replace(config, loss="sds"), DenoiseConfig(steps=levels + 1))
 
 
 def test_bad_arguments_are_named() -> None:

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 from picardopt_3d.config import COMMANDS
 from picardopt_3d.methods import METHODS, StageConfig, dreamfusion
-from picardopt_3d.scenes import NerfConfig, SdfConfig
+from picardopt_3d.prompts import ViewWords
+from picardopt_3d.scenes import NerfConfig, SdfConfig, trained_groups
 
 Row = dict[str, str]
 Key = tuple[str, str, str, str]
@@ -28,43 +29,47 @@ Key = tuple[str, str, str, str]
 TABLE = Path(__file__).with_name("settings.csv")
 
 NOT_IN_THE_TABLE = {
-    "geometric",  # only where rates change so
-    "guidance.loss",  # score distillation everywhere
-    "guidance.lora_source",  # likewise
-    "guidance.negative",  # none anywhere
     "guidance.options",
-    "guidance.perp_neg",
     "guidance.source",  # where it is to be had today
-    "guidance.views",
-    "momentum",  # of other optimizers than Adam
-    "optimizer",  # Adam everywhere
-    "rates.background",  # of a background that is not learned
     "scene.background_colour",
     "scene.inverse_deviation",
     "scene.learn_deviation",
     "scene.sharpest",  # threestudio's 80
-    "scene.normal_step",  # of analytic normals
     "scene.encoding.after",  # of an encoding that is whole from the start
     "scene.encoding.every",
     "scene.occupancy.every",  # nerfacc's own, 16
     "scene.occupancy.threshold",  # follows from radius and samples; tested below
-    "scene.rasterizer",  # whatever is installed
     "scene.strategy.most",  # a limit of ours
     "scene.surface_density",  # of meshes, not of training
-    "sds.clip_norm",
-    "sds.clip_value",
-    "shading.ambient",
-    "shading.diffuse",
-    "shading.distance",
-    "timesteps.between",  # of levels that stay
-    "timesteps.clip",
-    "vsd.clip_norm",
-    "vsd.clip_value",
-    "vsd.lora",  # the published way is not exact
     "vsd.seed",
-    "weight_decay",  # Adam's own
 }
 """Settings that no source names for every method, and that a row may be without."""
+
+USUAL: dict[str, Any] = {
+    "geometric": (),
+    "guidance.loss": "sds",
+    "guidance.lora_source": None,
+    "guidance.negative": "",
+    "guidance.perp_neg": None,
+    "guidance.views": None,
+    **{f"guidance.views.{name}": value for name, value in vars(ViewWords()).items()},
+    "momentum": None,
+    "optimizer": "Adam",
+    "scene.normal_step": 0.01,  # of analytic normals, which do without
+    "scene.rasterizer": "auto",  # whatever is installed
+    "sds.clip_norm": None,
+    "sds.clip_value": None,
+    "shading.ambient": 0.1,
+    "shading.diffuse": 0.9,
+    "shading.distance": (0.8, 1.5),
+    "timesteps.between": None,  # of levels that stay, or move in all steps
+    "timesteps.clip": (0.0, 1.0),
+    "vsd.clip_norm": None,
+    "vsd.clip_value": None,
+    "vsd.lora": "inside",  # the published way is not exact
+    "weight_decay": None,  # the optimizer's own
+}
+"""Settings that need a row only where a stage has another value."""
 
 
 def rows() -> list[Row]:
@@ -89,8 +94,11 @@ def paper_presets() -> dict[Key, StageConfig]:
 
 
 def idle(config: StageConfig) -> set[str]:
-    """Settings that nothing reads: those of other losses, and of lights that are never lit."""
+    """Settings that nothing reads: those of other losses, of lights that are never lit, and of empty groups."""
     found = {"sds", "vsd", "denoise"} - {config.guidance.loss}
+    found |= {
+        f"rates.{name}" for name, filled in trained_groups(config.scene).items() if not filled
+    }
     shading = getattr(config, "shading", None)
     if shading is not None and not shading.diffuse_probability:
         unread = ("ambient_steps", "textureless_probability", "soft", "placement")
@@ -140,7 +148,12 @@ def mismatches(table: Sequence[Row]) -> list[str]:
         if value != expected or not row["source"]:
             wrong.append(f"{key}: {name} is {value!r}, not {expected!r} ({row['source']})")
     for key, config in presets.items():
-        left = settings(config, idle(config)).keys() - seen[key] - NOT_IN_THE_TABLE
+        needed = {
+            name
+            for name, value in settings(config, idle(config)).items()
+            if name not in USUAL or value != USUAL[name]
+        }
+        left = needed - seen[key] - NOT_IN_THE_TABLE
         wrong += [f"{key}: {name} has no row" for name in sorted(left)]
     return wrong
 
@@ -195,6 +208,14 @@ def test_rows_that_are_missing_or_of_nothing_are_found() -> None:
     assert mismatches(table[1:]) == [f"{key}: {name} has no row"]
     without = [row for row in table if row["setting"] != "steps"]
     assert len(mismatches(without)) == len(paper_presets())
+    for setting in ("optimizer", "guidance.loss", "guidance.views.front_threshold"):
+        unusual = next(
+            row
+            for row in table
+            if row["setting"] == setting and ast.literal_eval(row["value"]) != USUAL[setting]
+        )
+        without = [row for row in table if row is not unusual]
+        assert mismatches(without) == [f"{key_of(unusual)}: {setting} has no row"]
     misspelt = [*table[:-1], table[-1] | {"setting": "scene.occupancy.decline"}]
     assert any("no setting" in message for message in mismatches(misspelt))
     assert any(

@@ -17,9 +17,10 @@ from picardopt_3d.guidance.choose import GuidanceConfig
 from picardopt_3d.methods import METHODS
 from picardopt_3d.methods.dreamfusion import SMALL, DreamFusion
 from picardopt_3d.methods.optim import field_rates
+from picardopt_3d.run.agreement import agreed
 from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.pipeline import run
-from picardopt_3d.run.prepare import agreed, build_problem
+from picardopt_3d.run.prepare import build_problem
 from picardopt_3d.run.record import RunRecord
 from picardopt_3d.run.worker import train, train_launched
 from picardopt_3d.scenes import FieldConfig, RadianceField, load_scene
@@ -388,6 +389,42 @@ def one_complains(rank: int) -> str:
     except FileNotFoundError as error:
         return str(error)
     return "fine"
+
+
+class OfItsOwn(OSError):
+    """An error that cannot be made again from what it says."""
+
+    def __init__(self, message: str, *, response: int) -> None:
+        super().__init__(message)
+        self.response = response
+
+
+def one_fails(kind: str, rank: int) -> str:
+    errors = {
+        "programming": RuntimeError("a bug"),
+        "bare": AssertionError(),
+        "unsendable": OfItsOwn("no model here", response=404),
+    }
+    try:
+        with agreed():
+            if torch.distributed.get_rank() == rank:
+                raise errors[kind]
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "fine"
+
+
+def test_an_error_that_is_no_user_error_leaves_no_worker_waiting(pools: Pools) -> None:
+    found = pools(2).run(one_fails, "programming", 1)
+    assert found == ["RuntimeError: worker 1 failed: RuntimeError('a bug')", "RuntimeError: a bug"]
+    assert pools(2).run(one_fails, "bare", 0) == [
+        "AssertionError: ",
+        "RuntimeError: worker 0 failed: AssertionError()",
+    ]
+    assert pools(2).run(one_fails, "unsendable", 0) == [
+        "OfItsOwn: no model here",
+        "OSError: no model here",
+    ]
 
 
 def test_workers_complain_together(tmp_path: Path, pools: Pools) -> None:

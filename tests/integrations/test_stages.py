@@ -14,6 +14,7 @@ from picardopt_3d.guidance.choose import GuidanceConfig, load_guidance
 from picardopt_3d.methods import METHODS, Context, RecipeConfig, Stage, StageConfig, stage_seed
 from picardopt_3d.methods.dreamfusion import DreamFusionConfig, DreamFusionWeights
 from picardopt_3d.methods.lighting import ShadingConfig
+from picardopt_3d.methods.optim import check_rates
 from picardopt_3d.problem import Losses, Problem
 from picardopt_3d.scenes import (
     FieldConfig,
@@ -26,7 +27,9 @@ from picardopt_3d.scenes import (
     SdfConfig,
     build_scene,
     check_conversion,
+    trained_groups,
 )
+from picardopt_3d.scenes.files import KINDS
 from picardopt_3d.scenes.mesh.config import TetrahedralConfig, TexturedMeshConfig
 
 from picardopt import ParallelPicardOptimizer, load_checkpoint, save_checkpoint
@@ -259,6 +262,32 @@ def test_what_does_not_convert_is_known_before_there_are_scenes() -> None:
             check_conversion(after, before)
     with pytest.raises(ValueError, match="resolution=8: the grid before has 9 cells"):
         check_conversion(grid, TetrahedralConfig(resolution=9))
+
+
+@pytest.mark.parametrize("trained", ["all", "shape", "colour"])
+@pytest.mark.parametrize("background", ["solid", "neural"])
+def test_the_groups_of_a_scene_are_known_before_there_is_one(trained: Any, background: Any) -> None:
+    configs: list[SceneConfig] = [
+        FieldConfig(resolutions=(4, 8)),
+        *(replace(SHAPES[kind], background=background) for kind in SHAPES if kind != "voxels"),
+        *(GaussiansConfig(count=4, degree=degree) for degree in (0, 1)),
+        TetrahedralConfig(
+            resolution=8, radius=0.6, encoding=SMALL_HASH, trained=trained, background=background
+        ),
+        TexturedMeshConfig(resolution=12, faces=40, texture=16, view_pixels=16, trained=trained),
+    ]
+    for config in configs:
+        other = Balls() if isinstance(config, TexturedMeshConfig) else None
+        groups = build_scene(config, other).groups()
+        assert trained_groups(config) == {name: bool(each) for name, each in groups.items()}
+    assert {type(config) for config in configs} == {config for config, _ in KINDS.values()}
+
+
+def test_every_preset_has_rates_for_its_scenes() -> None:
+    for method in (method for methods in METHODS.values() for method in methods.values()):
+        for recipe in method.presets.values():
+            for _, stage in recipe.stages():
+                check_rates(stage, trained_groups(stage.scene))
 
 
 def test_what_does_not_convert_is_said_by_name() -> None:

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from picardopt_3d.guidance.loading import ModelOptions, read_index
+from picardopt_3d.guidance.loading import ModelOptions, noise_levels, read_index
 from picardopt_3d.guidance.loss_config import DenoiseConfig, SdsConfig, VsdConfig
 from picardopt_3d.guidance.protocol import Guidance, ScoreModel
 from picardopt_3d.guidance.sds import ScoreDistillation
@@ -213,6 +213,34 @@ def check_source(config: GuidanceConfig) -> None:
     for source in (config.source, config.lora_source):
         if known is not None and source is not None:
             read_index(_source(source), known.classes, config.options)
+
+
+def check_denoising(config: GuidanceConfig, denoise: DenoiseConfig) -> None:
+    """Checks that a score model has as many noise levels as denoising takes steps, without loading it.
+
+    Args:
+        config: The score model and the loss.
+        denoise: Options of image-to-image denoising.
+
+    Raises:
+        ValueError: There are more steps than noise levels.
+        FileNotFoundError: See `noise_levels`.
+        PermissionError: See `noise_levels`.
+    """
+    if config.loss != "denoise":
+        return
+    # Imported here because it imports diffusers.
+    from picardopt_3d.guidance.denoise import check_steps
+
+    known = GUIDANCE_MODELS.get(config.model)
+    if known is None:
+        from picardopt_3d.guidance.exact_score import LEVELS
+
+        levels = LEVELS
+    else:
+        source: Any = known.shipped if config.source is None else _source(config.source)
+        levels = noise_levels(source, config.options)
+    check_steps(denoise.steps, levels)
 
 
 def _source(source: str) -> str:

@@ -126,6 +126,22 @@ class Denoising(Guidance):
         return int(torch.randint(low, high + 1, ()))
 
 
+def check_steps(steps: int, levels: int) -> None:
+    """Checks that a model has as many noise levels as denoising takes steps.
+
+    Args:
+        steps: Denoising steps from pure noise on.
+        levels: Noise levels of the model.
+
+    Raises:
+        ValueError: There are more steps than noise levels.
+    """
+    if steps > levels:
+        raise ValueError(
+            f"denoise.steps={steps}: the model has {levels} noise levels; give at most as many"
+        )
+
+
 def ddim_scheduler(alphas_cumprod: Tensor, steps: int) -> DDIMScheduler:
     """Returns DDIM over a model's noise levels, set up as published for Stable Diffusion, for predicted noise.
 
@@ -136,10 +152,7 @@ def ddim_scheduler(alphas_cumprod: Tensor, steps: int) -> DDIMScheduler:
     Raises:
         ValueError: There are more steps than noise levels.
     """
-    if steps > len(alphas_cumprod):
-        raise ValueError(
-            f"denoise.steps={steps}: the model has {len(alphas_cumprod)} noise levels; give at most as many"
-        )
+    check_steps(steps, len(alphas_cumprod))
     scheduler = DDIMScheduler(
         num_train_timesteps=len(alphas_cumprod),
         prediction_type="epsilon",

@@ -34,6 +34,9 @@ from picardopt_3d.world import (
     render_shading,
 )
 
+LEVELS = 1000
+"""Noise levels of the schedule, as the models that ship have."""
+
 
 class Candidates(NamedTuple):
     """The views that a camera could see.
@@ -138,7 +141,7 @@ class ExactScore:
         timesteps: Number of noise levels of the schedule (cosine, like that of the shipped model).
     """
 
-    def __init__(self, view_set: ViewSet | None = None, timesteps: int = 1000) -> None:
+    def __init__(self, view_set: ViewSet | None = None, timesteps: int = LEVELS) -> None:
         self.view_set: ViewSet = view_set or RenderedSubjects()
         self.size = self.view_set.size
         self.alphas_cumprod = cosine_schedule(timesteps)

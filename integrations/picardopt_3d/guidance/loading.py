@@ -154,6 +154,27 @@ def read_index(source: str | Path, classes: Sequence[str], options: ModelOptions
         return _checked_index(Path(index).parent, source, classes)
 
 
+def noise_levels(source: str | Path, options: ModelOptions) -> int:
+    """Returns the number of noise levels of a pipeline's schedule, whose configuration alone is downloaded.
+
+    Args:
+        source: See `locate`.
+        options: Revision.
+
+    Raises:
+        FileNotFoundError: The schedule is missing.
+        PermissionError: The model is gated.
+    """
+    # Imported here because diffusers takes seconds to import.
+    from diffusers import DDIMScheduler
+
+    with explained(source):
+        content = DDIMScheduler.load_config(
+            source, subfolder="scheduler", revision=options.revision
+        )
+    return int(content.get("num_train_timesteps", 1000))
+
+
 def _checked_index(folder: Path, source: str | Path, classes: Sequence[str]) -> dict[str, Any]:
     index = folder / "model_index.json"
     if not index.exists():

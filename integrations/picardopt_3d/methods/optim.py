@@ -138,6 +138,28 @@ class OptimizerConfig:
                 )
 
 
+def check_rates(config: OptimizerConfig, groups: Mapping[str, bool]) -> None:
+    """Checks that each group of a scene has a rate, and each rate a group.
+
+    Args:
+        config: The rates.
+        groups: Whether there are parameters in each group.
+
+    Raises:
+        ValueError: A group has no rate, or a rate has no group.
+    """
+    for name in config.rates:
+        if name not in groups:
+            raise ValueError(
+                f"rates.{name}: the scene has no such parameters; it has {', '.join(groups)}"
+            )
+    missing = [name for name, filled in groups.items() if filled and name not in config.rates]
+    if missing:
+        raise ValueError(
+            f"rates={dict(config.rates)}: give a rate for the scene's {', '.join(missing)} too"
+        )
+
+
 def build_optimizer(
     config: OptimizerConfig, groups: Mapping[str, Sequence[nn.Parameter]]
 ) -> Optimizer:
@@ -150,18 +172,7 @@ def build_optimizer(
     Raises:
         ValueError: A group has no rate, or a rate has no group.
     """
-    for name in config.rates:
-        if name not in groups:
-            raise ValueError(
-                f"rates.{name}: the scene has no such parameters; it has {', '.join(groups)}"
-            )
-    missing = [
-        name for name, parameters in groups.items() if parameters and name not in config.rates
-    ]
-    if missing:
-        raise ValueError(
-            f"rates={dict(config.rates)}: give a rate for the scene's {', '.join(missing)} too"
-        )
+    check_rates(config, {name: bool(parameters) for name, parameters in groups.items()})
     known, given = _numbers_of(config.optimizer), {}
     for name in ("betas", "eps", "momentum", "weight_decay"):
         if name in known and getattr(config, name) is not None:

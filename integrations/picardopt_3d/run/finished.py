@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,8 +67,9 @@ def read_run(folder: Path) -> FinishedRun:
     """
     scene, path = scene_file(folder), RunFolder(folder).report
     if not path.is_file():
+        quoted = shlex.quote(str(folder))
         raise FileNotFoundError(
-            f"{folder} has no {path.name}: the run has not finished; go on with it by `picardopt resume {folder}`"
+            f"{folder} has no {path.name}: the run has not finished; go on with it by `picardopt resume {quoted}`"
         )
     try:
         report = json.loads(path.read_text())

@@ -134,6 +134,20 @@ def _train(config: RunConfig[Any], started: float, resume: bool) -> dict[str, An
             print("\nstopped: writing film and report (Ctrl-C again leaves them)", file=sys.stderr)
             finish(config, started)
         raise
+    except (ValueError, OSError):  # a later stage cannot begin
+        if _is_unreported(folder):
+            print("writing film and report of what is there (Ctrl-C leaves them)", file=sys.stderr)
+            with contextlib.suppress(ValueError, OSError):  # the first error is the one to mend
+                finish(config, started)
+        raise
     finally:
         torch.set_num_threads(before)
     return finish(config, started)
+
+
+def _is_unreported(folder: RunFolder) -> bool:
+    """Returns whether there is a scene that was written after the report, or without one."""
+    scenes = [stage.scene for stage in folder.begun() if stage.scene.is_file()]
+    if not scenes or not folder.report.is_file():
+        return bool(scenes)
+    return scenes[-1].stat().st_mtime_ns > folder.report.stat().st_mtime_ns

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,10 @@ from picardopt_3d.devices import pick_device
 from picardopt_3d.guidance.choose import load_guidance
 from picardopt_3d.methods import Context, Stage, StageConfig, stage_seed
 from picardopt_3d.picard import PicardOptions, make_optimizer
+from picardopt_3d.run.agreement import agreed, check_same_scene
 from picardopt_3d.run.checkpoint import load_stage
 from picardopt_3d.run.folder import RunFolder, StageFolder
-from picardopt_3d.run.later_stages import check_later_stages, earlier_stage_kept
+from picardopt_3d.run.later_stages import check_later_stages, explained_stage
 from picardopt_3d.run.record import RunRecord
 from picardopt_3d.scenes import Scene, load_scene
 from picardopt_3d.task import Task
@@ -85,13 +86,13 @@ def _prepared(config: RunConfig[Any], index: int, resume: bool) -> PreparedStage
     stages, folder = config.recipe.stages(), RunFolder(config.out)
     name, stage = stages[index]
     seed = stage_seed(config.seed, index)
-    with agreed():
+    with agreed(), explained_stage(config, index):
         device, previous = pick_device(config.device), None
         if index:
             before = folder.stage(index - 1, stages[index - 1].name)
+            _say_what_is_made(config, index)
             previous = load_scene(before.scene).to(device)
-        with earlier_stage_kept(config, index):
-            problem = build_problem(stage, config.task, folder.input, device, seed, previous)
+        problem = build_problem(stage, config.task, folder.input, device, seed, previous)
     with agreed():
         options = PicardOptions(
             stage.picard, config.window, config.tolerance, config.predictor, config.sequential
@@ -105,8 +106,22 @@ def _prepared(config: RunConfig[Any], index: int, resume: bool) -> PreparedStage
         record = RunRecord(figures)
         if resume:
             load_stage(folder.stage(index, name), problem, optimizer, record)
+    with explained_stage(config, index):
+        check_same_scene(problem)
     first = sum(each.config.steps for each in stages[:index])
     return PreparedStage(index, stage, problem, optimizer, record, folder.stage(index, name), first)
+
+
+def _say_what_is_made(config: RunConfig[Any], index: int) -> None:
+    """Prints that a stage's scene is made of the one before, which may take minutes."""
+    if dist.is_initialized() and dist.get_rank() != 0:
+        return
+    stages = config.recipe.stages()
+    print(
+        f"making the scene of stage {stages[index].name} ({index + 1}/{len(stages)}) from that of stage "
+        f"{stages[index - 1].name} ...",
+        file=sys.stderr,
+    )
 
 
 def build_problem(
@@ -141,31 +156,6 @@ def build_problem(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return stage.build(Context(guidance, prompt, device, reference), previous)
-
-
-@contextlib.contextmanager
-def agreed() -> Iterator[None]:
-    """Raises an error of one worker in all of them, so that none waits for the other.
-
-    Raises:
-        ValueError, OSError: A user error of this worker or of another one.
-        RuntimeError: Another worker has failed otherwise.
-        Exception: This worker has.
-    """
-    own: Exception | None = None
-    try:
-        yield
-    except Exception as error:
-        own = error
-    found = own
-    if dist.is_initialized():
-        user_error = own is None or isinstance(own, ValueError | OSError)
-        told = own if user_error else RuntimeError(f"worker {dist.get_rank()} failed: {own!r}")
-        everyones: list[Exception | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyones, told)
-        found = own or next(filter(None, everyones), None)
-    if found is not None:
-        raise found
 
 
 def _figures(config: RunConfig[Any], stage: StageConfig, device: torch.device) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Scenes: what a run trains and renders."""
 
+from picardopt_3d.scenes.checks import check_rasterizer, trained_groups
 from picardopt_3d.scenes.field import Field, FieldSample
 from picardopt_3d.scenes.files import (
     SceneConfig,
@@ -51,6 +52,8 @@ __all__ = [
     "Triangles",
     "build_scene",
     "check_conversion",
+    "check_rasterizer",
     "load_scene",
     "save_scene",
+    "trained_groups",
 ]
