@@ -45,7 +45,7 @@ METHODS_SHOWN = {
     "zero123": ("Zero-1-to-3", "radiance field"),
     "zero123-gaussians": ("Zero-1-to-3", "3D Gaussians"),
 }
-"""Systems and their last stage's kind of scene, in the paper's order, by the recipes of `methods.py`."""
+"""Systems and their last stage's kind of scene, by the recipes of `methods.py`."""
 
 
 def finished(run: Run, scenes: Path) -> list[StageFolder]:
@@ -110,17 +110,7 @@ def save_sheet_of_all(found: dict[str, list[torch.Tensor]], path: Path) -> None:
         draw.text((12, middle - 10), name, fill="black", font=large, anchor="lm")
         draw.text((12, middle + 10), kind, fill="dimgray", font=small, anchor="lm")
     with replacing(path) as temporary:
-        sheet.save(temporary, format="PNG")
-
-
-def reduce_colours(path: Path) -> None:
-    """Gives a PNG a palette of 256 colours, which makes it a third as large."""
-    with Image.open(path) as image:
-        reduced = image.convert("RGB").quantize(
-            256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
-        )
-    with replacing(path) as temporary:
-        reduced.save(temporary, format="PNG", optimize=True)
+        sheet.save(temporary, format="PNG", optimize=True)
 
 
 def main() -> None:
@@ -149,7 +139,6 @@ def main() -> None:
         sheet = [row for caption in shown for row in rows(options.recipe, caption, options.scenes)]
         title = f"{method} {preset}: sequential, and Picard (window 8)"
         save_contact_sheet(sheet, title, out)
-    reduce_colours(out)
 
 
 if __name__ == "__main__":
