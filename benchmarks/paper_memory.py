@@ -36,8 +36,8 @@ INTRODUCTION = f"""
 
 One optimizer step (loss, backward pass, base optimizer) of each stage of each `paper` preset: the last of the steps
 with the most pixels, on the preset's own scene. *New* is a scene as it begins. *Grown* is one at work: a field whose
-cells are occupied in a ball of {BALL:g} times its radius, or {GAUSSIANS:,} 3D Gaussians; a mesh needs what it needs from
-the start. Meshes are made of a new field, or (for a texture) are a sphere of 79,600 triangles.
+cells are occupied in a ball of {BALL:g} times its radius, or {GAUSSIANS:,} 3D Gaussians; a mesh needs what it
+needs from the start. Meshes are made of a new field, or (for a texture) are a sphere of 79,600 triangles.
 """.strip()
 CPU_NOTES = """
 The scenes alone, on one thread: the guidance is replaced by the mean square of the views. *Forward* is by how much one
@@ -54,18 +54,8 @@ adds in one process, GiB. Seconds are of the second step, without what a first o
 it is halved until it does.
 """.strip()
 GPU_COLUMNS = [
-    "stage",
-    "guidance",
-    "views",
-    "parameters",
-    "model",
-    "trained",
-    "window",
-    "new",
-    "s",
-    "grown",
-    "s",
-    "note",
+    *("stage", "guidance", "views", "parameters", "model", "trained", "window"),
+    *("new", "s", "grown", "s", "note"),
 ]
 CPU_COLUMNS = [
     "stage",
@@ -93,20 +83,19 @@ def on_gpu(row: Row, options: argparse.Namespace) -> dict[str, Any]:
         row = with_views(row, options.batch or 2, 16 if options.tiny else None)
     found: dict[str, Any] = {"model": allocated(device), "views": row.views(step)}
     for state in ("new", "grown") if row.grows() else ("new",):
+        stage: Any = build_stage(row, guidance, device, step, state == "grown")
         batch = row.views(step)[0]
         while batch:
+            stage.config = with_views(row, batch).config
             try:
-                stage = build_stage(
-                    with_views(row, batch), guidance, device, step, state == "grown"
-                )
                 found[state] = one_step(stage, step, device) | {"batch": batch}
                 found |= of_window(stage, row, device)
                 break
             except torch.OutOfMemoryError as error:
                 print(f"{row.name}, {state}, {batch} views: {error}", file=sys.stderr)
-            stage, batch = None, batch // 2
+            batch //= 2
             release(device)
-        stage = None
+        del stage
         release(device)
     return found
 
@@ -138,7 +127,7 @@ def of_window(stage: Stage, row: Row, device: torch.device) -> dict[str, float]:
     """Bytes of what is trained, and of what a window adds to them: a sweep of the optimizer with gradients of 0."""
     bases = stage.optimizers()
     parameters = [p for base in bases for group in base.param_groups for p in group["params"]]
-    held = [p for p in parameters] + [p.grad for p in parameters if p.grad is not None]
+    held = list(parameters) + [p.grad for p in parameters if p.grad is not None]
     for base in bases:
         held += [v for state in base.state.values() for v in state.values() if torch.is_tensor(v)]
     for parameter in parameters:
@@ -260,7 +249,7 @@ def results(jobs: list[list[str]], options: argparse.Namespace) -> Iterator[dict
             continue
         try:
             output, _ = job.communicate("go\n", timeout=left)
-            yield json.loads(output) if job.returncode == 0 else "failed"
+            yield json.loads(output.splitlines()[-1]) if job.returncode == 0 else "failed"
         except subprocess.TimeoutExpired:
             job.kill()
             job.communicate()
@@ -366,7 +355,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", help="such as magic3d/refine; all if left out")
     parser.add_argument("--limit", type=float, default=3600, help="seconds for all")
     parser.add_argument("--row-limit", type=float, default=300, help="seconds for a row")
-    parser.add_argument("--ahead", type=int, default=4, help="processes that wait on a GPU")
+    parser.add_argument("--ahead", type=int, default=6, help="processes that wait on a GPU")
     parser.add_argument("--batch", type=int, help="views of a step in place of the preset's")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="pixels, on a CPU")
     parser.add_argument(
@@ -383,7 +372,8 @@ def main() -> None:
         row = next(row for row in rows if row.name == options.row)
         if whole:
             import full_size_models  # noqa: F401  (slow, and done before the row's turn)
-        sys.stdin.readline()
+        if not sys.stdin.readline():  # whoever started it has ended
+            return
         print(json.dumps((on_gpu if whole else on_cpu)(row, options)))
         return
     if options.stages:

@@ -132,7 +132,7 @@ def build_stage(
     if isinstance(config.scene, TexturedMeshConfig):
         # Unwrapping a real surface takes a minute and changes nothing here.
         mesh = _sphere(config.scene)
-        with mock.patch.object(stage_module, "build_scene", lambda scene, previous: mesh):
+        with mock.patch.object(stage_module, "build_scene", return_value=mesh):
             return config.build(context)
     previous = None
     if isinstance(config.scene, TetrahedralConfig) and row.before is not None:
