@@ -36,19 +36,10 @@ from transformers import (
 )
 
 TOKENS = 77
-_FILLERS = [
-    "constant_",
-    "eye_",
-    "kaiming_normal_",
-    "kaiming_uniform_",
-    "normal_",
-    "ones_",
-    "trunc_normal_",
-    "uniform_",
-    "xavier_normal_",
-    "xavier_uniform_",
-    "zeros_",
-]
+_FILLERS = (
+    *("constant_", "eye_", "normal_", "ones_", "trunc_normal_", "uniform_", "zeros_"),
+    *("kaiming_normal_", "kaiming_uniform_", "xavier_normal_", "xavier_uniform_"),
+)
 
 STABLE_DIFFUSION: dict[str, Any] = {
     "sample_size": 64,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import ctypes
 import gc
 import json
 import math
@@ -24,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paper_stages import BALL, GAUSSIANS, Brightness, Row, build_stage, paper_rows
+from paper_stages import BALL, GAUSSIANS, Brightness, Row, build_stage, paper_rows, picture
 from picardopt_3d.methods import Stage
+from picardopt_3d.methods.reference import Reference
 from tables import machine, markdown, number
 
 from picardopt import ParallelPicardOptimizer
@@ -36,15 +38,16 @@ INTRODUCTION = f"""
 
 One optimizer step (loss, backward pass, base optimizer) of each stage of each `paper` preset: the last of the steps
 with the most pixels, on the preset's own scene. *New* is a scene as it begins. *Grown* is one at work: a field whose
-cells are occupied in a ball of {BALL:g} times its radius, or {GAUSSIANS:,} 3D Gaussians; a mesh needs what it needs from
-the start. Meshes are made of a new field, or (for a texture) are a sphere of 79,600 triangles.
+cells are occupied in a ball of {BALL:g} times its radius, or {GAUSSIANS:,} 3D Gaussians; a mesh needs what it
+needs from the start. Meshes are made of a new field, or (for a texture) are a sphere of 79,600 triangles.
 """.strip()
 CPU_NOTES = """
 The scenes alone, on one thread: the guidance is replaced by the mean square of the views. *Forward* is by how much one
-view raises the resident memory without gradients, *both* by how much with them, MB. The last column is what a step's
-views would take: the line through the two sizes, in pixels, at views x pixels x pixels. Beyond 524,288 samples a field
-is evaluated in parts that the backward pass evaluates again, so that memory grows more slowly than with few pixels,
-and the line is a bound from above.
+view raises the resident memory without gradients, *both* by how much with them, MB. The last column is what a
+step's views would take, GiB: the line through the two sizes, in pixels, at views x pixels x pixels. Beyond
+524,288 samples a field is evaluated in parts that the backward pass evaluates again, so that memory grows more slowly
+than with few pixels, and the line is a bound from above. A step that also draws the view of a picture does so here, at
+a size that shrinks with the others, and its pixels count too; its sizes are half as large.
 """.strip()
 GPU_NOTES = """
 Models of the real classes and sizes with random weights, in float16, without text encoders, whose embeddings are random
@@ -54,18 +57,8 @@ adds in one process, GiB. Seconds are of the second step, without what a first o
 it is halved until it does.
 """.strip()
 GPU_COLUMNS = [
-    "stage",
-    "guidance",
-    "views",
-    "parameters",
-    "model",
-    "trained",
-    "window",
-    "new",
-    "s",
-    "grown",
-    "s",
-    "note",
+    *("stage", "guidance", "views", "parameters", "model", "trained", "window"),
+    *("new", "s", "grown", "s", "note"),
 ]
 CPU_COLUMNS = [
     "stage",
@@ -92,21 +85,20 @@ def on_gpu(row: Row, options: argparse.Namespace) -> dict[str, Any]:
     if options.tiny or options.batch:
         row = with_views(row, options.batch or 2, 16 if options.tiny else None)
     found: dict[str, Any] = {"model": allocated(device), "views": row.views(step)}
-    for state in ("new", "grown") if row.grows() else ("new",):
+    for state in row.states():
+        stage: Any = build_stage(row, guidance, device, step, state == "grown")
         batch = row.views(step)[0]
         while batch:
+            stage.config = with_views(row, batch).config
             try:
-                stage = build_stage(
-                    with_views(row, batch), guidance, device, step, state == "grown"
-                )
                 found[state] = one_step(stage, step, device) | {"batch": batch}
                 found |= of_window(stage, row, device)
                 break
             except torch.OutOfMemoryError as error:
                 print(f"{row.name}, {state}, {batch} views: {error}", file=sys.stderr)
-            stage, batch = None, batch // 2
+            batch //= 2
             release(device)
-        stage = None
+        del stage
         release(device)
     return found
 
@@ -138,7 +130,7 @@ def of_window(stage: Stage, row: Row, device: torch.device) -> dict[str, float]:
     """Bytes of what is trained, and of what a window adds to them: a sweep of the optimizer with gradients of 0."""
     bases = stage.optimizers()
     parameters = [p for base in bases for group in base.param_groups for p in group["params"]]
-    held = [p for p in parameters] + [p.grad for p in parameters if p.grad is not None]
+    held = list(parameters) + [p.grad for p in parameters if p.grad is not None]
     for base in bases:
         held += [v for state in base.state.values() for v in state.values() if torch.is_tensor(v)]
     for parameter in parameters:
@@ -167,17 +159,40 @@ def of_window(stage: Stage, row: Row, device: torch.device) -> dict[str, float]:
 
 
 def on_cpu(row: Row, options: argparse.Namespace) -> dict[str, Any]:
-    """The figures of one view of a scene."""
+    """The figures of one view of a scene, for each state a list by size."""
     torch.set_num_threads(1)
     device, step = torch.device("cpu"), row.largest()
-    small = with_views(row, 1, options.pixels)
-    stage = build_stage(small, Brightness(), device, step, options.grown)
+    found: dict[str, Any] = {}
+    for state in row.states():
+        stage: Any = build_stage(row, Brightness(), device, step, state == "grown")
+        for size in (8, *sizes_of(row, options)):  # the first one sets up what torch sets up once
+            stage.config = with_views(row, 1, size).config
+            if row.from_picture:
+                stage.reference = Reference(
+                    picture(stage.config), stage.config.reference_pixels, device
+                )
+            found.setdefault(state, []).append(one_view(stage, step, device))
+        del found[state][0], stage
+    return found
+
+
+def sizes_of(row: Row, options: argparse.Namespace) -> list[int]:
+    """Pixels along an edge of the views that are measured on a CPU; smaller beside a larger picture."""
+    half = row.from_picture and with_views(row, 1, 64).pixels_at(0) > 2 * 64**2
+    return [size // (2 if half else 1) for size in options.sizes]
+
+
+def one_view(stage: Stage, step: int, device: torch.device) -> dict[str, float]:
+    """Bytes that a step adds to what is resident, without gradients and with them, and its CPU seconds."""
+    for optimizer in stage.optimizers():
+        optimizer.zero_grad()
     torch.manual_seed(step)
     before = reset_peak(device)
     with torch.no_grad():
         stage.loss(step)
     forward = peak(device) - before
     torch.manual_seed(step)
+    before = reset_peak(device)
     begun = time.process_time()
     stage.loss(step).total.backward()
     seconds = time.process_time() - begun
@@ -185,16 +200,15 @@ def on_cpu(row: Row, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def with_views(row: Row, batch: int, pixels: int | None = None) -> Row:
-    """The row with other views at every step; a view at the picture's camera shrinks with them."""
+    """The row with other views at every step; the view at a picture's camera shrinks with them."""
     config: Any = replace(row.config, batch=batch)
     if pixels is not None:
-        step = row.largest()
-        given = {"pixels": pixels}
+        config = replace(config, pixels=pixels)
         sizes = getattr(config, "reference_pixels", None)
         if sizes is not None:
             last = sizes if isinstance(sizes, int) else sizes[-1][1]
-            given["reference_pixels"] = max(16, last * pixels // row.views(step)[1])
-        config = replace(config, **given)
+            beside = last * pixels // row.views(row.largest())[1]
+            config = replace(config, reference_pixels=max(16, beside))
     return replace(row, config=config)
 
 
@@ -225,9 +239,12 @@ def reset_peak(device: torch.device) -> float:
 
 
 def release(device: torch.device) -> None:
+    """Gives back what is not in use, so that it hides no peak."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    else:
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident(name: str) -> float:
@@ -260,7 +277,7 @@ def results(jobs: list[list[str]], options: argparse.Namespace) -> Iterator[dict
             continue
         try:
             output, _ = job.communicate("go\n", timeout=left)
-            yield json.loads(output) if job.returncode == 0 else "failed"
+            yield json.loads(output.splitlines()[-1]) if job.returncode == 0 else "failed"
         except subprocess.TimeoutExpired:
             job.kill()
             job.communicate()
@@ -305,39 +322,31 @@ def gpu_table(rows: list[Row], options: argparse.Namespace) -> Iterator[list[lis
 
 
 def cpu_table(rows: list[Row], options: argparse.Namespace) -> Iterator[list[list[object]]]:
-    """The table after each scene, two rows for those that grow."""
-    kinds = [
-        (row, state) for row in rows for state in (["new", "grown"] if row.grows() else ["new"])
-    ]
-    jobs = [
-        [f"--row={row.name}", f"--pixels={size}", *(["--grown"] if state == "grown" else [])]
-        for row, state in kinds
-        for size in options.sizes
-    ]
-    found, lines = results(jobs, options), []
-    for row, state in kinds:
-        batch, pixels = row.views(row.largest())
-        each = [next(found) for _ in options.sizes]
-        start: list[object] = [row.name, state]
-        for size, figures in zip(options.sizes, each, strict=True):
-            if isinstance(figures, str):
-                lines.append([*start, size, "-", "-", "-", figures, "-"])
-                continue
-            last = size == options.sizes[-1]
-            sizes = [figures["forward"] / 2**20, figures["both"] / 2**20, figures["seconds"]]
-            total = "-"
-            if last and not any(isinstance(other, str) for other in each):
-                total = gib(extrapolated(options.sizes, each, batch * pixels**2)) + " GiB"
-            shown = f"{batch} x {pixels} px" if last else "-"
-            lines.append([*start, size, *map(number, sizes), shown, total])
+    """The table after each stage: a line for each state and size."""
+    lines: list[list[object]] = []
+    jobs = [[f"--row={row.name}", "--sizes", *map(str, options.sizes)] for row in rows]
+    for row, found in zip(rows, results(jobs, options), strict=True):
+        if isinstance(found, str):
+            lines.append([row.name, *6 * ["-"], found])
+            yield lines
+            continue
+        step, sizes = row.largest(), sizes_of(row, options)
+        batch, pixels = row.views(step)
+        measured = [with_views(row, 1, size).pixels_at(step) for size in sizes]
+        for state, each in found.items():
+            for size, figures in zip(sizes, each, strict=True):
+                shown = [figures["forward"] / 2**20, figures["both"] / 2**20, figures["seconds"]]
+                lines.append([row.name, state, size, *map(number, shown), "", ""])
+            total = extrapolated(measured, each, row.pixels_at(step))
+            lines[-1][-2:] = [f"{batch} x {pixels} px", gib(total)]
         yield lines
 
 
-def extrapolated(sizes: list[int], each: list[Any], pixels: int) -> float:
-    """The line through the peaks of the first and the last size, at a number of pixels."""
+def extrapolated(measured: list[int], each: list[Any], pixels: int) -> float:
+    """The line through the peaks of the first and the last size, at a number of pixels; bytes."""
     first, last = each[0]["both"], each[-1]["both"]
-    slope = max(0.0, last - first) / (sizes[-1] ** 2 - sizes[0] ** 2)
-    return float(last + slope * (pixels - sizes[-1] ** 2))
+    slope = max(0.0, last - first) / (measured[-1] - measured[0])
+    return float(last + slope * (pixels - measured[-1]))
 
 
 def section(title: str, notes: str, command: str, where: str, table: str) -> str:
@@ -366,16 +375,14 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", help="such as magic3d/refine; all if left out")
     parser.add_argument("--limit", type=float, default=3600, help="seconds for all")
     parser.add_argument("--row-limit", type=float, default=300, help="seconds for a row")
-    parser.add_argument("--ahead", type=int, default=4, help="processes that wait on a GPU")
+    parser.add_argument("--ahead", type=int, default=6, help="processes that wait on a GPU")
     parser.add_argument("--batch", type=int, help="views of a step in place of the preset's")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="pixels, on a CPU")
     parser.add_argument(
         "--tiny", action="store_true", help="tries the GPU's rows with small models"
     )
     parser.add_argument("--out", type=Path, help="the Markdown file")
-    for name, kind in (("--row", str), ("--pixels", int)):
-        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
-    parser.add_argument("--grown", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--row", help=argparse.SUPPRESS)
     options = parser.parse_args()
     rows = list(paper_rows())
     whole = options.device == "cuda" or options.tiny
@@ -383,7 +390,8 @@ def main() -> None:
         row = next(row for row in rows if row.name == options.row)
         if whole:
             import full_size_models  # noqa: F401  (slow, and done before the row's turn)
-        sys.stdin.readline()
+        if not sys.stdin.readline():  # whoever started it has ended
+            return
         print(json.dumps((on_gpu if whole else on_cpu)(row, options)))
         return
     if options.stages:

@@ -65,14 +65,21 @@ class Row:
         """Views of a step, and pixels along each edge."""
         return current(self.config.batch, step), current(self.config.pixels, step)
 
+    def pixels_at(self, step: int) -> int:
+        """Pixels of all views of a step, with that of a picture's camera."""
+        batch, size = self.views(step)
+        beside: Any = getattr(self.config, "reference_pixels", 0) if self.from_picture else 0
+        return batch * size**2 + current(beside, step) ** 2
+
     def shrunk(self) -> Row:
         """The row with small hash tables, to be tried on a CPU."""
         pair = (_shrunk(each) for each in (self.config, self.before))
         return replace(self, config=next(pair), before=next(pair))
 
-    def grows(self) -> bool:
-        """Whether a scene at work needs more than a new one: a mesh does not."""
-        return not isinstance(self.config.scene, TetrahedralConfig | TexturedMeshConfig)
+    def states(self) -> tuple[str, ...]:
+        """What its scene is measured as; a mesh needs no more at work than when it is new."""
+        mesh = isinstance(self.config.scene, TetrahedralConfig | TexturedMeshConfig)
+        return ("new",) if mesh else ("new", "grown")
 
 
 def _shrunk(config: Any) -> Any:
@@ -124,7 +131,7 @@ def build_stage(
     """The stage on a new scene, or on one that has grown; seeded."""
     torch.manual_seed(0)
     config: Any = row.config
-    image = _picture(config) if row.from_picture else None
+    image = picture(config) if row.from_picture else None
     prompt = (
         config.guidance.text_prompt("a red cube in a forest") if image is None else image.prompt()
     )
@@ -132,7 +139,7 @@ def build_stage(
     if isinstance(config.scene, TexturedMeshConfig):
         # Unwrapping a real surface takes a minute and changes nothing here.
         mesh = _sphere(config.scene)
-        with mock.patch.object(stage_module, "build_scene", lambda scene, previous: mesh):
+        with mock.patch.object(stage_module, "build_scene", return_value=mesh):
             return config.build(context)
     previous = None
     if isinstance(config.scene, TetrahedralConfig) and row.before is not None:
@@ -160,7 +167,7 @@ def _ball(values: Tensor) -> Tensor:
     return torch.where(x**2 + y**2 + z**2 < BALL**2, 100.0, 0.0)
 
 
-def _picture(config: Any) -> ReferenceImage:
+def picture(config: Any) -> ReferenceImage:
     """A grey disc over white, from the middle of the training cameras."""
     size = 512
     axis = torch.linspace(-1, 1, size)

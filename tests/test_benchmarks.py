@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-MODULES = {"tables", "plain_loop", "result_store"}
+MODULES = {"tables", "plain_loop", "result_store", "full_size_models", "paper_stages"}
 """What the scripts share."""
 TINY = {
     "gaussians_restructure": [
@@ -28,8 +28,10 @@ TINY = {
     ],
     "gpu_drift": ["--help"],  # one size: that of Stable Diffusion's UNet
     "gpu_smoke": ["--device", "cpu", "--parameters", "1000", "--skip-command"],
+    "mesh_rasterizer": ["--subdivisions", "0", "--sizes", "16", "--repeats", "1"],
     "methods": ["--help"],  # whole recipes, or none
     "overhead": ["--ranks", "1", "2", "--parameters", "1000", "--drift-ms", "1", "--repeats", "2"],
+    "paper_memory": ["--tiny", "--stages", "dreamgaussian/gaussians", "--out", "r.md"],
     "rasterizer": ["--counts", "1", "20", "--sizes", "16", "--repeats", "1"],
     "prompts": ["--steps", "2", "--seeds", "1", "--out", "r.json", "--scenes", "scenes"],
     "restructure": ["--steps", "12", "--every", "5", "--windows", "3", "--seeds", "2"],
