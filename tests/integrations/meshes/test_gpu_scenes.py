@@ -191,9 +191,7 @@ def test_views_are_denoised() -> None:
     cameras, found = turntable_cameras(2), []
     for device in (CPU, CUDA):
         denoising = Denoising(PixelDiffusion.from_pretrained(device=device), DenoiseConfig(steps=5))
-        leaf = views.to(
-            device, copy=True
-        ).requires_grad_()  # A leaf there, and `views` stays as it is.
+        leaf = views.to(device, copy=True).requires_grad_()  # `views` itself needs no gradient
         prompt, there = denoising.encode("a red cube"), cameras.to(device)
         torch.manual_seed(0)
         refined = denoising.refine(leaf, prompt, there, (0.4, 0.6))
