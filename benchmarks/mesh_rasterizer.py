@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from picardopt_3d.cameras import orbit_cameras
 from picardopt_3d.scenes.mesh.config import Rasterizer
-from picardopt_3d.scenes.mesh.rasterize import antialias, chosen, interpolate, rasterize
+from picardopt_3d.scenes.mesh.rasterize import antialias, interpolate, rasterize
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from rasterizer import fastest, peak
 from tables import document, machine, markdown, number
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rasterizer", default="auto", choices=["auto", "torch", "nvdiffrast"])
+    parser.add_argument("--rasterizer", default="torch", choices=["torch", "nvdiffrast"])
     parser.add_argument("--out", type=Path, help="the Markdown file")
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
@@ -107,12 +107,11 @@ def main() -> None:
         rows.append([f"{20 * 4**count:,}", size, *(number(value) for value in found.values())])
     table = markdown(["faces", "pixels", "forward", "both", "four views", "MB"], rows)
     command = " ".join(["python", *sys.argv])
-    used = chosen(options.rasterizer, torch.device(options.device))
     text = document(
         "Cost of a view of triangles",
         command,
         where,
-        f"{NOTES.strip()}\n\nRasterizer: {used}.",
+        f"{NOTES.strip()}\n\nRasterizer: {options.rasterizer}.",
         table,
     )
     if options.out:

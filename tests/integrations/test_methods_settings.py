@@ -40,6 +40,7 @@ NOT_IN_THE_TABLE = {
     "scene.occupancy.every",  # nerfacc's own, 16
     "scene.occupancy.threshold",  # follows from radius and samples; tested below
     "scene.strategy.most",  # a limit of ours
+    "scene.rasterizer",  # of the machine, not of the method
     "scene.surface_density",  # of meshes, not of training
     "vsd.seed",
 }
@@ -56,7 +57,6 @@ USUAL: dict[str, Any] = {
     "momentum": None,
     "optimizer": "Adam",
     "scene.normal_step": 0.01,  # of analytic normals, which do without
-    "scene.rasterizer": "auto",  # whatever is installed
     "sds.clip_norm": None,
     "sds.clip_value": None,
     "shading.ambient": 0.1,

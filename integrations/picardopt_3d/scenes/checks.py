@@ -45,4 +45,4 @@ def check_rasterizer(config: SceneConfig, device: torch.device) -> None:
     if isinstance(config, GaussiansConfig):
         rasterize.chosen(config.rasterizer, device)
     elif isinstance(config, TetrahedralConfig | TexturedMeshConfig):
-        mesh_rasterize.chosen(config.rasterizer, device)
+        mesh_rasterize.check_usable(config.rasterizer, device)

@@ -11,13 +11,14 @@ import pytest
 import torch
 from picardopt_3d.cameras import orbit_cameras
 from picardopt_3d.scenes.mesh import nvdiffrast_backend
+from picardopt_3d.scenes.mesh.config import TetrahedralConfig, TexturedMeshConfig
 from picardopt_3d.scenes.mesh.nvdiffrast_backend import (
     clip_coordinates,
     rasterize_nvdiffrast,
     read,
     why_not,
 )
-from picardopt_3d.scenes.mesh.rasterize import chosen, rasterize
+from picardopt_3d.scenes.mesh.rasterize import check_usable, rasterize
 from picardopt_3d.scenes.mesh.screen import NEAR, on_screen
 from torch import Tensor
 
@@ -62,7 +63,7 @@ def _of_it(name: str) -> bool:
         ),
     ],
 )
-def test_auto_does_not_pass_over_an_nvdiffrast_that_fails(
+def test_an_nvdiffrast_that_fails_is_not_passed_over(
     nvdiffrast: Path, content: str, said: str
 ) -> None:
     """Else one process could draw with torch and another with nvdiffrast: a drift that depends on the rank."""
@@ -70,19 +71,18 @@ def test_auto_does_not_pass_over_an_nvdiffrast_that_fails(
     reason = why_not(CUDA)
     assert reason is not None
     assert said in reason
-    for rasterizer in ("auto", "nvdiffrast"):
-        with pytest.raises(ValueError, match='rasterizer="torch"') as refused:
-            chosen(rasterizer, CUDA)  # type: ignore[arg-type]
-        assert said in str(refused.value)
-        assert "\n" not in str(refused.value)
-    assert chosen("torch", CUDA) == "torch"
+    with pytest.raises(ValueError, match='rasterizer="torch"') as refused:
+        check_usable("nvdiffrast", CUDA)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    check_usable("torch", CUDA)
 
 
 def test_its_context_is_made_once_for_each_device(nvdiffrast: Path) -> None:
     nvdiffrast.write_text("made = []\ndef RasterizeCudaContext(device): made.append(device)\n")
     for _ in range(3):
         for index in (0, 1):
-            assert chosen("auto", torch.device("cuda", index)) == "nvdiffrast"
+            check_usable("nvdiffrast", torch.device("cuda", index))
     import nvdiffrast.torch  # type: ignore[import-not-found]
 
     assert nvdiffrast.torch.made == ["cuda:0", "cuda:1"]
@@ -106,18 +106,24 @@ def test_old_versions_are_refused(nvdiffrast: Path, version: str, good: bool) ->
 
 @pytest.mark.usefixtures("nvdiffrast")
 def test_on_a_cpu_it_is_refused_if_asked_for() -> None:
-    cpu = torch.device("cpu")
-    assert chosen("auto", cpu) == "torch"
+    rasterize(random_triangles(1), CAMERAS, 4, 4)
     with pytest.raises(ValueError, match="nvdiffrast needs CUDA, and this is cpu"):
         rasterize(random_triangles(1), CAMERAS, 4, 4, rasterizer="nvdiffrast")
 
 
 def test_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvdiffrast_backend, "installed", lambda: False)
-    monkeypatch.setattr("picardopt_3d.scenes.mesh.rasterize.installed", lambda: False)
-    assert chosen("auto", CUDA) == "torch"
+    check_usable("torch", CUDA)
     with pytest.raises(ValueError, match="not installed: pip install"):
-        chosen("nvdiffrast", CUDA)
+        check_usable("nvdiffrast", CUDA)
+
+
+@pytest.mark.parametrize("config", [TetrahedralConfig, TexturedMeshConfig])
+def test_it_is_used_only_if_asked_for(config: type[TetrahedralConfig | TexturedMeshConfig]) -> None:
+    """Its gradients do not repeat."""
+    assert config().rasterizer == "torch"
+    with pytest.raises(ValueError, match="rasterizer='auto': give one of torch, nvdiffrast"):
+        config(rasterizer="auto")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 6), (4, 9)])

@@ -8,10 +8,11 @@ from typing import Literal, get_args
 from picardopt_3d.scenes.hash_grid import HashConfig
 from picardopt_3d.scenes.networks import check_background
 
-Rasterizer = Literal["auto", "torch", "nvdiffrast"]
-"""What draws triangles: nvdiffrast (CUDA), plain torch (any device), or "auto": nvdiffrast on CUDA if installed.
+Rasterizer = Literal["torch", "nvdiffrast"]
+"""What draws triangles: plain torch (any device) or nvdiffrast (CUDA).
 
-Their gradients differ at silhouettes of faces smaller than a pixel, which nvdiffrast does not see."""
+nvdiffrast's gradients do not repeat, so that no run with it is exact; nor do they know the silhouettes of faces smaller
+than a pixel."""
 
 Trained = Literal["all", "shape", "colour"]
 """What is trained of a mesh; the rest is kept and drawn."""
@@ -44,7 +45,7 @@ class TetrahedralConfig:
     depth: int = 1
     background: Literal["solid", "neural"] = "neural"
     background_colour: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    rasterizer: Rasterizer = "auto"
+    rasterizer: Rasterizer = "torch"
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -91,7 +92,7 @@ class TexturedMeshConfig:
     samples: int = 1
     trained: Trained = "colour"
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    rasterizer: Rasterizer = "auto"
+    rasterizer: Rasterizer = "torch"
 
     def __post_init__(self) -> None:
         """Checks the values.

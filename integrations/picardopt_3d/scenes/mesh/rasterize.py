@@ -1,8 +1,8 @@
-"""Draws triangles, with nvdiffrast on CUDA or in plain torch on any device."""
+"""Draws triangles, in plain torch on any device or with nvdiffrast on CUDA."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from picardopt_3d.scenes.mesh.config import Rasterizer
 from picardopt_3d.scenes.mesh.nvdiffrast_backend import (
     Rasterized,
     antialias_nvdiffrast,
-    installed,
     rasterize_nvdiffrast,
     why_not,
 )
@@ -43,7 +42,7 @@ def rasterize(
     height: int,
     width: int,
     *,
-    rasterizer: Rasterizer = "auto",
+    rasterizer: Rasterizer = "torch",
 ) -> Fragments:
     """Finds the nearest triangle at each pixel's centre, and where on it the pixel lies.
 
@@ -56,7 +55,7 @@ def rasterize(
         cameras: The cameras, on the device of the triangles.
         height: Rows of pixels.
         width: Columns of pixels; pixels are square.
-        rasterizer: "nvdiffrast" (CUDA), "torch" (any device), or "auto": nvdiffrast on CUDA if it is installed.
+        rasterizer: "torch" (any device) or "nvdiffrast" (CUDA).
 
     Raises:
         ValueError: A vertex is not finite, the size cannot be, or the rasterizer cannot be used here.
@@ -68,9 +67,9 @@ def rasterize(
             "a vertex of the mesh is not finite: the optimization diverged; lower the learning rate of its shape "
             "(rates.shape of a tetrahedral grid, rates.offsets of a textured mesh)"
         )
-    used = chosen(rasterizer, triangles.vertices.device)
+    check_usable(rasterizer, triangles.vertices.device)
     screen = on_screen(triangles.vertices, cameras, height)
-    if used == "nvdiffrast" and len(triangles.faces) and len(cameras):
+    if rasterizer == "nvdiffrast" and len(triangles.faces) and len(cameras):
         return Fragments(*rasterize_nvdiffrast(screen, triangles.faces, height, width))
     face = nearest_faces(screen, triangles.faces, height, width)
     return Fragments(face, weights(screen, triangles.faces, face))
@@ -138,17 +137,12 @@ def _depths(fragments: Fragments, faces: Tensor, depths: Tensor) -> Tensor:
     return depth
 
 
-def chosen(rasterizer: Rasterizer, device: torch.device) -> Literal["torch", "nvdiffrast"]:
-    """Returns the rasterizer that is used on a device; the same one in every process of a run.
+def check_usable(rasterizer: Rasterizer, device: torch.device) -> None:
+    """Checks that a rasterizer can be used on a device.
 
     Raises:
-        ValueError: nvdiffrast is asked for, or installed for this device, and cannot be used.
+        ValueError: nvdiffrast is asked for, and cannot be used.
     """
-    automatic = rasterizer == "auto"
-    if rasterizer == "torch" or (automatic and (device.type != "cuda" or not installed())):
-        return "torch"
-    reason = why_not(device)
-    if reason is None:
-        return "nvdiffrast"
-    # With "auto" too: to go on with torch would let one process draw otherwise than the others.
-    raise ValueError(f'rasterizer="{rasterizer}": {reason}; give rasterizer="torch"')
+    reason = why_not(device) if rasterizer == "nvdiffrast" else None
+    if reason is not None:
+        raise ValueError(f'rasterizer="{rasterizer}": {reason}; give rasterizer="torch"')

@@ -19,7 +19,7 @@ from picardopt_3d.scenes.mesh.conversion import Cube, shape_of
 from picardopt_3d.scenes.mesh.drawing import Drawable, draw_mesh
 from picardopt_3d.scenes.mesh.marching import march
 from picardopt_3d.scenes.mesh.painting import paint, repaint
-from picardopt_3d.scenes.mesh.rasterize import chosen
+from picardopt_3d.scenes.mesh.rasterize import check_usable
 from picardopt_3d.scenes.mesh.tetrahedra import border, lattice, vertex_count
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.networks import Background
@@ -77,7 +77,7 @@ class Tetrahedral(Scene):
         Raises:
             ValueError: See `rasterize`.
         """
-        chosen(self.config.rasterizer, self.device)
+        check_usable(self.config.rasterizer, self.device)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Returns the parameters by role: "shape", "encoding", "networks", "background"; what is kept is left out."""

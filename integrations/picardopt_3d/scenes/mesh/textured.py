@@ -14,7 +14,7 @@ from picardopt_3d.scenes.mesh.config import TexturedMeshConfig
 from picardopt_3d.scenes.mesh.drawing import Covered, Drawable, draw_mesh
 from picardopt_3d.scenes.mesh.lookup import Lookup, sampled
 from picardopt_3d.scenes.mesh.outline import outlined
-from picardopt_3d.scenes.mesh.rasterize import chosen, interpolate
+from picardopt_3d.scenes.mesh.rasterize import check_usable, interpolate
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from picardopt_3d.scenes.mesh.unwrap import Unwrapped, unwrap
 from picardopt_3d.scenes.scene import Scene, Shell
@@ -78,7 +78,7 @@ class TexturedMesh(Scene):
             raise ValueError(
                 "a textured mesh is made from another scene: give its stage a stage before it"
             )
-        chosen(self.config.rasterizer, self.device)
+        check_usable(self.config.rasterizer, self.device)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Returns the groups "texture" and "offsets"; what is not trained is left out."""
