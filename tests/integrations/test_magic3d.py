@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from picardopt_3d.command import _cautions, _print_notes
 from picardopt_3d.config import TextTo3DConfig
 from picardopt_3d.config_files import load_config
 from picardopt_3d.guidance.choose import GuidanceConfig
@@ -21,10 +22,10 @@ from picardopt_3d.picard import PicardConfig, PicardOptions, make_optimizer
 from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.loop import closure_of
 from picardopt_3d.run.pipeline import resume
-from picardopt_3d.run.prepare import build_problem
+from picardopt_3d.run.prepare import _figures, build_problem
 from picardopt_3d.run.record import RunRecord
 from picardopt_3d.run.worker import train
-from picardopt_3d.scenes import HashConfig, load_scene
+from picardopt_3d.scenes import HashConfig, TexturedMeshConfig, build_scene, load_scene
 from picardopt_3d.scenes.mesh.tetrahedral import Tetrahedral
 from picardopt_3d.task import TextTask
 from picardopt_3d.world.yardstick import psnr_against_truth
@@ -119,6 +120,42 @@ def assert_same(one: TextTo3DConfig, other: TextTo3DConfig) -> None:
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
         assert RunRecord.load(own).losses == RunRecord.load(wanted).losses
+
+
+# -- what does not repeat --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["grid", "texture"])
+def test_a_stage_that_nvdiffrast_draws_is_not_checked_by_evaluating_steps_again(
+    tiny: Magic3DConfig, kind: str
+) -> None:
+    """Its gradients do not repeat. Only the flag is set here: nvdiffrast itself needs CUDA."""
+    drawn: Any = tiny.refine.scene if kind == "grid" else TexturedMeshConfig(texture=16)
+    plain = replace(tiny.refine, scene=replace(drawn, rasterizer="torch"))
+    config = replace(tiny.refine, scene=replace(drawn, rasterizer="nvdiffrast"))
+    assert plain.caution is None
+    assert config.caution is not None
+    assert "is the sequential run at no tolerance" in config.caution
+    stage = build_problem(tiny.refine, TASK, Path("none"), CPU, 0)
+    for given, repeatable in ((plain, True), (config, False)):
+        stage.scene = build_scene(given.scene)
+        assert stage.repeatable is repeatable
+
+
+def test_a_run_that_nvdiffrast_draws_says_at_its_start_that_it_is_inexact(
+    tmp_path: Path, tiny: Magic3DConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And in its report; a sequential run is what it is."""
+    mesh: Any = tiny.refine.scene
+    refine = replace(tiny.refine, scene=replace(mesh, rasterizer="nvdiffrast"))
+    config = run_of(tmp_path, replace(tiny, refine=refine))
+    _print_notes(_cautions(config))
+    assert capsys.readouterr().err == f"note: {refine.caution}\n"
+    assert _figures(config, refine, CPU)["caution"] == refine.caution
+    assert "caution" not in _figures(config, tiny.coarse, CPU)
+    alone = replace(config, sequential=True)
+    assert _cautions(alone) == []
+    assert "caution" not in _figures(alone, refine, CPU)
 
 
 # -- exact and resumable ---------------------------------------------------------------------------------

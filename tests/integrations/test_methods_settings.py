@@ -158,6 +158,19 @@ def mismatches(table: Sequence[Row]) -> list[str]:
     return wrong
 
 
+def test_no_preset_is_inexact() -> None:
+    """Nor are the small ones."""
+    presets = [
+        preset
+        for methods in METHODS.values()
+        for entry in methods.values()
+        for preset in entry.presets.values()
+    ]
+    configs = [stage.config for preset in presets for stage in preset.stages()]
+    assert len(configs) > len(paper_presets())
+    assert {config.caution for config in configs} == {None}
+
+
 def test_every_published_setting_is_that_of_the_table() -> None:
     assert mismatches(rows()) == []
     presets = {key_of(row) for row in rows()}

@@ -17,7 +17,7 @@ from picardopt_3d.methods.optim import OptimizerConfig
 from picardopt_3d.methods.schedules import Milestones, check_milestones, current
 from picardopt_3d.picard import PicardConfig
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
-from picardopt_3d.scenes import Scene, SceneConfig
+from picardopt_3d.scenes import Scene, SceneConfig, caution_of
 
 if TYPE_CHECKING:
     from picardopt_3d.methods.stage import Stage
@@ -93,7 +93,8 @@ class StageConfig(OptimizerConfig, RecipeConfig, ABC):
     @property
     def caution(self) -> str | None:
         """What a user must know of a run with this configuration, in one line; None: nothing."""
-        return self.vsd.caution if self.guidance.loss == "vsd" else None
+        loss = self.vsd.caution if self.guidance.loss == "vsd" else None
+        return "; ".join(filter(None, [loss, caution_of(self.scene)])) or None
 
     @property
     def final_pixels(self) -> int:

@@ -71,8 +71,8 @@ class Stage(ABC):
 
     @property
     def repeatable(self) -> bool:
-        """Whether a step's loss is a function of the parameters, the step and its randomness; see `Guidance`."""
-        return self.guidance.repeatable
+        """Whether a step's loss is a function of its parameters and randomness; see `Guidance` and `Scene`."""
+        return self.guidance.repeatable and self.scene.repeatable
 
     def optimizers(self) -> list[Optimizer]:
         """Returns the scene's optimizers, then the guidance's."""

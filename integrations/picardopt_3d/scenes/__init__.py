@@ -1,6 +1,6 @@
 """Scenes: what a run trains and renders."""
 
-from picardopt_3d.scenes.checks import check_rasterizer, trained_groups
+from picardopt_3d.scenes.checks import caution_of, check_rasterizer, trained_groups
 from picardopt_3d.scenes.field import Field, FieldSample
 from picardopt_3d.scenes.files import (
     SceneConfig,
@@ -51,6 +51,7 @@ __all__ = [
     "TexturedMeshConfig",
     "Triangles",
     "build_scene",
+    "caution_of",
     "check_conversion",
     "check_rasterizer",
     "load_scene",

@@ -32,6 +32,22 @@ def trained_groups(config: SceneConfig) -> dict[str, bool]:
     return field
 
 
+def caution_of(config: SceneConfig) -> str | None:
+    """Returns what a user must know of a run that trains a scene, in one line; None: nothing.
+
+    Args:
+        config: The scene's configuration.
+    """
+    if not isinstance(config, TetrahedralConfig | TexturedMeshConfig):
+        return None
+    if config.rasterizer != "nvdiffrast":
+        return None
+    return (
+        "scene.rasterizer='nvdiffrast': its gradients do not repeat, so that the run is the sequential run at no "
+        "tolerance, not even at 0, and its steps are not checked; 'torch', the default, repeats"
+    )
+
+
 def check_rasterizer(config: SceneConfig, device: torch.device) -> None:
     """Checks that what a scene is to be drawn with can be used.
 

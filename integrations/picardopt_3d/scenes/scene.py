@@ -61,6 +61,11 @@ class Scene(nn.Module, ABC):
         """The device of the parameters."""
         return next(self.parameters()).device
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether views and their gradients repeat; otherwise no run is exact, nor can its steps be checked."""
+        return True
+
     @abstractmethod
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Returns the parameters by role, each in exactly one group; a recipe sets a learning rate per group."""

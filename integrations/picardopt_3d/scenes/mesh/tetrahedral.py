@@ -71,6 +71,11 @@ class Tetrahedral(Scene):
         for module in (self.colours, self.background):
             module.requires_grad_(config.trained != "shape")
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether views and their gradients repeat: nvdiffrast's do not."""
+        return self.config.rasterizer != "nvdiffrast"
+
     def prepare(self) -> None:
         """Refuses a rasterizer that cannot be used here: before step 0, where all processes end in one line.
 

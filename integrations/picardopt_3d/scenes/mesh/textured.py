@@ -68,6 +68,11 @@ class TexturedMesh(Scene):
         offsets = torch.zeros_like(self.vertices)
         self.offsets = nn.Parameter(offsets, requires_grad=config.trained != "colour")
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether views and their gradients repeat: nvdiffrast's do not."""
+        return self.config.rasterizer != "nvdiffrast"
+
     def prepare(self) -> None:
         """Refuses what cannot be drawn: before step 0, where all processes end in one line.
 
