@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from picardopt_3d.export.command import ExportConfig
 
-_FACES = 50_000
+_FACES = TexturedMeshConfig.faces
 """Triangles that a mesh is simplified to before it is unwrapped, if nothing else is asked for."""
 
 _VIEW_PIXELS = 256
@@ -43,7 +43,8 @@ def export_mesh(config: ExportConfig, scene: Scene, out: Path) -> str:
         ValueError: The scene has no surface, or an option is of no use for it.
         FileExistsError: See `check_beside`.
     """
-    own = scene.shell() is not None
+    shell = scene.shell()
+    own = shell is not None
     if own and (unused := [f for f in config.of_meshes() if f in ("--resolution", "--level")]):
         raise ValueError(
             f"{', '.join(unused)}: of no use for a {type(scene).__name__}, which has triangles of its own; leave it out"
@@ -61,8 +62,7 @@ def export_mesh(config: ExportConfig, scene: Scene, out: Path) -> str:
         return _write(config, TexturedFile.of_scene(scene), out)
     triangles = _triangles(config, scene, own)
     if config.texture is not None:
-        return _write(config, _baked(scene, triangles, config.texture), out)
-    shell = scene.shell()
+        return _write(config, _baked(scene, triangles, config.texture, own), out)
     colour, device = (shell or scene.surface()).colour, scene.device
     mesh = coloured(triangles, colour, device)
     save_mesh(mesh, out, config.kind, config.up)  # type: ignore[arg-type]
@@ -80,14 +80,14 @@ def _triangles(config: ExportConfig, scene: Scene, own: bool) -> Triangles:
         return triangles_of(scene, **options, progress=progress)
 
 
-def _baked(scene: Scene, triangles: Triangles, size: int) -> TexturedFile:
-    """Unwraps a mesh and bakes its texture."""
+def _baked(scene: Scene, triangles: Triangles, size: int, own: bool) -> TexturedFile:
+    """Unwraps a mesh and bakes its texture; `own`: whether the scene consists of triangles."""
     with _bar("unwrap", len(triangles.faces), "triangle") as progress:
         unwrapped = unwrap(triangles, size, progress=progress)
     triangles = Triangles(*(part.to(scene.device) for part in triangles))
     unwrapped = Unwrapped(*(part.to(scene.device) for part in unwrapped))
     settings = TexturedMeshConfig(texture=size, view_pixels=min(size, _VIEW_PIXELS))
-    if scene.shell() is not None:  # whose colours are known without views
+    if own:  # the colours are known without views
         return TexturedFile.of(triangles, unwrapped, bake(triangles, unwrapped, scene, settings))
     with _bar("bake", VIEWS, "view") as progress:
         colours = bake(triangles, unwrapped, scene, settings, progress=progress)

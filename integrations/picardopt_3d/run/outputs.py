@@ -55,7 +55,7 @@ def finish(config: RunConfig[Any], started: float) -> dict[str, Any]:
     size, view = int(record.figures["size"]), begun[-1].stage.config.cameras.middle
     scene, yardstick = open_scene(folder.scene, config.device), task.yardstick
     compared = {} if yardstick is None else yardstick.figures(scene, size)
-    shown = min(max(size, 96), 256) // 16 * 16
+    shown = _shown(size)
     save_turntable(scene, folder.film, view, shown)
     save_sheet(scene, folder.sheet, folder.input, task, view, shown, compared.get("psnr"))
     sweeps = [(each.stage.name, each.record.sweeps) for each in begun] if len(stages) > 1 else []
@@ -88,13 +88,7 @@ def _figures_of(begun: _Begun) -> dict[str, Any]:
     return {
         "name": name,
         **{key: record.figures.get(key) for key in kept},
-        "steps_done": record.step,
-        "sweeps": record.sweeps,
-        "mean_stride": record.mean_stride,
-        "drift_evaluations": record.drift_evaluations,
-        "wasted_evaluations": record.wasted_evaluations,
-        "seconds": record.seconds,
-        "startup_seconds": record.startup_seconds,
+        **_totals(record),
     }
 
 
@@ -103,7 +97,7 @@ def _sheet_of_earlier(begun: _Begun, config: RunConfig[Any], size: int) -> dict[
     task, view = config.task, begun.stage.config.cameras.middle
     scene, yardstick = open_scene(begun.folder.scene, config.device), task.yardstick
     found = None if yardstick is None else yardstick.psnr(scene, size)
-    picture, shown = RunFolder(config.out).input, min(max(size, 96), 256) // 16 * 16
+    picture, shown = RunFolder(config.out).input, _shown(size)
     save_sheet(scene, begun.folder.sheet, picture, task, view, shown, found, begun.stage.name)
     return {} if found is None else {"psnr": found}
 
@@ -113,6 +107,17 @@ def _report(record: RunRecord, task: Task, view: View, started: float) -> dict[s
     return record.figures | {
         "prompt": task.caption,
         "view": view,
+        **_totals(record),
+        "phase_seconds": record.phase_seconds,
+        "total_seconds": time.time() - started,
+        "steps_per_sweep": record.strides,
+        "losses": [loss if math.isfinite(loss) else None for loss in record.losses],
+    }
+
+
+def _totals(record: RunRecord) -> dict[str, Any]:
+    """What a run, or one of its stages, took in all."""
+    return {
         "steps_done": record.step,
         "sweeps": record.sweeps,
         "mean_stride": record.mean_stride,
@@ -120,10 +125,6 @@ def _report(record: RunRecord, task: Task, view: View, started: float) -> dict[s
         "wasted_evaluations": record.wasted_evaluations,
         "seconds": record.seconds,
         "startup_seconds": record.startup_seconds,
-        "phase_seconds": record.phase_seconds,
-        "total_seconds": time.time() - started,
-        "steps_per_sweep": record.strides,
-        "losses": [loss if math.isfinite(loss) else None for loss in record.losses],
     }
 
 
@@ -140,6 +141,11 @@ def _counts(record: RunRecord) -> dict[str, Any]:
         },
         "restructured": [steps for steps, _ in record.restructured],
     }
+
+
+def _shown(size: int) -> int:
+    """Returns the pixels of a view in film and sheet, for those of the run's last step."""
+    return min(max(size, 96), 256) // 16 * 16
 
 
 def save_turntable(scene: Scene, path: Path, view: View, size: int = 96) -> None:

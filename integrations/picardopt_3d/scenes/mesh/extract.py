@@ -163,7 +163,7 @@ def triangles_of(
 
 
 def points_of(resolution: int) -> int:
-    """Returns the number of points that `extract_mesh` evaluates at a resolution."""
+    """Returns the number of points that `extract_triangles` evaluates at a resolution."""
     axis = _axis(resolution).square()
     squared = axis[:, None, None] + axis[:, None] + axis
     return int((squared < 1).sum())
