@@ -10,8 +10,10 @@ from picardopt.audit import Audit
 from picardopt.auditor import Auditor
 from picardopt.bases import JoinedOptimizer
 from picardopt.carry import Carry
+from picardopt.correction import Secants
 from picardopt.engines import Engine
 from picardopt.evaluation import Evaluator
+from picardopt.gauge import Gauge
 from picardopt.layout import ParameterLayout, parameters_of
 from picardopt.options import Options
 from picardopt.rollouts import Rollout
@@ -48,15 +50,19 @@ def make_speculator(
     """
     base = stepper.base
     left_out = [parameter for other in unmeasured for parameter in parameters_of(other)]
-    layout = ParameterLayout(parameters_of(base), carry.present(), left_out)
+    sizes = [len(group["params"]) for group in base.param_groups]
+    layout = ParameterLayout(parameters_of(base), carry.present(), left_out, sizes)
     window = Window(layout)
+    ahead = options.window > 1 and not tolerance.exact
+    gauge = Gauge(layout) if ahead else None
+    correction = Secants(layout, options.secants) if ahead and options.secants else None
     evaluator = Evaluator(layout, carry, base, id(owner), engine, options, tolerance, audit, stats)
-    rollout = Rollout(stepper, layout, carry, options.predictor, window)
+    rollout = Rollout(stepper, layout, carry, options.predictor, window, correction)
     bases = [base, *base.optimizers] if isinstance(base, JoinedOptimizer) else [base]
     own = [owner, *bases, *base.param_groups]
     auditor = Auditor(
-        layout, window, evaluator, engine, audit, options, stats, tolerance.exact, own
+        layout, window, evaluator, engine, audit, options, stats, tolerance.exact, correction, own
     )
     return Speculator(
-        layout, window, engine, evaluator, rollout, auditor, tolerance, options, stats
+        layout, window, engine, evaluator, rollout, gauge, auditor, tolerance, options, stats
     )

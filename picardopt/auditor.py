@@ -10,13 +10,14 @@ from picardopt.audit.recheck import bits_float, differs, float_bits, impure, is_
 from picardopt.audit.surroundings import OFTEN, Drop, Keep, Recheck, Surroundings
 from picardopt.audit.wrappers import advice
 from picardopt.closure import StepClosure
+from picardopt.correction import Secants
 from picardopt.drift import Accepted, Drift, Outcome
 from picardopt.engines import Engine
 from picardopt.evaluation import Evaluator
 from picardopt.layout import ParameterLayout, Row
 from picardopt.options import Options
 from picardopt.stats import Stats
-from picardopt.sweep import accepts, same_bits, squared_distance
+from picardopt.sweep import same_bits, squared_distances, within
 from picardopt.warn import warn_user
 from picardopt.window import Window
 
@@ -37,6 +38,7 @@ class Auditor:
         options: The optimizer's options.
         stats: Counts the checks.
         exact: Whether the tolerance is 0.
+        correction: What drifts are corrected with, if anything.
         own: The wrapper, its bases and their groups: a closure may see these change.
     """
 
@@ -50,13 +52,14 @@ class Auditor:
         options: Options,
         stats: Stats,
         exact: bool,
+        correction: Secants | None,
         own: Sequence[object],
     ) -> None:
         self._layout, self._window, self._evaluator = layout, window, evaluator
         self._engine, self._audit, self._stats = engine, audit, stats
         self._exact, self._seed, self._stride = exact, options.seed, 0
         self._speculates = options.window > 1 or engine.size > 1
-        self._owner = id(own[0])
+        self._owner, self._correction = id(own[0]), correction
         # At tolerance 0 even with audit="never": the run must be the sequential one.
         self._watches = self._speculates and (exact or audit.mode != "never")
         self._surroundings = Surroundings([*layout.tensors, *own])
@@ -120,10 +123,9 @@ class Auditor:
         self._live.store(self._layout.tensors)
         if self._exact or accepted.slot == 0:
             return not bool(same_bits(self._live, self._window.head))
-        distance = squared_distance(
-            self._live, self._window.head, self._scratch, self._layout.numel
-        )
-        return not accepts(float(distance), accepted.threshold, False, exact=False)
+        numels = self._layout.numels
+        distances = squared_distances(self._live, self._window.head, self._scratch, numels)
+        return not within(distances.tolist(), accepted.threshold, numels)
 
     def check(self, closure: StepClosure, accepted: Accepted) -> None:
         """Refuses gradients left over from before the closure, and evaluates a drift again if the schedule asks for it.
@@ -153,10 +155,10 @@ class Auditor:
             self._stats.audits += 1
             self._live.store(self._layout.tensors)
             with self._evaluator.swapped_parameters(self._live):
-                again = last = self._evaluate(closure, queued.step, rows[0])
+                again = last = self._evaluate(closure, queued, rows[0])
                 difference = differs(queued, again, self._scratch)
                 if 0 < difference < math.inf:
-                    last = self._evaluate(closure, queued.step, rows[1])
+                    last = self._evaluate(closure, queued, rows[1])
                     noise = differs(again, last, self._scratch)
                     parts = self._engine.data_size
                     if is_noise(difference, noise, self._layout.device, parts):
@@ -171,10 +173,12 @@ class Auditor:
             raise error or KeyboardInterrupt
         return [bits_float(bits) for _, bits in table], again
 
-    def _evaluate(self, closure: StepClosure, step: int, out: Row) -> Drift:
+    def _evaluate(self, closure: StepClosure, queued: Drift, out: Row) -> Drift:
         head = self._window.head
         alone = self._engine.data_size == 1  # a row tests at the head only
-        drift = self._evaluator.evaluate(closure, step, head, out, test_clearing=alone)
+        drift = self._evaluator.evaluate(closure, queued.step, head, out, test_clearing=alone)
         drift = self._engine.average(self._layout, drift)
+        if queued.correction is not None and self._correction is not None:
+            self._correction.add(drift.row, queued.correction)
         self._audit.clearing.learn(closure, self._stats.sweeps, [drift.uncleared])
         return drift

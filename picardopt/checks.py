@@ -109,6 +109,7 @@ def check_arguments(
     seed: object,
     nonfinite: object,
     timeout: object,
+    secants: object,
 ) -> None:
     """Checks the constructor's options.
 
@@ -120,6 +121,7 @@ def check_arguments(
         "window", window, 1, "steps evaluated per sweep, or None for one per rank", optional=True
     )
     _integer("total_steps", total_steps, 1, "steps of the whole run, or None", optional=True)
+    _integer("secants", secants, 0, "pairs of drifts to correct with, or None", optional=True)
     _integer("seed", seed, None, "any integer")
     if nonfinite not in ("raise", "skip"):
         raise ValueError(f"nonfinite={nonfinite!r}: give 'raise' or 'skip'")

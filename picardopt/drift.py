@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from picardopt.errors import NoGradientError
 from picardopt.interrupts import interrupts_allowed, raised_by_signal
 from picardopt.layout import ParameterLayout, Row
+from picardopt.measures import Threshold
 from picardopt.rng import RngState, preserved_rng, seed_all, step_seed
 
 
@@ -44,6 +45,7 @@ class Drift:
         trace: The exception's formatted traceback.
         uncleared: Indices of the parameters whose ``.grad`` the closure does not clear; None if that was not tested.
         tainted: Whether the test may have changed the gradients or made the closure raise.
+        correction: The coefficients that the row was corrected with, by group (`picardopt.correction`).
     """
 
     step: int
@@ -56,6 +58,7 @@ class Drift:
     trace: str = field(default="", repr=False)
     uncleared: tuple[int, ...] | None = None
     tainted: bool = False
+    correction: list[Tensor] | None = field(default=None, repr=False)
 
 
 EvaluateSlot = Callable[[int, Row], Drift]
@@ -70,14 +73,14 @@ class Accepted:
         drift: The drift.
         sweep: The sweep it came from.
         slot: Its slot in that sweep's window; 0 is the head.
-        threshold: Largest accepted squared distance per parameter between its guess and the live parameters.
+        threshold: What distance is accepted between its guess and the live parameters.
         remapped: Whether it was evaluated before the number of parameters changed, so that it cannot be repeated.
     """
 
     drift: Drift
     sweep: int
     slot: int
-    threshold: float = float("inf")
+    threshold: Threshold = float("inf")
     remapped: bool = False
 
 

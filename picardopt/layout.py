@@ -7,6 +7,7 @@ contiguous buffer. A `Row` is that buffer, with views as bytes, per dtype and pe
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,14 +30,14 @@ class Row:
     Attributes:
         buffer: uint8 tensor [row_bytes]; padding is always zero.
         segments: flat tensors over the parameters, one dtype each (complex seen as real), views of `buffer`.
-        measured: the segments that count in residuals.
+        groups: the tensors that count in residuals, flat, by parameter group, views of `buffer`.
         tensors: one tensor per parameter, shaped like it, views of `buffer`.
         carry: one tensor per tensor of the carry, shaped like it, views of `buffer`.
     """
 
     buffer: Tensor
     segments: list[Tensor]
-    measured: list[Tensor]
+    groups: list[list[Tensor]]
     tensors: list[Tensor]
     carry: list[Tensor]
 
@@ -66,6 +67,10 @@ class ParameterLayout:
         parameters: The parameters, in the order of the optimizer's groups.
         carry: Tensors besides parameters that a step reads and rewrites.
         unmeasured: Parameters that do not count in residuals.
+        sizes: Number of parameters of each group; one group by default.
+
+    Attributes:
+        numels: Number of measured elements of each group that has any.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class ParameterLayout:
         parameters: Sequence[Tensor],
         carry: Sequence[Tensor] = (),
         unmeasured: Sequence[Tensor] = (),
+        sizes: Sequence[int] | None = None,
     ) -> None:
         self.parameters, self.carry = list(parameters), list(carry)
         self.tensors = [*parameters, *carry]
@@ -82,10 +88,11 @@ class ParameterLayout:
         left_out = {id(p) for p in unmeasured}
         counted = [i for i, p in enumerate(self.parameters) if id(p) not in left_out]
         rest = [i for i, p in enumerate(self.parameters) if id(p) in left_out]
-        self.numel = sum(self.parameters[i].numel() for i in counted)
-        end, self._measured_spans = self._place(0, counted)
-        end, spans = self._place(end, rest)
-        self._parameter_spans = self._measured_spans + spans
+        end, spans = self._place(0, counted)
+        self._group_spans = self._spans_by_group(counted, sizes or [len(self.parameters)])
+        self.numels = [sum(self._numel(span) for span in each) for each in self._group_spans]
+        end, more = self._place(end, rest)
+        self._parameter_spans = spans + more
         end, _ = self._place(end, range(len(self.parameters), len(self.tensors)))
         self.row_bytes = _aligned(end)
 
@@ -103,6 +110,28 @@ class ParameterLayout:
             spans.append((dtype, start, end))
         return end, spans
 
+    def _spans_by_group(
+        self, counted: Sequence[int], sizes: Sequence[int]
+    ) -> list[list[tuple[torch.dtype, int, int]]]:
+        """Returns the dtypes' spans of every group with a measured element: tensors of a group are neighbours."""
+        ends = list(itertools.accumulate(sizes))
+        found = []
+        for start, end in zip([0, *ends], ends, strict=False):
+            spans: dict[torch.dtype, tuple[int, int]] = {}
+            for index in counted:
+                tensor, at = self.parameters[index], self._offsets[index]
+                if start <= index < end and tensor.numel():
+                    first = spans.get(tensor.dtype, (at, at))[0]
+                    spans[tensor.dtype] = first, at + tensor.numel() * tensor.element_size()
+            if spans:
+                found.append([(dtype, *span) for dtype, span in spans.items()])
+        return found or [[]]
+
+    @staticmethod
+    def _numel(span: tuple[torch.dtype, int, int]) -> int:
+        dtype, start, end = span
+        return (end - start) // dtype.itemsize
+
     @property
     def shapes(self) -> list[torch.Size]:
         """The tensors' shapes when the layout was made: the parameters', then the carry's."""
@@ -112,7 +141,7 @@ class ParameterLayout:
     def digest(self) -> int:
         """A 63-bit hash of shapes, dtypes and positions, equal on ranks that hold the same tensors."""
         kinds = [(tuple(shape), str(dtype)) for shape, dtype, *_ in self._kinds]
-        text = repr((kinds, self._offsets, self.numel))
+        text = repr((kinds, self._offsets, self.numels))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
     def describes(self, parameters: Sequence[Tensor], carry: Sequence[Tensor] = ()) -> bool:
@@ -136,17 +165,20 @@ class ParameterLayout:
         """Returns a new row, on a given uint8 buffer [row_bytes] or a new zeroed one."""
         if buffer is None:
             buffer = torch.zeros(self.row_bytes, dtype=torch.uint8, device=self.device)
-        segments = []
-        for dtype, start, end in self._parameter_spans:
-            flat = buffer[start:end].view(dtype)
-            segments.append(torch.view_as_real(flat).flatten() if dtype.is_complex else flat)
-        measured = segments[: len(self._measured_spans)]
+        segments = [_flat(buffer, *span) for span in self._parameter_spans]
+        groups = [[_flat(buffer, *span) for span in spans] for spans in self._group_spans]
         views = [
             buffer[at : at + t.numel() * t.element_size()].view(t.dtype).view(t.shape)
             for at, t in zip(self._offsets, self.tensors, strict=True)
         ]
         count = len(self.parameters)
-        return Row(buffer, segments, measured, views[:count], views[count:])
+        return Row(buffer, segments, groups, views[:count], views[count:])
+
+
+def _flat(buffer: Tensor, dtype: torch.dtype, start: int, end: int) -> Tensor:
+    """Returns a span of a row as a flat tensor, complex numbers seen as real."""
+    flat = buffer[start:end].view(dtype)
+    return torch.view_as_real(flat).flatten() if dtype.is_complex else flat
 
 
 def _aligned(offset: int) -> int:

@@ -21,7 +21,9 @@ from picardopt.bases import JoinedOptimizer, unmeasured_bases
 from picardopt.carry import Carry, as_carry
 from picardopt.checks import check_arguments, check_base
 from picardopt.closure import Closure, Plain, as_step_closure
+from picardopt.correction import SECANTS
 from picardopt.drift import Accepted
+from picardopt.drift_tolerance import DriftTolerance
 from picardopt.engines import make_engine
 from picardopt.facade import OptimizerFacade
 from picardopt.interrupts import interrupts_deferred
@@ -34,7 +36,7 @@ from picardopt.speculator import Speculator
 from picardopt.state import load_state, saved_state
 from picardopt.stats import Stats
 from picardopt.stepper import BaseStepper
-from picardopt.tolerance import StepRelativeTolerance, Tolerance, as_tolerance
+from picardopt.tolerance import Tolerance, as_tolerance
 from picardopt.warn import warn_user
 
 STATE_KEY = "picard"
@@ -57,7 +59,8 @@ class ParallelPicardOptimizer(OptimizerFacade):
             optimizers over disjoint parameters is stepped as one.
         window: Steps evaluated per sweep, p; default: the number of Picard ranks.
         tolerance: Largest accepted squared distance per parameter between a guess and the refined iterate: a number (0
-            is exact), `StepRelativeTolerance`, `AdaptiveTolerance` (the paper's) or an object of your own.
+            is exact), `StepRelativeTolerance`, `AdaptiveTolerance` (the paper's) or an object of your own. Default:
+            `DriftTolerance`, which bounds how far a drift may be off instead.
         predictor: Fills the window's new slots: "coast" (the base steps on with zero gradients), "hold" (the
             paper: copies the last iterate), or an object of your own (`picardopt.predictor.Predictor`).
         total_steps: Steps of the whole run, T, if known: nothing is evaluated beyond it.
@@ -74,6 +77,9 @@ class ParallelPicardOptimizer(OptimizerFacade):
         restructure: When and how a step changes the number of parameters (densify, prune).
         measured: The bases whose parameters count in residuals (the scene's, for instance, not its LoRA's); default:
             all. At tolerance 0 every parameter counts.
+        secants: Number of pairs of drifts from which drifts are corrected that were evaluated at a wrong guess
+            (`picardopt.correction`), so that more guesses are good enough; 0: none. They take twice their number
+            times the parameters' memory. Default: 8 with a tolerance that measures pairs (`DriftTolerance`), else 0.
         nonfinite: The response to a gradient with a NaN or an infinity: "raise", or "skip" the base's step.
         audit: When to check that the closure is pure: "auto" (often at first, then rarely), "always" (each step) or
             "never".
@@ -101,13 +107,14 @@ class ParallelPicardOptimizer(OptimizerFacade):
         carry: Carry | nn.Module | Sequence[Tensor] | None = None,
         restructure: Restructure | None = None,
         measured: Sequence[Optimizer] | None = None,
+        secants: int | None = None,
         nonfinite: str = "raise",
         audit: str = "auto",
         timeout: float = 600.0,
     ) -> None:
         for optimizer in base if isinstance(base, Sequence) else [base]:
             check_base(optimizer)
-        check_arguments(window, total_steps, seed, nonfinite, timeout)
+        check_arguments(window, total_steps, seed, nonfinite, timeout, secants)
         self.base = JoinedOptimizer(base) if isinstance(base, Sequence) else base
         self._carry = as_carry(carry)
         self._carry.check(parameters_of(self.base))
@@ -115,7 +122,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         self._unmeasured = unmeasured_bases(self.base, measured)
         # Makes the hook registries; Optimizer.__init__ would make groups too, which are the base's.
         Optimizer.__setstate__(self, {})
-        self._tolerance = as_tolerance(StepRelativeTolerance() if tolerance is None else tolerance)
+        self._tolerance = as_tolerance(DriftTolerance() if tolerance is None else tolerance)
         self.stats = Stats()
         self._audit = Audit(audit)
         self._grid = make_grid(process_group, mesh)
@@ -129,6 +136,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
             seed=seed,
             nonfinite=nonfinite,
             restructure=restructure,
+            secants=SECANTS * self._tolerance.needs_pairs if secants is None else secants,
         )
         register(self)
         self._step_index = 0

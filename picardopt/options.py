@@ -24,6 +24,7 @@ class Options:
     seed: int
     nonfinite: str
     restructure: Restructure | None = None
+    secants: int = 0
 
     def slots(self, step: int, *, exact: bool) -> int:
         """Returns the number of drifts to evaluate at a step: ``p <- min(p, T - tau)``, at least 1."""
@@ -40,7 +41,7 @@ class Options:
         deciding = (
             (type(tolerance).__name__, tolerance.fingerprint()),
             (type(self.predictor).__name__, self.predictor.fingerprint()),
-            (self.total_steps, self.nonfinite, audit),
+            (self.total_steps, self.nonfinite, self.secants, audit),
         )
         return zlib.crc32(repr(deciding).encode())
 

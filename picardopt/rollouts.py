@@ -13,7 +13,9 @@ from torch import Tensor
 
 from picardopt import replay_check
 from picardopt.carry import Carry
+from picardopt.correction import Secants
 from picardopt.drift import Drift
+from picardopt.gauge import Gauge
 from picardopt.layout import ParameterLayout, Row
 from picardopt.predictor import Predictor
 from picardopt.rng import seed_all, step_seed
@@ -34,6 +36,7 @@ class Rollout:
         carry: Applies the carry's changes.
         predictor: Fills the window's new slots.
         window: The iterates.
+        correction: Corrects drifts that were evaluated at a wrong guess, if anything does.
     """
 
     def __init__(
@@ -43,9 +46,10 @@ class Rollout:
         carry: Carry,
         predictor: Predictor,
         window: Window,
+        correction: Secants | None = None,
     ) -> None:
         self._stepper, self._layout, self._carry = stepper, layout, carry
-        self._predictor, self._window = predictor, window
+        self._predictor, self._window, self._correction = predictor, window, correction
         self._zeros, self._scratch = layout.row(), layout.scratch()
 
     @contextmanager
@@ -53,6 +57,14 @@ class Rollout:
         """Allows steps ahead inside the block; on exit everything is as at the head again."""
         with self._stepper.speculation(self._layout.tensors, self._window.head):
             yield
+
+    def learn(self, gauge: Gauge, drifts: Sequence[Drift]) -> Tensor:
+        """Learns a secant from the gauge's pair, if there is one; returns what the gauge measures."""
+        head = self._window.head
+        if self._correction is not None and gauge.has(drifts[0].step):
+            pair = gauge.guess, drifts[0].row, gauge.drift, gauge.coefficients
+            self._correction.observe(head, *pair)
+        return gauge.measure(head, drifts)
 
     def refine(
         self, drifts: Sequence[Drift], *, check_replay: bool
@@ -80,6 +92,8 @@ class Rollout:
     def _iterates(self, drifts: Sequence[Drift]) -> tuple[list[Row], Exception | None]:
         after = [self._window.head]
         for guess, drift in zip(self._window.rows, drifts, strict=False):
+            if self._correction is not None and len(after) > 1:  # the head is never wrong
+                self._correction.correct(drift, guess, after[-1])
             try:
                 self._stepper.advance(self._layout.parameters, drift)
                 self._carry.apply(self._layout.carry, guess, drift)
@@ -95,7 +109,7 @@ class Rollout:
             self._window.rows[: len(after)],
             after,
             self._scratch,
-            self._layout.numel,
+            self._layout.numels,
             lengths=tolerance.needs_lengths,
             distances=tolerance.needs_distances,
             bits=tolerance.exact,

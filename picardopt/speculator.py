@@ -15,6 +15,7 @@ from picardopt.closure import StepClosure
 from picardopt.drift import Accepted, Drift, Outcome
 from picardopt.engines import Engine
 from picardopt.evaluation import Evaluator
+from picardopt.gauge import Gauge
 from picardopt.incidents import Incidents
 from picardopt.layout import ParameterLayout
 from picardopt.options import Options
@@ -34,6 +35,7 @@ class Speculator:
         engine: Makes the ranks agree on the measures.
         evaluator: Evaluates the window's drifts.
         rollout: Steps the base.
+        gauge: Measures drift errors; None where there are none to measure.
         auditor: Checks queued drifts before they are committed.
         tolerance: Decides what is accepted.
         options: The optimizer's options.
@@ -47,13 +49,14 @@ class Speculator:
         engine: Engine,
         evaluator: Evaluator,
         rollout: Rollout,
+        gauge: Gauge | None,
         auditor: Auditor,
         tolerance: Tolerance,
         options: Options,
         stats: Stats,
     ) -> None:
         self.layout, self.window = layout, window
-        self.evaluator, self.rollout = evaluator, rollout
+        self.evaluator, self.rollout, self._gauge = evaluator, rollout, gauge
         self.queue: deque[Accepted] = deque()
         self._engine, self._auditor = engine, auditor
         self._tolerance, self._options, self._stats = tolerance, options, stats
@@ -105,9 +108,9 @@ class Speculator:
             with stats.phase("rollout"), self.rollout.speculation():
                 record = self._refine(drifts, step, slots, evaluations)
         # tau <- tau + skip, one step per commit
-        thresholds = (float("inf"), *record.thresholds)
         for slot, drift in enumerate(drifts[: record.stride]):
-            self.queue.append(Accepted(drift, stats.sweeps, slot, thresholds[slot]))
+            threshold = record.accepts[slot - 1] if slot else float("inf")
+            self.queue.append(Accepted(drift, stats.sweeps, slot, threshold))
         stats.end_sweep(record)
         self._auditor.end_sweep(closure, record.stride)
         self._incidents.warn()
@@ -117,25 +120,32 @@ class Speculator:
     ) -> SweepRecord:
         """Rolls out, measures, chooses the stride and slides the window."""
         tolerance, check_replay = self._tolerance, replay_check.due(self._stats.sweeps)
+        gauge, window = self._gauge, self.window
+        own = self.rollout.learn(gauge, drifts) if gauge is not None else None
         # theta[tau+j+1] <- h(s(theta[tau+j]), ... h(s(theta[tau]), theta[tau]))
         after, error = self.rollout.refine(drifts, check_replay=check_replay)
         # error <- {d(new theta[tau+j], old theta[tau+j])^2 / D} for j = 1..p
-        table = self._engine.agree(self.rollout.measure(after, tolerance), len(drifts))
-        self._incidents.check_rollout(table, step, len(after) - 1, error)
-        measures = as_measures(table)
+        table = self.rollout.measure(after, tolerance)
+        agreed, numbers = self._engine.agree(table, len(drifts), own)
+        self._incidents.check_rollout(agreed, step, len(after) - 1, error)
+        found = gauge.read(numbers, step) if gauge is not None else None
+        measures = as_measures(agreed, self.layout.numels, found)
         # skip <- min({j : error_j > e} + {p})
         thresholds = tolerance.thresholds(measures)
         stride = choose_stride(measures, thresholds, exact=tolerance.exact)
+        held = gauge is not None and tolerance.needs_pairs and gauge.holds_back(stride, len(drifts))
+        stride -= held
         # e <- gamma e + (1 - gamma) M(error)
         tolerance.update(measures, stride)
+        if gauge is not None and stride < len(drifts):
+            guess, drift = window.rows[stride], drifts[stride]
+            gauge.keep(step + stride, stride, guess, drift, accepted=held)
         # theta[tau+j] <- theta[tau+p] for j in [p, skip+p], or what the predictor says; p <- min(p, T - tau)
-        self.window.refine(after[1:], stride)
+        window.refine(after[1:], stride)
         if error is None:
             self.rollout.extend(drifts[-1], stride + self._slots(step + stride) + 1)
         self._incidents.check_residuals(measures.residuals)
-        compared = (measures.residuals, tuple(thresholds), measures.step_lengths)
-        flags = (measures.distances, measures.same_bits)
-        return SweepRecord(step, slots, stride, evaluations, *compared, *flags)
+        return SweepRecord(step, slots, stride, evaluations, measures, tuple(thresholds))
 
     def _slots(self, step: int) -> int:
         if self._auditor.futile:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+
+from picardopt.measures import DriftMeans, Measures, Threshold
 
 HISTORY = 10_000
 """Number of most recent sweeps whose records are kept; older ones are dropped to bound memory."""
@@ -19,19 +21,14 @@ PHASES = ("drift", "exchange", "rollout", "commit", "audit")
 class SweepRecord:
     """One sweep's measures: enough to compute later which stride another tolerance or a smaller window would have had.
 
-    All squared distances are per parameter. Where nothing was compared (a window of 1, a step skipped for its
-    non-finite gradient) the tuples are empty.
-
     Attributes:
         step: Step of the head.
         slots: Number of drifts to evaluate, p.
         stride: Number of steps that became final, 1..p.
         evaluations: Number of drifts evaluated, over all ranks.
-        residuals: Entry j-1: between iterate step+j before and after the sweep, j = 1..p.
-        thresholds: Entry j-1: the largest residual that is accepted.
-        step_lengths: Entry j: between the new iterates step+j and step+j+1; NaN if the tolerance does not need them.
-        distances: Entry j-1: between the head and the new iterate step+j; NaN if the tolerance does not need them.
-        same_bits: Entry j-1: whether iterate step+j kept its bits; False if the tolerance does not need it.
+        measures: What was measured; None where nothing was compared (a window of 1, a step skipped for its non-finite
+            gradient).
+        accepts: Entry j-1: what residual slot j accepts, j = 1..p.
         seconds: Wall seconds on this rank by phase, since the end of the sweep before.
     """
 
@@ -39,12 +36,33 @@ class SweepRecord:
     slots: int
     stride: int
     evaluations: int
-    residuals: tuple[float, ...] = ()
-    thresholds: tuple[float, ...] = ()
-    step_lengths: tuple[float, ...] = ()
-    distances: tuple[float, ...] = ()
-    same_bits: tuple[bool, ...] = ()
+    measures: Measures | None = None
+    accepts: tuple[Threshold, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def residuals(self) -> tuple[float, ...]:
+        """The residuals; empty where nothing was compared."""
+        return self.measures.residuals if self.measures is not None else ()
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The largest accepted residuals; of a tolerance that weighs groups, for residuals in the groups' proportion."""
+        if self.measures is None:
+            return ()
+        return tuple(
+            _as_number(threshold, [group.residuals[j] for group in self.measures.groups], residual)
+            for j, (threshold, residual) in enumerate(
+                zip(self.accepts, self.residuals, strict=True)
+            )
+        )
+
+
+def _as_number(threshold: Threshold, residuals: Sequence[float], together: float) -> float:
+    if not isinstance(threshold, tuple):
+        return threshold
+    weighted = sum(w * r for w, r in zip(threshold, residuals, strict=True))
+    return together / weighted if weighted else float("inf")
 
 
 @dataclass
@@ -60,6 +78,11 @@ class Stats:
         audits: Queued drifts that were evaluated again to check the closure.
         outer_changes: Number of times that the queue was dropped because the loop changed what the closure sees.
         failed_speculations: Evaluations beyond the head that raised or were not finite.
+        drift_error: By parameter group, how far a drift is off that was evaluated at a guess: |error| / |drift|, the
+            root of running means. Measured at the first drift that a sweep does not keep, so that those kept are off by
+            less. Empty before the first one, at tolerance 0 and with a window of 1.
+        drift_noise: By parameter group, how far drifts of neighbouring steps lie apart, in the same units: the noise
+            that a drift error may hide in.
         seconds: Wall seconds on this rank by phase: drift, exchange, rollout, commit, audit.
         records: The last `HISTORY` sweeps, oldest first.
     """
@@ -74,6 +97,7 @@ class Stats:
     failed_speculations: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     records: deque[SweepRecord] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    _drift_means: DriftMeans = field(default_factory=lambda: DriftMeans(), repr=False)
     _inner: float = field(default=0.0, repr=False)
     _seconds_before: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(PHASES, 0.0), repr=False
@@ -104,6 +128,16 @@ class Stats:
         """The thresholds of each recorded sweep."""
         return [list(record.thresholds) for record in self.records]
 
+    @property
+    def drift_error(self) -> tuple[float, ...]:
+        """See the attributes."""
+        return self._drift_means.error
+
+    @property
+    def drift_noise(self) -> tuple[float, ...]:
+        """See the attributes."""
+        return self._drift_means.noise
+
     def end_sweep(self, record: SweepRecord) -> None:
         """Counts a sweep whose stride was chosen, and adds the seconds to its record."""
         self.sweeps += 1
@@ -112,6 +146,8 @@ class Stats:
             record.seconds[phase] = seconds - self._seconds_before[phase]
         self._seconds_before = dict(self.seconds)
         self.records.append(record)
+        if record.measures is not None:
+            self._drift_means.learn(record.measures)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

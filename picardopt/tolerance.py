@@ -8,32 +8,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+from picardopt.measures import Measures, Threshold
 from picardopt.protocols import members, missing_members
 
 STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
     "median": statistics.median,  # of an even count: the mean of the middle two
     "mean": statistics.fmean,
 }
-
-
-@dataclass(frozen=True)
-class Measures:
-    """The measures of one sweep, as host numbers; all squared distances are per parameter.
-
-    Attributes:
-        residuals: Entry j-1: between iterate t+j before and after the sweep, j = 1..p.
-        step_lengths: Entry j: between the new iterates t+j and t+j+1, j = 0..p-1.
-        distances: Entry j-1: between the head and the new iterate t+j, j = 1..p.
-        same_bits: Entry j-1: whether iterate t+j kept its bits.
-    """
-
-    residuals: tuple[float, ...]
-    step_lengths: tuple[float, ...]
-    distances: tuple[float, ...]
-    same_bits: tuple[bool, ...]
 
 
 class Tolerance(Protocol):
@@ -59,8 +42,13 @@ class Tolerance(Protocol):
         """Whether `thresholds` or `update` read the distances from the head (NaN otherwise)."""
         ...
 
-    def thresholds(self, measures: Measures) -> list[float]:
-        """Returns the largest accepted residual of each slot, j = 1..p; changes no state."""
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether it reads `Measures.pair`: then a sweep that accepts all holds its last drift back now and then."""
+        ...
+
+    def thresholds(self, measures: Measures) -> Sequence[Threshold]:
+        """Returns what each slot accepts, j = 1..p; changes no state."""
         ...
 
     def update(self, measures: Measures, stride: int) -> None:
@@ -92,9 +80,10 @@ class FixedTolerance:
 
     needs_lengths = False
     needs_distances = False
+    needs_pairs = False
 
     def __init__(self, value: float) -> None:
-        _require(value >= 0, "tolerance", value, "give a number >= 0 (0 is exact)")
+        require(value >= 0, "tolerance", value, "give a number >= 0 (0 is exact)")
         self._value = float(value)
 
     def __repr__(self) -> str:
@@ -145,13 +134,14 @@ class AdaptiveTolerance:
     exact = False
     needs_lengths = False
     needs_distances = False
+    needs_pairs = False
 
     def __init__(
         self, initial: float = 5e-6, decay: float = 0.9, statistic: str = "median"
     ) -> None:
-        _require(0 <= initial < math.inf, "initial", initial, "give a finite number >= 0")
-        _require(0 <= decay <= 1, "decay", decay, "give a number from 0 to 1 (the paper: 0.9)")
-        _require(statistic in STATISTICS, "statistic", statistic, "give 'median' or 'mean'")
+        require(0 <= initial < math.inf, "initial", initial, "give a finite number >= 0")
+        require(0 <= decay <= 1, "decay", decay, "give a number from 0 to 1 (the paper: 0.9)")
+        require(statistic in STATISTICS, "statistic", statistic, "give 'median' or 'mean'")
         self._value, self.decay, self.statistic = float(initial), decay, statistic
 
     def __repr__(self) -> str:
@@ -204,11 +194,12 @@ class StepRelativeTolerance:
 
     exact = False
     needs_lengths = True
+    needs_pairs = False
 
     def __init__(self, factor: float = 2.0, distance: float = 0.2, decay: float = 0.9) -> None:
-        _require(0 <= factor < math.inf, "factor", factor, "give a finite number >= 0")
-        _require(0 <= distance < math.inf, "distance", distance, "give a finite number >= 0")
-        _require(0 <= decay < 1, "decay", decay, "give a number from 0 to below 1")
+        require(0 <= factor < math.inf, "factor", factor, "give a finite number >= 0")
+        require(0 <= distance < math.inf, "distance", distance, "give a finite number >= 0")
+        require(0 <= decay < 1, "decay", decay, "give a number from 0 to below 1")
         self.factor, self.distance, self.decay = factor, distance, decay
         self.needs_distances = distance > 0
         self._mean: float | None = None
@@ -269,6 +260,7 @@ def as_tolerance(value: float | Tolerance) -> Tolerance:
     )
 
 
-def _require(condition: bool, name: str, value: object, remedy: str) -> None:
+def require(condition: bool, name: str, value: object, remedy: str) -> None:
+    """Raises ValueError, naming an argument, its value and what to give instead, unless a condition holds."""
     if not condition:
         raise ValueError(f"{name}={value!r}: {remedy}")

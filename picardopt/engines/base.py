@@ -106,15 +106,18 @@ class Engine(Protocol):
         """
         ...
 
-    def agree(self, table: Tensor, columns: int) -> list[list[float]]:
+    def agree(
+        self, table: Tensor, columns: int, numbers: Tensor | None = None
+    ) -> tuple[list[list[float]], list[float]]:
         """Returns rank 0's numbers, on the host of every rank.
 
         Args:
             table: float64 tensor [rows, n]; n may differ by rank, where a rank's rollout ended early.
             columns: Largest possible n.
+            numbers: More of them, float64 [any length, the same on every rank].
 
         Returns:
-            Rank 0's rows, cut to the smallest n of all ranks.
+            Rank 0's rows, cut to the smallest n of all ranks; and its other numbers.
         """
         ...
 

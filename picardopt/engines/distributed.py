@@ -113,26 +113,27 @@ class DistributedEngine(OneByOne):
         """
         return Outcome.NONFINITE if self.data_size == 1 else Outcome.INTERRUPTED
 
-    def agree(self, table: Tensor, columns: int) -> list[list[float]]:
+    def agree(
+        self, table: Tensor, columns: int, numbers: Tensor | None = None
+    ) -> tuple[list[list[float]], list[float]]:
         """See `Engine.agree`; all ranks take one rank's numbers, because rounding may differ between them."""
         with self._stats.phase("exchange"):
-            count = table.shape[1]
-            local = torch.zeros(
-                1 + table.shape[0] * columns, dtype=torch.float64, device=table.device
-            )
+            count, cells = table.shape[1], table.shape[0] * columns
+            more = 0 if numbers is None else numbers.numel()
+            local = torch.zeros(1 + cells + more, dtype=torch.float64, device=table.device)
             local[0] = count
-            local[1:].view(table.shape[0], columns)[:, :count] = table
+            local[1 : 1 + cells].view(table.shape[0], columns)[:, :count] = table
+            if numbers is not None:
+                local[1 + cells :] = numbers
             local = local.to(self._transport.device)
             shared = torch.empty(
                 (self.size, local.numel() * 8), dtype=torch.uint8, device=local.device
             )
             self._transport.all_gather(local.view(torch.uint8), shared, self._grid.everyone)
-            numbers = shared.view(torch.float64).cpu()
-            shortest = int(numbers[:, 0].min())
-            listed: list[list[float]] = (
-                numbers[0, 1:].view(table.shape[0], columns)[:, :shortest].tolist()
-            )
-            return listed
+            received = shared.view(torch.float64).cpu()
+            shortest = int(received[:, 0].min())
+            first = received[0, 1 : 1 + cells].view(table.shape[0], columns)
+            return first[:, :shortest].tolist(), received[0, 1 + cells :].tolist()
 
     def share_numbers(
         self, values: list[int], error: BaseException | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from picardopt.ddp_guard import DdpGuard
@@ -52,10 +53,15 @@ class SerialEngine(OneByOne):
         """Returns the drift itself: there is no other rank."""
         return drift
 
-    def agree(self, table: Tensor, columns: int) -> list[list[float]]:
+    def agree(
+        self, table: Tensor, columns: int, numbers: Tensor | None = None
+    ) -> tuple[list[list[float]], list[float]]:
         """Copies the numbers to the host (one sync)."""
-        numbers: list[list[float]] = table.tolist()
-        return numbers
+        if numbers is None:
+            return table.tolist(), []
+        rows, length = table.shape
+        flat = torch.cat([table.flatten(), numbers]).tolist()
+        return [flat[i * length : (i + 1) * length] for i in range(rows)], flat[rows * length :]
 
     def share_numbers(
         self, values: list[int], error: BaseException | None = None

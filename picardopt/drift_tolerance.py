@@ -1,0 +1,125 @@
+"""The default tolerance: it bounds how far a drift may be off, not how far a guess is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from picardopt.measures import Measures, Threshold
+from picardopt.tolerance import require
+
+_NAMES = ("drifts", "noises", "lengths", "distances", "errors")
+
+
+class DriftTolerance:
+    """Accepts a guess while its drift is off by little beside what drifts vary by from step to step.
+
+    The drift at a guess is off by about ``curvature * |iterate - guess|``. The curvature of each parameter group is
+    measured: the first drift that a sweep does not keep is evaluated again by the next one, at the iterate
+    (`picardopt.measures.DriftPair`). A slot is accepted while
+
+        sum over groups of  rate * curvature^2 * |iterate - guess|^2  <=  max(noise * N, drift^2 * D),
+
+    where N is the same sum over the variances of the groups' drifts and D that over their squared lengths. The rate of
+    a group is its step length by its drift's length, so that a group counts as much as it moves the loss.
+
+    Args:
+        noise: How much variance the drift's error may add, as a share of the drift's own between neighbouring steps.
+        drift: How far a drift may be off where it has little variance, as a share of its length.
+        decay: Weight of the past in the running means, per sweep, in [0, 1).
+        memory: Weight of the past in the measured curvature, per pair, in [0, 1).
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    exact = False
+    needs_lengths = True
+    needs_distances = False
+    needs_pairs = True
+
+    def __init__(
+        self, noise: float = 0.5, drift: float = 0.2, decay: float = 0.9, memory: float = 0.8
+    ) -> None:
+        require(0 <= noise < math.inf, "noise", noise, "give a finite number >= 0")
+        require(0 <= drift < math.inf, "drift", drift, "give a finite number >= 0")
+        require(0 <= decay < 1, "decay", decay, "give a number from 0 to below 1")
+        require(0 <= memory < 1, "memory", memory, "give a number from 0 to below 1")
+        self.noise, self.drift, self.decay, self.memory = noise, drift, decay, memory
+        self._means: dict[str, list[float]] = {}
+
+    def __repr__(self) -> str:
+        return f"DriftTolerance(noise={self.noise:g}, drift={self.drift:g})"
+
+    @property
+    def value(self) -> float:
+        """`noise`: there is no one number for the residual."""
+        return self.noise
+
+    def thresholds(self, measures: Measures) -> list[Threshold]:
+        """Returns the groups' weights, the same for every slot; before the first pair one guess is accepted."""
+        means, slots = self._learned(measures), len(measures.residuals)
+        count = len(measures.numels)
+        if len(means.get("errors", ())) != count:
+            return [(0.0,) * count, *[(math.inf,) * count] * (slots - 1)]
+        weights = [
+            numel * math.sqrt(length / drift) if drift > 0 else 0.0
+            for numel, length, drift in zip(
+                measures.numels, means["lengths"], means["drifts"], strict=True
+            )
+        ]
+
+        def total(name: str) -> float:
+            return sum(w * x for w, x in zip(weights, means.get(name, ()), strict=False))
+
+        limit = max(self.noise * total("noises"), self.drift**2 * total("drifts"))
+        curvatures = [
+            error / distance if distance > 0 else 0.0
+            for error, distance in zip(means["errors"], means["distances"], strict=True)
+        ]
+        scaled = [w * c for w, c in zip(weights, curvatures, strict=True)]
+        if not any(scaled):
+            return [(0.0,) * count] * slots
+        return [tuple(w / limit if limit > 0 else math.inf for w in scaled)] * slots
+
+    def _learned(self, measures: Measures) -> dict[str, list[float]]:
+        """Returns the running means with those of a sweep."""
+        groups, pair = measures.groups, measures.pair
+        means = self._means
+        if any(len(values) != len(groups) for values in means.values()):
+            means = {}  # the groups have changed
+        found: dict[str, tuple[Sequence[float], float]] = {
+            "drifts": ([group.drift for group in groups], self.decay),
+            "noises": ([group.noise for group in groups], self.decay),
+            "lengths": ([group.step_lengths[0] for group in groups], self.decay),
+        }
+        if pair is not None:
+            found["distances"] = pair.distances, self.memory
+            found["errors"] = pair.errors, self.memory
+            if not all(map(math.isfinite, (*pair.distances, *pair.errors))):
+                del found["distances"], found["errors"]
+        learned = dict(means)
+        for name, (values, decay) in found.items():
+            if all(map(math.isfinite, values)):
+                before = means.get(name, values)
+                mixed = zip(before, values, strict=True)
+                learned[name] = [decay * a + (1 - decay) * b for a, b in mixed]
+        return learned
+
+    def update(self, measures: Measures, stride: int) -> None:
+        """Learns from a sweep."""
+        self._means = self._learned(measures)
+
+    def fingerprint(self) -> tuple[object, ...]:
+        """Returns the options and the running means."""
+        means = tuple((name, tuple(self._means.get(name, ()))) for name in _NAMES)
+        return self.noise, self.drift, self.decay, self.memory, means
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the running means."""
+        return {name: list(values) for name, values in self._means.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a checkpoint's means."""
+        self._means = {name: [float(x) for x in state[name]] for name in _NAMES if name in state}

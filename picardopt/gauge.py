@@ -1,0 +1,124 @@
+"""The drift error: how much a drift changes between the guess at which it was evaluated and the iterate.
+
+The first drift that a sweep does not keep is evaluated again by the next sweep, as its head: for the same step, with
+the same random numbers, at the iterate itself. The comparison costs no evaluation. A sweep that could keep all of its
+drifts holds the last one back now and then, so that there is something to compare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from picardopt.drift import Drift
+from picardopt.layout import ParameterLayout, Row
+from picardopt.measures import DriftMeasures, DriftPair
+from picardopt.sweep import squared_distances, squared_lengths
+
+_MEASURES = 4  # rows of `Gauge.measure`
+RARELY = 8
+"""Sweeps that keep everything before one holds its last drift back: one evaluation of 8 p is evaluated twice."""
+
+
+class Gauge:
+    """Keeps a guess and its drift until the same step is evaluated at the iterate.
+
+    Args:
+        layout: Makes the two rows that are kept.
+    """
+
+    def __init__(self, layout: ParameterLayout) -> None:
+        self._layout, self._scratch = layout, layout.scratch()
+        self._rows: list[Row] = []  # made when the first drift is kept
+        self.coefficients: list[Tensor] | None = None
+        self._step: int | None = None
+        self._slot, self._accepted = 0, False
+        self._full, self._compared = 0, False
+
+    @property
+    def guess(self) -> Row:
+        """The kept guess; see `has`."""
+        return self._rows[0]
+
+    @property
+    def drift(self) -> Row:
+        """The kept drift, as it would have been committed."""
+        return self._rows[1]
+
+    def holds_back(self, stride: int, slots: int) -> bool:
+        """Returns whether a sweep must not keep its last drift, though it could; call it once a sweep.
+
+        Args:
+            stride: Number of drifts that the tolerance accepts.
+            slots: Number of drifts.
+        """
+        if stride < slots or slots == 1:
+            return False
+        self._full += 1
+        return not self._compared or self._full % RARELY == 0
+
+    def keep(self, step: int, slot: int, guess: Row, drift: Drift, *, accepted: bool) -> None:
+        """Keeps a drift that the sweep did not.
+
+        Args:
+            step: Its step: the head of the next sweep.
+            slot: Its slot.
+            guess: Where it was evaluated.
+            drift: As it would have been committed, that is corrected.
+            accepted: Whether the tolerance accepted its guess.
+        """
+        if not self._rows:
+            self._rows = [self._layout.row(), self._layout.row()]
+        self.guess.copy_(guess)
+        self.drift.copy_(drift.row)
+        self.coefficients = drift.correction
+        self._step, self._slot, self._accepted = step, slot, accepted
+
+    def has(self, step: int) -> bool:
+        """Returns whether a drift of this step is kept."""
+        return self._step == step
+
+    def measure(self, head: Row, drifts: Sequence[Drift]) -> Tensor:
+        """Measures the head's drift, its noise and the kept pair.
+
+        Args:
+            head: The head.
+            drifts: The window's drifts.
+
+        Returns:
+            float64 tensor [4 groups], no host sync: for each group the squared length of the head's drift, half the
+            squared difference between the first two drifts, the squared distance from the kept guess to the head, that
+            of their drifts. NaN where there is nothing to compare.
+        """
+        numels = self._layout.numels
+        rows = torch.full(
+            (_MEASURES, len(numels)), math.nan, dtype=torch.float64, device=self._scratch.device
+        )
+        rows[0] = squared_lengths(drifts[0].row, numels)
+        if len(drifts) > 1:
+            rows[1] = squared_distances(drifts[1].row, drifts[0].row, self._scratch, numels) / 2
+        if self.has(drifts[0].step):
+            rows[2] = squared_distances(head, self.guess, self._scratch, numels)
+            rows[3] = squared_distances(drifts[0].row, self.drift, self._scratch, numels)
+        return rows.flatten()
+
+    def read(self, numbers: Sequence[float], step: int) -> DriftMeasures:
+        """Returns what `measure` measured, once on the host and agreed; forgets the kept drift.
+
+        Args:
+            numbers: Its numbers.
+            step: The head's step.
+        """
+        count = len(self._layout.numels)
+        drifts, noises, distances, errors = (
+            tuple(numbers[at : at + count]) for at in range(0, _MEASURES * count, count)
+        )
+        pair = None
+        if self.has(step):
+            pair = DriftPair(self._slot, self._accepted, distances, errors, drifts)
+            self._compared = True
+        self._step = None
+        return DriftMeasures(drifts, noises, pair)
