@@ -58,7 +58,7 @@ class Gauge:
         if stride < slots or slots == 1:
             return False
         self._full += 1
-        return not self._compared or self._full % RARELY == 0
+        return self._full > (RARELY if self._compared else 1)
 
     def keep(self, step: int, slot: int, guess: Row, drift: Drift, *, accepted: bool) -> None:
         """Keeps a drift that the sweep did not.
@@ -75,7 +75,7 @@ class Gauge:
         self.guess.copy_(guess)
         self.drift.copy_(drift.row)
         self.coefficients = drift.correction
-        self._step, self._slot, self._accepted = step, slot, accepted
+        self._step, self._slot, self._accepted, self._full = step, slot, accepted, 0
 
     def has(self, step: int) -> bool:
         """Returns whether a drift of this step is kept."""

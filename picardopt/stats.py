@@ -47,7 +47,7 @@ class SweepRecord:
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """The largest accepted residuals; of a tolerance that weighs groups, for residuals in the groups' proportion."""
+        """The largest accepted residuals; of a tolerance that weighs groups, for those in the same proportion."""
         if self.measures is None:
             return ()
         return tuple(

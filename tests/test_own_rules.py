@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from picardopt import (
     AdaptiveTolerance,
+    DriftTolerance,
     FixedTolerance,
     ParallelPicardOptimizer,
     StepRelativeTolerance,
@@ -18,16 +19,22 @@ from picardopt.layout import Row
 from picardopt.options import Options
 from picardopt.predictor import PREDICTORS, Coast, Predictor, as_predictor
 from picardopt.protocols import members
-from picardopt.tolerance import Measures, Tolerance, as_tolerance
+from picardopt.measures import GroupMeasures, Measures
+from picardopt.tolerance import Tolerance, as_tolerance
 
 MEASURES = Measures((1.0, 2.0, 4.0), (0.5, 0.25, 0.125), (0.5, 0.75, 0.9), (False,) * 3)
-BUILT_IN = [FixedTolerance(1e-3), AdaptiveTolerance(1e-3), StepRelativeTolerance(2.0, 0.2)]
+BUILT_IN = [
+    FixedTolerance(1e-3),
+    AdaptiveTolerance(1e-3),
+    StepRelativeTolerance(2.0, 0.2),
+    DriftTolerance(),
+]
 
 
 class Halving:
     """A tolerance of one's own: complete, and only just."""
 
-    needs_lengths = needs_distances = exact = False
+    needs_lengths = needs_distances = needs_pairs = exact = False
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -190,18 +197,19 @@ def test_a_long_runs_figures_are_totals() -> None:
     assert stats.records[-1].step == steps - 1
 
 
-def test_records_suffice_to_try_another_tolerance() -> None:
+@pytest.mark.parametrize("kind", [StepRelativeTolerance(2.0, 0.2), DriftTolerance()], ids=repr)
+def test_records_suffice_to_try_another_tolerance(kind: Tolerance) -> None:
     """What each sweep would have accepted at another number follows from its record alone."""
     from picardopt.sweep import choose_stride
 
-    optimizer, closure = make(tolerance=StepRelativeTolerance(2.0, 0.2))
+    optimizer, closure = make(tolerance=kind)
     for _ in range(12):
         optimizer.step(closure)
     for record in optimizer.stats.records:
-        measures = Measures(
-            record.residuals, record.step_lengths, record.distances, record.same_bits
-        )
+        measures = record.measures
+        assert measures is not None
         again = choose_stride(measures, record.thresholds, exact=False)
+        assert again == choose_stride(measures, record.accepts, exact=False)
         assert again == record.stride
         for value in (0.0, 1e-6, float("inf")):
             thresholds = FixedTolerance(value).thresholds(measures)
