@@ -41,7 +41,7 @@ class Secants:
     @torch.no_grad()
     def observe(
         self, iterate: Row, guess: Row, drift: Row, earlier: Row, coefficients: list[Tensor] | None
-    ) -> None:
+    ) -> Tensor:
         """Learns a secant in place of the oldest one.
 
         Args:
@@ -50,14 +50,17 @@ class Secants:
             drift: The drift at the iterate.
             earlier: The same step's drift at the guess, corrected.
             coefficients: What it was corrected with (`Drift.correction`).
+
+        Returns:
+            By group, the squared length of the drift's change per parameter, float64 [groups], without the correction.
         """
         if not self._groups:
             self._groups = [[_Part(like, self._pairs) for like in group] for group in drift.groups]
-        index = self._next
+        index, squares = self._next, []
         self._next = (index + 1) % self._pairs
         for group, parts in enumerate(self._groups):
             given = coefficients[group] if coefficients is not None else None
-            lengths = []
+            lengths, changes = [], []
             for at, part in enumerate(parts):
                 change = drift.groups[group][at] - earlier.groups[group][at]
                 if given is not None:
@@ -65,6 +68,8 @@ class Secants:
                 part.changes[index] = change
                 part.steps[index] = iterate.groups[group][at] - guess.groups[group][at]
                 lengths.append(torch.linalg.vector_norm(part.steps[index], dtype=torch.float64))
+                changes.append(torch.linalg.vector_norm(change, dtype=torch.float64))
+            squares.append(torch.stack(changes).square().sum())
             length = torch.linalg.vector_norm(torch.stack(lengths))
             for part in parts:
                 part.normalize(index, length)
@@ -73,6 +78,8 @@ class Secants:
                 self._change_gram[group], index, [p.changes for p in parts]
             )
         self._inverse = torch.linalg.inv_ex(self._gram + self._ridge * self._eye).inverse
+        numels = torch.tensor(self._layout.numels, dtype=torch.float64)
+        return torch.stack(squares) / numels.clamp(min=1).to(self._eye.device)
 
     @torch.no_grad()
     def correct(self, drift: Drift, guess: Row, iterate: Row) -> None:

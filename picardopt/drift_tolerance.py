@@ -9,7 +9,7 @@ from typing import Any
 from picardopt.measures import Measures, Threshold
 from picardopt.tolerance import require
 
-_NAMES = ("drifts", "noises", "lengths", "distances", "errors")
+_NAMES = ("drifts", "noises", "lengths", "distances", "errors", "changes")
 
 
 class DriftTolerance:
@@ -61,7 +61,7 @@ class DriftTolerance:
         """Returns the groups' weights, the same for every slot; before the first pair one guess is accepted."""
         means, slots = self._learned(measures), len(measures.residuals)
         count = len(measures.numels)
-        if len(means.get("errors", ())) != count:
+        if "errors" not in means:
             return [(0.0,) * count, *[(math.inf,) * count] * (slots - 1)]
         weights = [
             numel * math.sqrt(length / drift) if drift > 0 else 0.0
@@ -70,14 +70,11 @@ class DriftTolerance:
             )
         ]
 
-        def total(name: str) -> float:
-            return sum(w * x for w, x in zip(weights, means.get(name, ()), strict=False))
-
-        limit = max(self.noise * total("noises"), self.drift**2 * total("drifts"))
-        curvatures = [
-            error / distance if distance > 0 else 0.0
-            for error, distance in zip(means["errors"], means["distances"], strict=True)
-        ]
+        curvatures = _ratios(means["errors"], means["distances"])
+        variances = means.get("noises", [0.0] * count)
+        added = self.noise * sum(w * x for w, x in zip(weights, variances, strict=True))
+        off = self.drift**2 * sum(w * x for w, x in zip(weights, means["drifts"], strict=True))
+        limit = max(added, off)
         scaled = [w * c for w, c in zip(weights, curvatures, strict=True)]
         if not any(scaled):
             return [(0.0,) * count] * slots
@@ -91,21 +88,42 @@ class DriftTolerance:
             means = {}  # the groups have changed
         found: dict[str, tuple[Sequence[float], float]] = {
             "drifts": ([group.drift for group in groups], self.decay),
-            "noises": ([group.noise for group in groups], self.decay),
             "lengths": ([group.step_lengths[0] for group in groups], self.decay),
         }
         if pair is not None:
             found["distances"] = pair.distances, self.memory
             found["errors"] = pair.errors, self.memory
-            if not all(map(math.isfinite, (*pair.distances, *pair.errors))):
-                del found["distances"], found["errors"]
+            found["changes"] = pair.changes, self.memory
+            if not all(map(math.isfinite, (*pair.distances, *pair.errors, *pair.changes))):
+                del found["distances"], found["errors"], found["changes"]
         learned = dict(means)
         for name, (values, decay) in found.items():
             if all(map(math.isfinite, values)):
-                before = means.get(name, values)
-                mixed = zip(before, values, strict=True)
-                learned[name] = [decay * a + (1 - decay) * b for a, b in mixed]
+                learned[name] = _mixed(means.get(name), values, decay)
+        variances = self._variances(measures, learned)
+        if variances is not None:
+            learned["noises"] = variances
         return learned
+
+    def _variances(self, measures: Measures, means: dict[str, list[float]]) -> list[float] | None:
+        """Returns the groups' variances with what a sweep tells of them.
+
+        The drifts of slots 0 and 1 differ by noise and by how far apart they were evaluated, times the curvature. A
+        group in which the latter may be half of the difference tells nothing.
+        """
+        groups, before = measures.groups, means.get("noises")
+        if not all(math.isfinite(group.noise) for group in groups):
+            return before
+        if "errors" not in means:
+            return _mixed(before, [group.noise for group in groups], self.decay)
+        curvatures = _ratios(means["changes"], means["distances"])
+        found = []
+        for index, (group, curvature) in enumerate(zip(groups, curvatures, strict=True)):
+            moved = curvature * (group.step_lengths[0] + group.residuals[0]) / 2
+            informative = moved <= group.noise / 2
+            old = 0.0 if before is None else before[index]
+            found.append(group.noise - moved if informative else old)
+        return _mixed(before, found, self.decay)
 
     def update(self, measures: Measures, stride: int) -> None:
         """Learns from a sweep."""
@@ -123,3 +141,14 @@ class DriftTolerance:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a checkpoint's means."""
         self._means = {name: [float(x) for x in state[name]] for name in _NAMES if name in state}
+
+
+def _mixed(before: Sequence[float] | None, values: Sequence[float], decay: float) -> list[float]:
+    """Returns running means with new values."""
+    if before is None:
+        return list(values)
+    return [decay * a + (1 - decay) * b for a, b in zip(before, values, strict=True)]
+
+
+def _ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    return [a / b if b > 0 else 0.0 for a, b in zip(numerators, denominators, strict=True)]

@@ -18,7 +18,7 @@ from picardopt.layout import ParameterLayout, Row
 from picardopt.measures import DriftMeasures, DriftPair
 from picardopt.sweep import squared_distances, squared_lengths
 
-_MEASURES = 4  # rows of `Gauge.measure`
+_MEASURES = 5  # rows of `Gauge.measure`
 RARELY = 8
 """Sweeps that keep everything before one holds its last drift back: one evaluation of 8 p is evaluated twice."""
 
@@ -81,17 +81,18 @@ class Gauge:
         """Returns whether a drift of this step is kept."""
         return self._step == step
 
-    def measure(self, head: Row, drifts: Sequence[Drift]) -> Tensor:
+    def measure(self, head: Row, drifts: Sequence[Drift], changes: Tensor | None = None) -> Tensor:
         """Measures the head's drift, its noise and the kept pair.
 
         Args:
             head: The head.
             drifts: The window's drifts.
+            changes: `DriftPair.changes`, where the kept drift was corrected.
 
         Returns:
-            float64 tensor [4 groups], no host sync: for each group the squared length of the head's drift, half the
+            float64 tensor [5 groups], no host sync: for each group the squared length of the head's drift, half the
             squared difference between the first two drifts, the squared distance from the kept guess to the head, that
-            of their drifts. NaN where there is nothing to compare.
+            of their drifts, and the changes. NaN where there is nothing to compare.
         """
         numels = self._layout.numels
         rows = torch.full(
@@ -103,6 +104,7 @@ class Gauge:
         if self.has(drifts[0].step):
             rows[2] = squared_distances(head, self.guess, self._scratch, numels)
             rows[3] = squared_distances(drifts[0].row, self.drift, self._scratch, numels)
+            rows[4] = rows[3] if changes is None else changes
         return rows.flatten()
 
     def read(self, numbers: Sequence[float], step: int) -> DriftMeasures:
@@ -113,12 +115,12 @@ class Gauge:
             step: The head's step.
         """
         count = len(self._layout.numels)
-        drifts, noises, distances, errors = (
+        drifts, noises, distances, errors, changes = (
             tuple(numbers[at : at + count]) for at in range(0, _MEASURES * count, count)
         )
         pair = None
         if self.has(step):
-            pair = DriftPair(self._slot, self._accepted, distances, errors, drifts)
+            pair = DriftPair(self._slot, self._accepted, distances, errors, changes, drifts)
             self._compared = True
         self._step = None
         return DriftMeasures(drifts, noises, pair)

@@ -46,6 +46,8 @@ class DriftPair:
         accepted: Whether the guess was within the tolerance, and only held back to be measured.
         distances: Between the guess and the iterate.
         errors: Between the drift that the earlier sweep would have committed and the drift at the iterate.
+        changes: Between the drift as it was evaluated at the guess and the drift at the iterate; the errors, unless the
+            first was corrected (`picardopt.correction`).
         drifts: Squared length of the drift at the iterate.
     """
 
@@ -53,6 +55,7 @@ class DriftPair:
     accepted: bool
     distances: tuple[float, ...]
     errors: tuple[float, ...]
+    changes: tuple[float, ...]
     drifts: tuple[float, ...]
 
 

@@ -60,11 +60,11 @@ class Rollout:
 
     def learn(self, gauge: Gauge, drifts: Sequence[Drift]) -> Tensor:
         """Learns a secant from the gauge's pair, if there is one; returns what the gauge measures."""
-        head = self._window.head
+        head, changes = self._window.head, None
         if self._correction is not None and gauge.has(drifts[0].step):
             pair = gauge.guess, drifts[0].row, gauge.drift, gauge.coefficients
-            self._correction.observe(head, *pair)
-        return gauge.measure(head, drifts)
+            changes = self._correction.observe(head, *pair)
+        return gauge.measure(head, drifts, changes)
 
     def refine(
         self, drifts: Sequence[Drift], *, check_replay: bool

@@ -22,7 +22,8 @@ from picardopt.protocols import members
 from picardopt.measures import GroupMeasures, Measures
 from picardopt.tolerance import Tolerance, as_tolerance
 
-MEASURES = Measures((1.0, 2.0, 4.0), (0.5, 0.25, 0.125), (0.5, 0.75, 0.9), (False,) * 3)
+COLUMNS = ((1.0, 2.0, 4.0), (0.5, 0.25, 0.125), (0.5, 0.75, 0.9))
+MEASURES = Measures(*COLUMNS, (False,) * 3, (GroupMeasures(*COLUMNS, 2.0, 1.0),), (10,))
 BUILT_IN = [
     FixedTolerance(1e-3),
     AdaptiveTolerance(1e-3),
