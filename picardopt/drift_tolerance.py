@@ -1,4 +1,4 @@
-"""The default tolerance: it bounds how far a drift may be off, not how far a guess is."""
+"""A tolerance that bounds how far a drift may be off, not how far a guess is."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class DriftTolerance:
     needs_pairs = True
 
     def __init__(
-        self, noise: float = 0.5, drift: float = 0.2, decay: float = 0.9, memory: float = 0.8
+        self, noise: float = 0.2, drift: float = 0.05, decay: float = 0.9, memory: float = 0.8
     ) -> None:
         require(0 <= noise < math.inf, "noise", noise, "give a finite number >= 0")
         require(0 <= drift < math.inf, "drift", drift, "give a finite number >= 0")

@@ -23,7 +23,6 @@ from picardopt.checks import check_arguments, check_base
 from picardopt.closure import Closure, Plain, as_step_closure
 from picardopt.correction import SECANTS
 from picardopt.drift import Accepted
-from picardopt.drift_tolerance import DriftTolerance
 from picardopt.engines import make_engine
 from picardopt.facade import OptimizerFacade
 from picardopt.interrupts import interrupts_deferred
@@ -36,7 +35,7 @@ from picardopt.speculator import Speculator
 from picardopt.state import load_state, saved_state
 from picardopt.stats import Stats
 from picardopt.stepper import BaseStepper
-from picardopt.tolerance import Tolerance, as_tolerance
+from picardopt.tolerance import StepRelativeTolerance, Tolerance, as_tolerance
 from picardopt.warn import warn_user
 
 STATE_KEY = "picard"
@@ -59,8 +58,8 @@ class ParallelPicardOptimizer(OptimizerFacade):
             optimizers over disjoint parameters is stepped as one.
         window: Steps evaluated per sweep, p; default: the number of Picard ranks.
         tolerance: Largest accepted squared distance per parameter between a guess and the refined iterate: a number (0
-            is exact), `StepRelativeTolerance`, `AdaptiveTolerance` (the paper's) or an object of your own. Default:
-            `DriftTolerance`, which bounds how far a drift may be off instead.
+            is exact), `StepRelativeTolerance` (the default), `AdaptiveTolerance` (the paper's), `DriftTolerance`, which
+            bounds how far a drift may be off instead, or an object of your own.
         predictor: Fills the window's new slots: "coast" (the base steps on with zero gradients), "hold" (the
             paper: copies the last iterate), or an object of your own (`picardopt.predictor.Predictor`).
         total_steps: Steps of the whole run, T, if known: nothing is evaluated beyond it.
@@ -122,7 +121,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         self._unmeasured = unmeasured_bases(self.base, measured)
         # Makes the hook registries; Optimizer.__init__ would make groups too, which are the base's.
         Optimizer.__setstate__(self, {})
-        self._tolerance = as_tolerance(DriftTolerance() if tolerance is None else tolerance)
+        self._tolerance = as_tolerance(StepRelativeTolerance() if tolerance is None else tolerance)
         self.stats = Stats()
         self._audit = Audit(audit)
         self._grid = make_grid(process_group, mesh)

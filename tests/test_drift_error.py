@@ -37,7 +37,9 @@ class Quadratic:
         self.flat, self.stiff = nn.Parameter(torch.randn(40)), nn.Parameter(torch.randn(3))
         self.noise, self.curvature = noise, stiff
         base = torch.optim.SGD([{"params": [self.flat]}, {"params": [self.stiff]}], 0.01, 0.9)
-        self.optimizer = ParallelPicardOptimizer(base, **{"window": 8, "seed": 3, **options})
+        self.optimizer = ParallelPicardOptimizer(
+            base, **{"window": 8, "seed": 3, "tolerance": DriftTolerance(), **options}
+        )
 
     def loss(self, step: int) -> Tensor:
         self.optimizer.zero_grad()

@@ -16,10 +16,10 @@ from picardopt import (
     StepRelativeTolerance,
 )
 from picardopt.layout import Row
+from picardopt.measures import GroupMeasures, Measures
 from picardopt.options import Options
 from picardopt.predictor import PREDICTORS, Coast, Predictor, as_predictor
 from picardopt.protocols import members
-from picardopt.measures import GroupMeasures, Measures
 from picardopt.tolerance import Tolerance, as_tolerance
 
 COLUMNS = ((1.0, 2.0, 4.0), (0.5, 0.25, 0.125), (0.5, 0.75, 0.9))
