@@ -39,6 +39,7 @@ TINY = {
         *("--guidance", "exact", "--steps", "4", "--seeds", "2", "--only", "fixed"),
         *("--out", "r.json", "--scenes", "scenes"),
     ],
+    "tolerances": ["--help"],  # whole stages, or none
     "side_by_side": ["--help"],  # of runs that `methods` made
 }
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 import picardopt.drift
 import picardopt.replay_check
 import picardopt.snapshot
+from picardopt import DriftTolerance
 from tests.helpers.pool import Pool, Pools
 from tests.helpers.runs import (
     Case,
@@ -80,6 +81,21 @@ def test_any_window_on_any_number_of_processes(pool: Pool, window: int, predicto
         if window > 1:
             assert len(trace.stats["residuals"][0]) == window
             assert_parallel(trace)
+
+
+@pytest.mark.parametrize("secants", [0, 4])
+@pytest.mark.parametrize("problem", ["groups", "bf16", "complex64"])
+def test_corrected_runs_are_the_same_on_any_number_of_processes(
+    pool: Pool, problem: str, secants: int
+) -> None:
+    """Not sequential bits, but one process's: every rank measures, corrects and decides alike."""
+    case = Case(problem, "Adam", steps=24)
+    options = {"window": 6, "secants": secants}
+    expected = parallel(case, tolerance=DriftTolerance(noise=1.0), **options)
+    options["tolerance"] = DriftTolerance(noise=1.0)  # a new one: it learns
+    for trace in pool.run(traced, case.packed(), options):
+        assert_same_trace(trace, expected)
+        assert trace.stats["residuals"] == expected.stats["residuals"]
 
 
 def draws(window: int | None) -> dict[int, list[tuple[float, float, float]]]:

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picardopt import Carry, ParallelPicardOptimizer, Restructure
+from picardopt import Carry, DriftTolerance, ParallelPicardOptimizer, Restructure
 from picardopt.layout import ParameterLayout
 from picardopt.restructure import Remap
 from tests.helpers.pool import Pools
@@ -534,3 +534,14 @@ def test_a_failed_step_puts_back_whatever_the_function_reaches(kind: Any, functi
     optimizer.step(closure)
     optimizer.step(closure)
     assert len(splats["points"]) == 8
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_drift_errors_are_measured_anew_after_a_change_of_structure(across: bool) -> None:
+    """Groups, secants and kept drifts belong to one structure; the run goes on, and near the sequential one."""
+    _, states, stats = run(window=8, across=across, tolerance=DriftTolerance(), audit="always")
+    _, expected = sequential(STEPS)
+    assert len(states[-1][0]["means"]) == len(expected[-1][0]["means"])
+    assert stats.mean_stride > 1.2
+    assert all(0 <= error < 1 for error in stats.drift_error)
+    assert stats.audits > 0
