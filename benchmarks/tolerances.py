@@ -210,12 +210,12 @@ def _row(found: dict[str, Figures], names: list[str]) -> list[str]:
 
 
 NOTES = """
-The first stage of each method's `small` preset, window and rule as named (`RULES` in the script), against the sequential
-run of the same subject with seed 0; means over the subjects that were run. *Another seed* is the sequential run with seed
-1. *Stretch*: every number of steps in the recipe times this. *Sequential steps / sweeps*: how many times fewer rounds the
-run took than the sequential one; a speed at equal quality where the PSNR is not below it. *Drift error*: of the
-parameter group that is off most, at the first slot that a sweep does not keep. PSNR is that of the last iterate (32
-held-out views); the JSON has it ten times along each run, with the sweeps until there.
+The first stage of each method's `small` preset, window and rule as named (`RULES` in the script), against the
+sequential run of the same subject with seed 0; means over the subjects that were run. *Another seed* is the
+sequential run with seed 1. *Stretch*: every number of steps in the recipe times this. *Sequential steps / sweeps*:
+how many times fewer rounds the run took than the sequential one; a speed at equal quality where the PSNR is not
+below it. *Drift error*: of the parameter group that is off most, at the first slot that a sweep does not keep. PSNR
+is that of the last iterate (32 held-out views); the JSON has it ten times along each run, with the sweeps until there.
 """
 
 
