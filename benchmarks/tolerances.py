@@ -3,7 +3,7 @@
     python benchmarks/tolerances.py                 # everything, or what is missing of it
 
 The first stage of each recipe, by each rule, with one process that evaluates a window's slots one after the other.
-Schedules may be stretched: every step that a recipe names is multiplied, so that the run has more steps of the same kind.
+Schedules may be stretched: every step that a recipe names is multiplied; the run then has more steps of each kind.
 """
 
 from __future__ import annotations
