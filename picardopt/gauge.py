@@ -28,25 +28,20 @@ class Gauge:
 
     Args:
         layout: Makes the two rows that are kept.
+
+    Attributes:
+        guess: Where the kept drift was evaluated; see `has`.
+        drift: The kept drift, as it would have been committed.
+        coefficients: What it was corrected with (`Drift.correction`).
     """
 
     def __init__(self, layout: ParameterLayout) -> None:
         self._layout, self._scratch = layout, layout.scratch()
-        self._rows: list[Row] = []  # made when the first drift is kept
+        self.guess, self.drift = layout.row(), layout.row()
         self.coefficients: list[Tensor] | None = None
         self._step: int | None = None
         self._slot, self._accepted = 0, False
         self._full, self._compared = 0, False
-
-    @property
-    def guess(self) -> Row:
-        """The kept guess; see `has`."""
-        return self._rows[0]
-
-    @property
-    def drift(self) -> Row:
-        """The kept drift, as it would have been committed."""
-        return self._rows[1]
 
     def holds_back(self, stride: int, slots: int) -> bool:
         """Returns whether a sweep must not keep its last drift, though it could; call it once a sweep.
@@ -70,8 +65,6 @@ class Gauge:
             drift: As it would have been committed, that is corrected.
             accepted: Whether the tolerance accepted its guess.
         """
-        if not self._rows:
-            self._rows = [self._layout.row(), self._layout.row()]
         self.guess.copy_(guess)
         self.drift.copy_(drift.row)
         self.coefficients = drift.correction

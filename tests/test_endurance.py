@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import picardopt.stats
 from picardopt import NonFiniteGradientError, ParallelPicardOptimizer
+from picardopt.measures import Measures
 from picardopt.stats import SweepRecord
 from tests.helpers.pool import Pool
 from tests.helpers.runs import quiet
@@ -195,7 +196,8 @@ def test_the_totals_are_exact_though_the_past_is_forgotten(monkeypatch: pytest.M
     stats, strides = picardopt.Stats(), [1 + turn % 3 for turn in range(1000)]
     for turn, stride in enumerate(strides):
         stats.drift_evaluations += 4
-        stats.end_sweep(SweepRecord(turn, 4, stride, 4, (float(turn),), (1.0,)))
+        measures = Measures((float(turn),), (1.0,), (1.0,), (False,))
+        stats.end_sweep(SweepRecord(turn, 4, stride, 4, measures, (1.0,)))
     assert stats.sweeps == 1000
     assert stats.mean_stride == sum(strides) / 1000
     assert stats.strides == strides[-len(stats.strides) :]
