@@ -288,7 +288,9 @@ def test_the_plot_has_a_panel_of_running_means_by_group() -> None:
     assert len(strides_figure(RunRecord(step=2, sweeps=1, strides=[2]), 2).axes) == 2
 
 
-@pytest.mark.parametrize("entries", [[[0.0, 0.0, 0.0]], [[math.nan, math.nan, 1.0]]])
+@pytest.mark.parametrize(
+    "entries", [[[0.0, 0.0, 0.0]], [[0.0, 0.0, 1.0]], [[math.nan, math.nan, 1.0]]]
+)
 def test_a_panel_without_a_point_is_drawn(entries: list[list[float]]) -> None:
     _, lines = plotted(RunRecord(step=2, sweeps=1, strides=[2], drifts={"a": entries}))
     assert lines == {}
