@@ -54,7 +54,7 @@ class RunConfig(ABC, Generic[R]):
         workers: Processes (one device each); None: one per accelerator, else two if the machine has two cores.
         window: Steps evaluated by one sweep; None: the recipe's, which by default is one per worker.
         tolerance: Largest residual accepted: a number (0: exactly the sequential run, inf: everything),
-            "drift[:NOISE,DRIFT]" (the default of most recipes), "step-relative[:FACTOR,DISTANCE]",
+            "step-relative[:FACTOR,DISTANCE]", "drift[:NOISE,DRIFT]" (how far a step's gradient may be off),
             "adaptive[:INITIAL,DECAY,STATISTIC]" (the paper's rule), or None: the recipe's.
         predictor: What fills new slots of the window; None: the recipe's.
         secants: Pairs of drifts from which drifts at wrong guesses are corrected, 0: none; None: the recipe's, which by

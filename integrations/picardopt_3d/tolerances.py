@@ -3,7 +3,7 @@
 | text | meaning |
 | --- | --- |
 | `0`, `1e-6`, `inf` | a fixed number; 0 is exact |
-| `drift`, `drift:0.5,0.2` | noise, drift of `picardopt.DriftTolerance` (the optimizer's own rule) |
+| `drift`, `drift:0.2,0.05` | noise, drift of `picardopt.DriftTolerance` |
 | `step-relative`, `step-relative:2,0.2,0.9` | factor, distance, decay of `picardopt.StepRelativeTolerance` |
 | `adaptive`, `adaptive:5e-6,0.9,median` | initial, decay, statistic of `picardopt.AdaptiveTolerance` (the paper's) |
 
@@ -123,7 +123,7 @@ _KINDS: dict[str, type[_WithNumbers]] = {
 }
 _REMEDY = (
     'give 0 (exact), a positive number, inf, "drift", "step-relative" or "adaptive", the last three with their numbers '
-    'if you like: "drift:0.5,0.2" (noise, drift), "step-relative:2,0.2" (factor, distance, decay), '
+    'if you like: "drift:0.2,0.05" (noise, drift), "step-relative:2,0.2" (factor, distance, decay), '
     '"adaptive:5e-6,0.9,median" (initial, decay, statistic)'
 )
 

@@ -20,7 +20,7 @@ from picardopt_3d.run.pipeline import run
 from picardopt_3d.run.progress import Progress
 from picardopt_3d.run.record import Recorder, RunRecord
 
-from picardopt import ParallelPicardOptimizer
+from picardopt import DriftTolerance, ParallelPicardOptimizer
 from tests.integrations.test_pipeline import options
 from tests.integrations.test_record import Rows
 
@@ -61,9 +61,9 @@ class Groups(Rows):
 def recorder_of(record: RunRecord, steps: int, **given: Any) -> Recorder:
     """A recorder of some steps that are still to be taken."""
     problem = Groups()
-    given = {"window": 3, "secants": 0, "audit": "never"} | given
+    usual = {"window": 3, "tolerance": DriftTolerance(), "secants": 0, "audit": "never"}
     optimizer = ParallelPicardOptimizer(
-        problem.all, measured=[problem.own], total_steps=record.step + steps, **given
+        problem.all, measured=[problem.own], total_steps=record.step + steps, **usual | given
     )
     optimizer.step_index = record.step
     return Recorder(record, problem, optimizer, 0.0)
@@ -179,7 +179,7 @@ def test_stages_have_groups_of_their_own() -> None:
 
 
 def test_the_report_names_the_scenes_groups(tmp_path: Path) -> None:
-    report = run(options(tmp_path, window=4))
+    report = run(options(tmp_path, window=4, tolerance="drift"))
     written = json.loads((tmp_path / "report.json").read_text())
     for kind in ("drift_error", "drift_noise"):
         assert report[kind].keys() == {"encoding"}

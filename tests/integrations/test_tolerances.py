@@ -84,7 +84,7 @@ def test_a_number_is_enough_in_python_and_yaml(tmp_path: Path) -> None:
         ("drift:-1", "noise=-1.0"),
         ("drift:0.5,nan", "drift=nan"),
         ("drift:0.5,0.2,0.9", "at most 2 numbers: noise, drift"),
-        ("drifts", '"drift:0.5,0.2" (noise, drift)'),
+        ("drifts", '"drift:0.2,0.05" (noise, drift)'),
         ("step-relative:x", "tolerance=step-relative:x"),
         ("step-relative:1,1,1", "decay=1.0"),
         (True, "tolerance=True"),
