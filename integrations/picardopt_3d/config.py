@@ -54,9 +54,11 @@ class RunConfig(ABC, Generic[R]):
         workers: Processes (one device each); None: one per accelerator, else two if the machine has two cores.
         window: Steps evaluated by one sweep; None: the recipe's, which by default is one per worker.
         tolerance: Largest residual accepted: a number (0: exactly the sequential run, inf: everything),
-            "adaptive[:INITIAL,DECAY,STATISTIC]" (the paper's rule), "step-relative[:FACTOR,DISTANCE]", or None: the
-            recipe's.
+            "step-relative[:FACTOR,DISTANCE]", "drift[:NOISE,DRIFT]" (how far a step's gradient may be off),
+            "adaptive[:INITIAL,DECAY,STATISTIC]" (the paper's rule), or None: the recipe's.
         predictor: What fills new slots of the window; None: the recipe's.
+        secants: Pairs of drifts from which drifts at wrong guesses are corrected, 0: none; None: the recipe's, which by
+            default is 8 with a tolerance "drift", else 0.
         sequential: Evaluate nothing ahead: a window of 1 in one process.
         picture_every: Steps between progress pictures; 0: none.
         checkpoint_every: Steps between checkpoints; 0: only at the end and at Ctrl-C.
@@ -75,6 +77,7 @@ class RunConfig(ABC, Generic[R]):
     window: int | None = None
     tolerance: ToleranceOption = None
     predictor: Predictor | None = None
+    secants: int | None = None
     sequential: bool = False
     picture_every: int = 100
     checkpoint_every: int = 500
@@ -107,7 +110,7 @@ class RunConfig(ABC, Generic[R]):
         Raises:
             ValueError: There is one; the message names it and says what to give.
         """
-        least = {"threads": 1, "picture_every": 0, "checkpoint_every": 0, "seed": 0}
+        least = {"threads": 1, "picture_every": 0, "checkpoint_every": 0, "seed": 0, "secants": 0}
         for name, smallest in (least | {"workers": 1, "window": 1}).items():
             value = getattr(self, name)
             if value is not None and value < smallest:

@@ -20,20 +20,25 @@ class PicardConfig:
         window: Steps evaluated by one sweep; None: one per worker.
         tolerance: Largest residual that is accepted, as `tolerances` describes it; None: the optimizer's own rule.
         predictor: What fills the window's new slots: "coast", or "hold" (the paper's).
+        secants: Pairs of drifts from which drifts at wrong guesses are corrected, 0: none; None: the optimizer's own
+            number for the tolerance.
     """
 
     window: int | None = None
     tolerance: ToleranceOption = None
     predictor: Predictor = "coast"
+    secants: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks the window.
+        """Checks the numbers.
 
         Raises:
-            ValueError: It is no positive number.
+            ValueError: One is too small.
         """
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window={self.window}: give a whole number of at least 1")
+        for name, least in (("window", 1), ("secants", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}: give a whole number of at least {least}")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class PicardOptions:
         window: As in `PicardConfig`.
         tolerance: Likewise.
         predictor: Likewise.
+        secants: Likewise.
         sequential: Evaluate nothing ahead: a window of 1, whatever the others say.
     """
 
@@ -52,6 +58,7 @@ class PicardOptions:
     window: int | None = None
     tolerance: TolConfig | None = None
     predictor: Predictor | None = None
+    secants: int | None = None
     sequential: bool = False
 
     def arguments(self) -> dict[str, Any]:
@@ -61,6 +68,7 @@ class PicardOptions:
             "window": 1 if self.sequential else window,
             "tolerance": build_tolerance(self.tolerance, self.recipe.tolerance),
             "predictor": self.predictor or self.recipe.predictor,
+            "secants": self.recipe.secants if self.secants is None else self.secants,
         }
         return {name: value for name, value in given.items() if value is not None}
 

@@ -3,6 +3,7 @@
 | text | meaning |
 | --- | --- |
 | `0`, `1e-6`, `inf` | a fixed number; 0 is exact |
+| `drift`, `drift:0.2,0.05` | noise, drift of `picardopt.DriftTolerance` |
 | `step-relative`, `step-relative:2,0.2,0.9` | factor, distance, decay of `picardopt.StepRelativeTolerance` |
 | `adaptive`, `adaptive:5e-6,0.9,median` | initial, decay, statistic of `picardopt.AdaptiveTolerance` (the paper's) |
 
@@ -18,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from picardopt import AdaptiveTolerance, StepRelativeTolerance
+from picardopt import AdaptiveTolerance, DriftTolerance, StepRelativeTolerance
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,27 @@ class FixedTol:
 
     def __str__(self) -> str:
         return repr(self.value)
+
+
+@dataclass(frozen=True)
+class DriftTol:
+    """`picardopt.DriftTolerance`; None stands for the recipe's number, or the default.
+
+    Attributes:
+        noise: Accepted variance of a drift's error, as a share of the variance between neighbouring steps.
+        drift: Accepted error of a drift that has little variance, as a share of its length.
+    """
+
+    kind: ClassVar[str] = "drift"
+    noise: float | None = None
+    drift: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the numbers, by building the tolerance."""
+        build_tolerance(self)
+
+    def __str__(self) -> str:
+        return _text_of(self)
 
 
 @dataclass(frozen=True)
@@ -91,15 +113,18 @@ class AdaptiveTol:
         return _text_of(self)
 
 
-TolConfig = FixedTol | StepRelativeTol | AdaptiveTol
+TolConfig = FixedTol | DriftTol | StepRelativeTol | AdaptiveTol
+_WithNumbers = DriftTol | StepRelativeTol | AdaptiveTol
 
-_KINDS: dict[str, type[StepRelativeTol | AdaptiveTol]] = {
+_KINDS: dict[str, type[_WithNumbers]] = {
+    "drift": DriftTol,
     "step-relative": StepRelativeTol,
     "adaptive": AdaptiveTol,
 }
 _REMEDY = (
-    'give 0 (exact), a positive number, inf, "adaptive" or "step-relative", the last two with their numbers if you '
-    'like: "adaptive:5e-6,0.9,median" (initial, decay, statistic), "step-relative:2,0.2" (factor, distance, decay)'
+    'give 0 (exact), a positive number, inf, "drift", "step-relative" or "adaptive", the last three with their numbers '
+    'if you like: "drift:0.2,0.05" (noise, drift), "step-relative:2,0.2" (factor, distance, decay), '
+    '"adaptive:5e-6,0.9,median" (initial, decay, statistic)'
 )
 
 
@@ -113,7 +138,7 @@ def parse_tolerance(given: Any) -> TolConfig:
     Raises:
         ValueError: It is none of these, or a number is out of range.
     """
-    if isinstance(given, FixedTol | StepRelativeTol | AdaptiveTol):
+    if isinstance(given, TolConfig):
         return given
     if isinstance(given, bool) or not isinstance(given, int | float | str):
         raise ValueError(f"tolerance={given!r}: {_REMEDY}")
@@ -132,7 +157,7 @@ def parse_tolerance(given: Any) -> TolConfig:
 
 def build_tolerance(
     config: TolConfig | None, recipe: TolConfig | None = None
-) -> float | AdaptiveTolerance | StepRelativeTolerance | None:
+) -> float | DriftTolerance | StepRelativeTolerance | AdaptiveTolerance | None:
     """Builds what `ParallelPicardOptimizer` takes as its tolerance.
 
     Args:
@@ -149,6 +174,8 @@ def build_tolerance(
         return config.value
     numbers = _given(recipe) if type(recipe) is type(config) else {}
     numbers |= _given(config)
+    if isinstance(config, DriftTol):
+        return DriftTolerance(**numbers)
     if isinstance(config, AdaptiveTol):
         return AdaptiveTolerance(**numbers)
     return StepRelativeTolerance(**numbers)
@@ -159,13 +186,13 @@ def _given(config: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(config).items() if value is not None}
 
 
-def _with_numbers(kind: type[Any], texts: list[str]) -> StepRelativeTol | AdaptiveTol:
+def _with_numbers(kind: type[Any], texts: list[str]) -> _WithNumbers:
     """Fills a kind's numbers in their order; an empty text leaves one out."""
     names = [item.name for item in dataclasses.fields(kind)]
     if len(texts) > len(names):
         raise ValueError(f"at most {len(names)} numbers: {', '.join(names)}")
     given = {name: text.strip() for name, text in zip(names, texts, strict=False) if text.strip()}
-    filled: StepRelativeTol | AdaptiveTol = kind(
+    filled: _WithNumbers = kind(
         **{name: text if name == "statistic" else float(text) for name, text in given.items()}
     )
     return filled
@@ -180,10 +207,10 @@ def _text_of(config: Any) -> str:
 
 
 ToleranceOption = Annotated[
-    FixedTol | StepRelativeTol | AdaptiveTol | None,
+    TolConfig | None,
     PrimitiveConstructorSpec(
         nargs=1,
-        metavar="0|NUMBER|step-relative[:F,D]|adaptive[:E,G,M]",
+        metavar="0|NUMBER|drift[:N,D]|step-relative[:F,D]|adaptive[:E,G,M]",
         instance_from_str=lambda texts: None if texts[0] == "None" else parse_tolerance(texts[0]),
         is_instance=lambda value: value is None or isinstance(value, TolConfig),
         str_from_instance=lambda value: [str(value)],

@@ -31,6 +31,7 @@ TABLE = Path(__file__).with_name("settings.csv")
 NOT_IN_THE_TABLE = {
     "guidance.options",
     "guidance.source",  # where it is to be had today
+    "picard.secants",  # none, beside the tolerance of the paper
     "scene.background_colour",
     "scene.inverse_deviation",
     "scene.learn_deviation",

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from picardopt_3d.command import parse
 from picardopt_3d.config import TextTo3DConfig
 from picardopt_3d.config_files import load_config, save_config
 from picardopt_3d.methods import METHODS
 from picardopt_3d.picard import PicardConfig, PicardOptions
+from picardopt_3d.run.prepare import prepared_stages
 from picardopt_3d.tolerances import (
     AdaptiveTol,
+    DriftTol,
     FixedTol,
     StepRelativeTol,
     TolConfig,
     parse_tolerance,
 )
+
+from picardopt import DriftTolerance, ParallelPicardOptimizer
+from tests.integrations.test_pipeline import TINY, options
 
 TEXTS: dict[str, TolConfig] = {
     "0": FixedTol(0.0),
@@ -28,6 +35,10 @@ TEXTS: dict[str, TolConfig] = {
     "adaptive:3e-05": AdaptiveTol(3e-5),
     "adaptive:5e-6, 0.8, mean": AdaptiveTol(5e-6, 0.8, "mean"),
     "adaptive:,,mean": AdaptiveTol(statistic="mean"),
+    "drift": DriftTol(),
+    "drift:0.25": DriftTol(0.25),
+    "drift:0.25,0.1": DriftTol(0.25, 0.1),
+    "drift:,0": DriftTol(drift=0.0),
     "step-relative": StepRelativeTol(),
     "step-relative:2,0.2": StepRelativeTol(2.0, 0.2),
     "step-relative:,0": StepRelativeTol(distance=0.0),
@@ -69,6 +80,11 @@ def test_a_number_is_enough_in_python_and_yaml(tmp_path: Path) -> None:
         ("adaptive:1e-6,2", "decay=2.0"),
         ("adaptive:1e-6,0.5,mode", "statistic='mode'"),
         ("adaptive:1,1,mean,1", "at most 3 numbers: initial, decay, statistic"),
+        ("drift:x", "tolerance=drift:x"),
+        ("drift:-1", "noise=-1.0"),
+        ("drift:0.5,nan", "drift=nan"),
+        ("drift:0.5,0.2,0.9", "at most 2 numbers: noise, drift"),
+        ("drifts", '"drift:0.2,0.05" (noise, drift)'),
         ("step-relative:x", "tolerance=step-relative:x"),
         ("step-relative:1,1,1", "decay=1.0"),
         (True, "tolerance=True"),
@@ -96,4 +112,58 @@ def test_numbers_left_out_are_the_recipes() -> None:
     assert tolerance_of(None, AdaptiveTol()) == tolerance_of(FixedTol(1.0), AdaptiveTol()) == usual
     assert tolerance_of(paper, FixedTol(0.0)) == "0.0"
     assert tolerance_of(paper, StepRelativeTol(3.0)).startswith("StepRelativeTolerance(3, ")
+    careful = DriftTol(0.25, 0.1)
+    assert tolerance_of(careful, DriftTol(drift=0.3)) == "DriftTolerance(noise=0.25, drift=0.3)"
+    assert tolerance_of(careful, DriftTol()) == tolerance_of(careful, None)
+    assert tolerance_of(paper, DriftTol()) == repr(DriftTolerance())
     assert tolerance_of(None, None) == "None"  # the optimizer's own default
+
+
+# -- how many secants ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "asked", "expected"), [(None, None, None), (3, None, 3), (3, 0, 0), (None, 5, 5)]
+)
+def test_the_optimizer_gets_as_many_secants_as_are_asked_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recipe: int | None,
+    asked: int | None,
+    expected: int | None,
+) -> None:
+    given = []
+
+    class Noted(ParallelPicardOptimizer):
+        def __init__(self, *bases: Any, secants: int | None = None, **others: Any) -> None:
+            given.append(secants)
+            super().__init__(*bases, secants=secants, **others)
+
+    monkeypatch.setattr("picardopt_3d.picard.ParallelPicardOptimizer", Noted)
+    own = replace(TINY, picard=PicardConfig(secants=recipe))
+    (prepared,) = prepared_stages(options(tmp_path, recipe=own, secants=asked), resume=False)
+    assert given == [expected]
+    assert prepared.record.figures["secants"] == expected
+
+
+def test_file_and_command_line_say_the_same_of_secants(tmp_path: Path) -> None:
+    arguments = ["a red cube", "--out", str(tmp_path / "run"), "--recipe.picard.secants", "4"]
+    config = parse("text-to-3d", [*arguments, "--secants", "0"], "")
+    assert (config.secants, config.recipe.picard.secants) == (0, 4)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    kept = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del kept["secants"], kept["recipe"]["picard"]["secants"]
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(kept))
+    old = load_config(tmp_path / "old.yaml")
+    assert (old.secants, old.recipe.picard.secants) == (None, None)
+
+
+@pytest.mark.parametrize("name", ["--secants", "--recipe.picard.secants"])
+def test_a_negative_number_of_secants_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    with pytest.raises(SystemExit):
+        parse("text-to-3d", ["a red cube", "--out", str(tmp_path / "run"), name, "-1"], "")
+    words = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "secants=-1: give a whole number of at least 0" in words

@@ -1,4 +1,4 @@
-"""The plot of a run's strides, residuals and tolerances, and of the number of its scene's parts."""
+"""The plot of a run's strides, residuals, tolerances and drift errors, and of the number of its scene's parts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_FAR = 1e12
+_DECAY = 0.9
+"""Weight of the past in the running means of drift errors, as in `picardopt.stats.Stats.drift_error`."""
+
+
 class Sweeps(Protocol):
     """The figures to plot, which `RunRecord` has.
 
@@ -24,6 +29,7 @@ class Sweeps(Protocol):
         strides: Steps made final by each of the most recent sweeps.
         residuals: Squared distances per parameter in the same sweeps, for slots 1 to the window's last.
         tolerances: The thresholds of those residuals, in the same layout.
+        drifts: By parameter group, for the same sweeps: squared error, noise and length of a drift; NaN where unknown.
         counts: By kind of part, in order: steps and sweeps until then, and the number from then on.
         restructured: Of each step after which the number of parameters could change: steps and sweeps until then.
     """
@@ -33,6 +39,7 @@ class Sweeps(Protocol):
     strides: list[int]
     residuals: list[list[float]]
     tolerances: list[list[float]]
+    drifts: dict[str, list[list[float]]]
     counts: dict[str, list[list[int]]]
     restructured: list[list[int]]
 
@@ -51,7 +58,9 @@ def save_strides_plot(
 
 
 def strides_figure(record: Sweeps, window: int, stages: Sequence[tuple[str, int]] = ()) -> Figure:
-    """Plots strides, residuals and tolerances of the recent sweeps, and the numbers of parts if they are counted.
+    """Plots strides, residuals and tolerances of the recent sweeps, and what else the record has.
+
+    That is how far drifts were off, and the numbers of parts.
 
     Args:
         record: Totals of all sweeps, and figures of each recent one.
@@ -62,7 +71,7 @@ def strides_figure(record: Sweeps, window: int, stages: Sequence[tuple[str, int]
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    heights = (3, 3, 2) if record.counts else (3, 3)
+    heights = [3, 3, *[3] * bool(record.drifts), *[2] * bool(record.counts)]
     figure = Figure(figsize=(9.0, 2.8 * sum(heights) / 3), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
@@ -72,8 +81,10 @@ def strides_figure(record: Sweeps, window: int, stages: Sequence[tuple[str, int]
         _mark_stages(panel, record, stages, named=not index)
     _plot_strides(panels[0], record, window)
     _plot_residuals(panels[1], record)
+    if record.drifts:
+        _plot_drifts(panels[2], record)
     if record.counts:
-        _plot_counts(panels[2], record)
+        _plot_counts(panels[-1], record)
     panels[-1].set_xlabel("sweep")
     return figure
 
@@ -94,12 +105,15 @@ def _plot_strides(panel: Axes, record: Sweeps, window: int) -> None:
 
 
 def _plot_residuals(panel: Axes, record: Sweeps) -> None:
-    """Plots the residuals and the tolerances of each sweep's slots."""
-    for values, colour, label in (
-        (record.residuals, "tab:blue", "residuals (a dot for each slot)"),
-        (record.tolerances, "tab:red", "tolerance"),
+    """Plots the residuals and the tolerances of each sweep's slots; a tolerance without bound is left out."""
+    residuals = _points(record.residuals, _first(record))
+    # What is far above all residuals accepts everything too, and would only squeeze them.
+    most = _FAR * max((residual for _, residual in residuals), default=1.0)
+    tolerances = _points(record.tolerances, _first(record), most)
+    for points, colour, label in (
+        (residuals, "tab:blue", "residuals (a dot for each slot)"),
+        (tolerances, "tab:red", "tolerance"),
     ):
-        points = _points(values, _first(record))
         if points:
             sweeps, numbers = zip(*points, strict=True)
             panel.scatter(sweeps, numbers, s=5.0, c=colour, linewidths=0, label=label)
@@ -107,6 +121,43 @@ def _plot_residuals(panel: Axes, record: Sweeps) -> None:
     panel.set_ylabel("squared distance per parameter")
     if panel.get_legend_handles_labels()[0]:
         panel.legend(loc="upper right")
+
+
+def _plot_drifts(panel: Axes, record: Sweeps) -> None:
+    """Plots how far drifts were off and how far those of neighbouring steps lie apart, by their length."""
+    for index, (name, entries) in enumerate(record.drifts.items()):
+        style: dict[str, Any] = {"color": f"C{index % 10}", "marker": ".", "markersize": 3}
+        errors, noises = (_running(entries, at, _first(record)) for at in (0, 1))
+        if errors:
+            panel.plot(*zip(*errors, strict=True), label=name, **style)
+        if noises:
+            panel.plot(*zip(*noises, strict=True), linestyle=":", **style)
+    panel.plot([], [], color="0.4", label="drift error")
+    panel.plot([], [], color="0.4", linestyle=":", label="noise between steps")
+    panel.set_yscale("log")
+    low, high = panel.get_ylim()
+    panel.set_ylim(low, high * math.sqrt(high / low))  # room for the legend
+    panel.set_ylabel("share of the drift's length")
+    panel.legend(loc="upper right", ncols=4)
+
+
+def _running(entries: Sequence[Sequence[float]], at: int, first: int) -> list[tuple[int, float]]:
+    """Returns sweep and share of each sweep that measured it: the root of a running mean by that of squared lengths.
+
+    Args:
+        entries: For each sweep squared error, noise and length.
+        at: Which of the first two.
+        first: Index of the first sweep.
+    """
+    points: list[tuple[int, float]] = []
+    square = length = 0.0
+    for sweep, entry in enumerate(entries, first):
+        if math.isfinite(entry[at]) and math.isfinite(entry[2]):
+            square = _DECAY * square + entry[at]
+            length = _DECAY * length + entry[2]
+            if 0 < square < math.inf and 0 < length < math.inf:
+                points.append((sweep, math.sqrt(square / length)))
+    return points
 
 
 def _plot_counts(panel: Axes, record: Sweeps) -> None:
@@ -159,11 +210,13 @@ def _first(record: Sweeps) -> int:
     return record.sweeps - len(record.strides)
 
 
-def _points(values: Sequence[Sequence[float]], first: int) -> list[tuple[int, float]]:
+def _points(
+    values: Sequence[Sequence[float]], first: int, most: float = math.inf
+) -> list[tuple[int, float]]:
     """Returns sweep and value of each number that a logarithmic axis can show."""
     return [
         (sweep, value)
         for sweep, slots in enumerate(values, first)
         for value in slots
-        if 0 < value < math.inf
+        if 0 < value < most
     ]

@@ -3,7 +3,7 @@
     config.yaml  input.png                    the options; the picture that the run is made from, prepared
     stages/1-NAME/checkpoint.pt               the last committed step
     stages/1-NAME/scene.safetensors           the scene alone
-    stages/1-NAME/record.json                 losses, strides, seconds so far
+    stages/1-NAME/record.json                 losses, strides, drift errors, seconds so far
     stages/1-NAME/progress/step_00100.png     pictures
     stages/1-NAME/contact_sheet.png           six views, where another stage comes after
     report.json  contact_sheet.png  turntable.mp4  strides.png  tensorboard/
@@ -94,7 +94,7 @@ class RunFolder:
 
     @property
     def plot(self) -> Path:
-        """Strides, residuals and tolerances."""
+        """Strides, residuals, tolerances and drift errors."""
         return self.path / "strides.png"
 
     @property

@@ -18,6 +18,7 @@ from picardopt_3d.export.turntable import frames_of, save_film
 from picardopt_3d.io import write_json
 from picardopt_3d.methods import NamedStage
 from picardopt_3d.rendering import render_in_parts
+from picardopt_3d.run.drifts import figures_of
 from picardopt_3d.run.finished import open_scene
 from picardopt_3d.run.folder import RunFolder, StageFolder
 from picardopt_3d.run.record import RunRecord
@@ -84,7 +85,16 @@ def _begun(folder: RunFolder, stages: Sequence[NamedStage]) -> list[_Begun]:
 def _figures_of(begun: _Begun) -> dict[str, Any]:
     """The figures of one of several stages; the lists of the report are those of all."""
     name, record = begun.stage.name, begun.record
-    kept = ("steps", "size", "guidance", "guidance_source", "window", "tolerance", "predictor")
+    kept = (
+        "steps",
+        "size",
+        "guidance",
+        "guidance_source",
+        "window",
+        "tolerance",
+        "predictor",
+        "secants",
+    )
     return {
         "name": name,
         **{key: record.figures.get(key) for key in kept},
@@ -116,7 +126,7 @@ def _report(record: RunRecord, task: Task, view: View, started: float) -> dict[s
 
 
 def _totals(record: RunRecord) -> dict[str, Any]:
-    """What a run, or one of its stages, took in all."""
+    """What a run, or one of its stages, took in all, and how far its drifts were off."""
     return {
         "steps_done": record.step,
         "sweeps": record.sweeps,
@@ -125,6 +135,7 @@ def _totals(record: RunRecord) -> dict[str, Any]:
         "wasted_evaluations": record.wasted_evaluations,
         "seconds": record.seconds,
         "startup_seconds": record.startup_seconds,
+        **figures_of(record.drifts),
     }
 
 

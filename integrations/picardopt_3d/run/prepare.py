@@ -95,11 +95,17 @@ def _prepared(config: RunConfig[Any], index: int, resume: bool) -> PreparedStage
         problem = build_problem(stage, config.task, folder.input, device, seed, previous)
     with agreed():
         options = PicardOptions(
-            stage.picard, config.window, config.tolerance, config.predictor, config.sequential
+            stage.picard,
+            config.window,
+            config.tolerance,
+            config.predictor,
+            config.secants,
+            config.sequential,
         )
         optimizer = make_optimizer(problem, options, stage.steps, seed)
         figures = _figures(config, stage, device) | {
             "predictor": options.arguments()["predictor"],
+            "secants": options.arguments().get("secants"),
             "window": optimizer.window,
             "tolerance": None if config.sequential else repr(optimizer.tolerance),
         }

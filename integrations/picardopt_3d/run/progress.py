@@ -16,6 +16,7 @@ from picardopt_3d.cameras import turntable_cameras
 from picardopt_3d.export.pictures import rows_of, save_png, tile
 from picardopt_3d.problem import Losses
 from picardopt_3d.rendering import render_in_parts
+from picardopt_3d.run.drifts import group_names
 from picardopt_3d.run.record import Recorder
 from picardopt_3d.scenes import Scene
 
@@ -75,6 +76,9 @@ class Progress:
         if stats.sweeps:
             shown["stride"] = str(stats.records[-1].stride)
             shown["steps/sweep"] = f"{stats.mean_stride:.2f}"
+        if stats.drift_error:
+            largest = max(stats.drift_error)
+            shown["drift error"] = "<1%" if largest < 0.01 else f"{largest:.0%}"
         shown |= {name: str(count) for name, count in self._counts()}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
@@ -96,6 +100,10 @@ class Progress:
         if stats.sweeps:
             self.writer.add_scalar("picard/stride", stats.records[-1].stride, step)
             self.writer.add_scalar("picard/steps_per_sweep", stats.mean_stride, step)
+        names = group_names(self.recorder.problem.measured())
+        for kind, shares in (("error", stats.drift_error), ("noise", stats.drift_noise)):
+            for name, share in zip(names, shares, strict=False):
+                self.writer.add_scalar(f"drift_{kind}/{name}", share, step)
         for name, count in self._counts():
             self.writer.add_scalar(f"counts/{name}", count, step)
         if picture is not None:

@@ -13,6 +13,7 @@ from picardopt import CheckpointError, ParallelPicardOptimizer, load_checkpoint
 from picardopt.stats import Stats
 from picardopt_3d.io import replacing
 from picardopt_3d.problem import Losses, Problem
+from picardopt_3d.run.drifts import Drifts, drifts_of, group_names, joined
 from picardopt_3d.run.folder import StageFolder
 
 RECORD_KEY = "trained"
@@ -39,6 +40,7 @@ class RunRecord:
         strides: Steps made final by each of the last `HISTORY` sweeps.
         residuals: Of the same sweeps, the squared distance per parameter of every slot.
         tolerances: Of the same sweeps, the thresholds that those were compared with.
+        drifts: Of the same sweeps, how far drifts were off, by parameter group.
         counts: By kind of part ("Gaussians"), each time that their number changed, and at the beginning: steps and
             sweeps until then, and the number from then on.
         restructured: For each step after which the number of parameters could change, the numbers of steps and sweeps
@@ -57,6 +59,7 @@ class RunRecord:
     strides: list[int] = field(default_factory=list)
     residuals: list[list[float]] = field(default_factory=list)
     tolerances: list[list[float]] = field(default_factory=list)
+    drifts: Drifts = field(default_factory=dict)
     counts: dict[str, list[list[int]]] = field(default_factory=dict)
     restructured: list[list[int]] = field(default_factory=list)
     seconds: float = 0.0
@@ -96,8 +99,9 @@ class RunRecord:
         if not folder.record.exists():
             return record_in(folder, load_checkpoint(folder.checkpoint))
         state = json.loads(folder.record.read_text())
-        for name in ("losses", "residuals", "tolerances"):
-            state[name] = _numbers(state[name])
+        for name in ("losses", "residuals", "tolerances", "drifts"):
+            if name in state:  # earlier versions measured no drifts
+                state[name] = _numbers(state[name])
         return cls.of_state(state)
 
     @classmethod
@@ -106,6 +110,8 @@ class RunRecord:
         total = cls(dict(records[-1].figures))
         for record in records:
             total._join_changes(record)
+            sizes = len(total.strides), len(record.strides)
+            total.drifts = joined(total.drifts, sizes[0], record.drifts, sizes[1])
             for name in ("step", *_TOTALS, "seconds", "startup_seconds", "losses", *_HISTORIES):
                 setattr(total, name, getattr(total, name) + getattr(record, name))
             total.phase_seconds = _sums(total.phase_seconds, record.phase_seconds)
@@ -198,9 +204,17 @@ class Recorder:
         for name in _TOTALS:
             setattr(record, name, getattr(before, name) + getattr(stats, name))
         for name in _HISTORIES:
-            joined = getattr(before, name) + list(getattr(stats, name))
-            setattr(record, name, joined[-HISTORY:])
+            together = getattr(before, name) + list(getattr(stats, name))
+            setattr(record, name, together[-HISTORY:])
+        self._count_drifts()
         record.phase_seconds = _sums(before.phase_seconds, stats.seconds)
+
+    def _count_drifts(self) -> None:
+        """Adds what the optimizer has measured of drifts."""
+        before, sweeps = self._before, list(self.stats.records)
+        own = drifts_of(sweeps, group_names(self.problem.measured()))
+        drifts = joined(before.drifts, len(before.strides), own, len(sweeps))
+        self.record.drifts = {name: entries[-HISTORY:] for name, entries in drifts.items()}
 
 
 def _sums(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
@@ -219,6 +233,8 @@ def _finite(value: Any) -> Any:
 
 def _numbers(value: Any) -> Any:
     """Replaces None by NaN."""
+    if isinstance(value, dict):
+        return {key: _numbers(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_numbers(each) for each in value]
     return math.nan if value is None else value
