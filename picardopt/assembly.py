@@ -10,7 +10,7 @@ from picardopt.audit import Audit
 from picardopt.auditor import Auditor
 from picardopt.bases import JoinedOptimizer
 from picardopt.carry import Carry
-from picardopt.correction import Secants
+from picardopt.correction import SECANTS, Secants
 from picardopt.engines import Engine
 from picardopt.evaluation import Evaluator
 from picardopt.gauge import Gauge
@@ -55,7 +55,8 @@ def make_speculator(
     window = Window(layout)
     ahead = options.window > 1 and not tolerance.exact
     gauge = Gauge(layout) if ahead else None
-    correction = Secants(layout, options.secants) if ahead and options.secants else None
+    pairs = SECANTS * tolerance.needs_pairs if options.secants is None else options.secants
+    correction = Secants(layout, pairs) if ahead and pairs else None
     evaluator = Evaluator(layout, carry, base, id(owner), engine, options, tolerance, audit, stats)
     rollout = Rollout(stepper, layout, carry, options.predictor, window, correction)
     bases = [base, *base.optimizers] if isinstance(base, JoinedOptimizer) else [base]

@@ -122,6 +122,7 @@ class DriftMeans:
         self._drifts: list[float] = []
         self._noises: list[float] = []
         self._errors: list[float] = []
+        self._compared: list[float] = []  # squared lengths of the drifts that the errors are of
 
     def learn(self, measures: Measures) -> None:
         """Takes in a sweep."""
@@ -130,6 +131,7 @@ class DriftMeans:
         self._mix("_noises", [group.noise for group in groups])
         if measures.pair is not None:
             self._mix("_errors", measures.pair.errors)
+            self._mix("_compared", measures.pair.drifts)
 
     def _mix(self, name: str, values: Sequence[float]) -> None:
         old: list[float] = getattr(self, name)
@@ -142,15 +144,17 @@ class DriftMeans:
     @property
     def error(self) -> tuple[float, ...]:
         """|error| / |drift| by group; empty before the first pair."""
-        return self._relative(self._errors)
+        return _roots(self._errors, self._compared)
 
     @property
     def noise(self) -> tuple[float, ...]:
         """|noise| / |drift| by group; empty before the first sweep of two drifts."""
-        return self._relative(self._noises)
+        return _roots(self._noises, self._drifts)
 
-    def _relative(self, values: Sequence[float]) -> tuple[float, ...]:
-        if len(values) != len(self._drifts):
-            return ()
-        pairs = zip(values, self._drifts, strict=True)
-        return tuple(math.sqrt(x / drift) if drift > 0 else 0.0 for x, drift in pairs)
+
+def _roots(values: Sequence[float], drifts: Sequence[float]) -> tuple[float, ...]:
+    """Returns the roots of squared lengths as shares of the drifts'; empty where a group lacks one of both."""
+    if len(values) != len(drifts):
+        return ()
+    pairs = zip(values, drifts, strict=True)
+    return tuple(math.sqrt(x / drift) if drift > 0 else 0.0 for x, drift in pairs)

@@ -21,7 +21,6 @@ from picardopt.bases import JoinedOptimizer, unmeasured_bases
 from picardopt.carry import Carry, as_carry
 from picardopt.checks import check_arguments, check_base
 from picardopt.closure import Closure, Plain, as_step_closure
-from picardopt.correction import SECANTS
 from picardopt.drift import Accepted
 from picardopt.engines import make_engine
 from picardopt.facade import OptimizerFacade
@@ -49,39 +48,34 @@ class ParallelPicardOptimizer(OptimizerFacade):
     the guesses were right to within `tolerance` (DreamPropeller, arXiv 2311.17082, Algorithm 2). With ``tolerance=0``
     every committed number is bitwise the sequential one.
 
-    The closure must be a function of the parameters and the step alone: it takes its data by step
-    (``closure(step)``) and draws from the global generators of torch, numpy or random, which are seeded for it from
-    (seed, step).
+    The closure must be a function of the parameters and the step alone: it takes its data by step (``closure(step)``)
+    and draws from the global generators of torch, numpy or random, which are seeded for it from (seed, step).
 
     Args:
         base: The optimizer to run; stepped in place, with its own code. Keep using either object. A list of
             optimizers over disjoint parameters is stepped as one.
         window: Steps evaluated per sweep, p; default: the number of Picard ranks.
-        tolerance: Largest accepted squared distance per parameter between a guess and the refined iterate: a number (0
-            is exact), `StepRelativeTolerance` (the default), `AdaptiveTolerance` (the paper's), `DriftTolerance`, which
-            bounds how far a drift may be off instead, or an object of your own.
-        predictor: Fills the window's new slots: "coast" (the base steps on with zero gradients), "hold" (the
-            paper: copies the last iterate), or an object of your own (`picardopt.predictor.Predictor`).
+        tolerance: What guesses are accepted: a number, the largest squared distance per parameter to the refined
+            iterate (0 is exact), `StepRelativeTolerance` (the default), `AdaptiveTolerance`, `DriftTolerance` or yours.
+        predictor: Fills the window's new slots: "coast" (the base steps on with zero gradients), "hold" (the paper:
+            copies the last iterate), or an object of your own (`picardopt.predictor.Predictor`).
         total_steps: Steps of the whole run, T, if known: nothing is evaluated beyond it.
         seed: The run's seed; step t draws from a hash of (seed, t).
-        lr_scheduler: The scheduler that your loop steps after each step, so that running ahead knows future
-            learning rates; without it they are taken as constant over a window. Settable later.
-        mesh: The ranks, a DeviceMesh with the dims "picard" (ranks that evaluate different steps) and "data" (ranks
-            that share a step and split its batch by `data_rank`; their gradients are averaged).
-        process_group: Instead of a mesh the ranks that share the window, a ProcessGroup or a one-dimensional
-            DeviceMesh; default: torch.distributed's default group if it is initialized, else this process alone.
-        carry: Tensors besides the parameters that a step reads and rewrites (BatchNorm's statistics, an
-            occupancy grid, a teacher's average), written in place by the closure: a list of tensors, a module
-            (its buffers), or a `Carry` with an update of its own.
+        lr_scheduler: The scheduler that your loop steps after each step: running ahead must know future learning
+            rates, and takes them as constant over a window without it. Settable later.
+        mesh: The ranks, a DeviceMesh with the dims "picard" (ranks that evaluate different steps) and "data" (that
+            share a step and split its batch by `data_rank`; their gradients are averaged).
+        process_group: Instead of a mesh the ranks that share the window, a ProcessGroup or a DeviceMesh of one
+            dimension; default: torch.distributed's default group if it is initialized, else this process alone.
+        carry: Tensors besides the parameters that a step reads and rewrites in place (BatchNorm's statistics, an
+            occupancy grid): a list of tensors, a module (its buffers), or a `Carry` with an update of its own.
         restructure: When and how a step changes the number of parameters (densify, prune).
         measured: The bases whose parameters count in residuals (the scene's, for instance, not its LoRA's); default:
             all. At tolerance 0 every parameter counts.
-        secants: Number of pairs of drifts from which drifts are corrected that were evaluated at a wrong guess
-            (`picardopt.correction`), so that more guesses are good enough; 0: none. They take twice their number
-            times the parameters' memory. Default: 8 with a tolerance that measures pairs (`DriftTolerance`), else 0.
-        nonfinite: The response to a gradient with a NaN or an infinity: "raise", or "skip" the base's step.
-        audit: When to check that the closure is pure: "auto" (often at first, then rarely), "always" (each step) or
-            "never".
+        secants: Pairs of drifts from which those at wrong guesses are corrected (`picardopt.correction`); 0: none. A
+            pair takes twice the parameters' memory. Default: 8 with a tolerance that reads pairs (`DriftTolerance`).
+        nonfinite: What a gradient with a NaN or an infinity does: "raise", or "skip" the base's step.
+        audit: When to check that the closure is pure: "auto" (often at first, then rarely), "always" or "never".
         timeout: Seconds to wait for any rank.
 
     Raises:
@@ -135,7 +129,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
             seed=seed,
             nonfinite=nonfinite,
             restructure=restructure,
-            secants=SECANTS * self._tolerance.needs_pairs if secants is None else secants,
+            secants=secants,
         )
         register(self)
         self._step_index = 0
@@ -154,8 +148,8 @@ class ParallelPicardOptimizer(OptimizerFacade):
                 Without a closure the base steps on the present gradients: nothing runs ahead.
 
         Returns:
-            The closure's loss at this step, detached, the same on every rank: on a data axis its floating numbers
-            and tensors are means over the ranks that share the step. None without a closure.
+            The closure's loss at this step, detached, the same on every rank (on a data axis the mean over the ranks
+            that share the step); None without a closure.
 
         Raises:
             Exception: The closure's own error at this step, on every rank.
@@ -178,8 +172,8 @@ class ParallelPicardOptimizer(OptimizerFacade):
     def flush(self) -> None:
         """Drops the queue of steps evaluated ahead; the next step is evaluated anew.
 
-        Call it after changing something that the closure reads but picardopt cannot compare (a file, state in C, an
-        attribute deep inside an object); see docs/closures.md. It is cheap. Every rank must call it.
+        Call it on every rank after changing something that the closure reads but picardopt cannot compare (a file, state
+        in C, an attribute deep inside an object); see docs/closures.md. It is cheap.
         """
         if self._speculator is not None:
             self._speculator.drop()
@@ -254,10 +248,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the base's state dict and, under one more key, the step, the seed and the tolerance.
-
-        It holds nothing of the window.
-        """
+        """Returns the base's state dict and, under one more key, step, seed and tolerance; nothing of the window."""
         state = self.base.state_dict()
         state[STATE_KEY] = saved_state(self._step_index, self.seed, self.tolerance, self.base)
         return state

@@ -24,7 +24,7 @@ class Options:
     seed: int
     nonfinite: str
     restructure: Restructure | None = None
-    secants: int = 0
+    secants: int | None = None
 
     def slots(self, step: int, *, exact: bool) -> int:
         """Returns the number of drifts to evaluate at a step: ``p <- min(p, T - tau)``, at least 1."""
