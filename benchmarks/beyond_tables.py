@@ -13,7 +13,8 @@ HEADS += ["held-out loss", "gap", "speed at equal loss", "drift error", "drift n
 NAMES = {
     "characters": "A transformer of characters from scratch",
     "characters, Muon": "The same with Muon on the blocks' matrices",
-    "lora": "LoRA of a Llama",
+    "lora": "LoRA of a Llama, rate 1e-3",
+    "lora, low rate": "LoRA of a Llama, rate 2e-4",
     "diffusion": "A diffusion UNet",
 }
 

@@ -217,8 +217,8 @@ def pretrain(model: LlamaForCausalLM, steps: int) -> None:
         scheduler.step()
 
 
-def lora(seed: int, cache_folder: Path, pretraining: int) -> Task:
-    """A LoRA of rank 8 on all linear layers, for the library's source: batch 2, AdamW at 1e-3, dropout 0.05."""
+def lora(seed: int, cache_folder: Path, pretraining: int, rate: float) -> Task:
+    """A LoRA of rank 8 on all linear layers, for the library's source: batch 2, AdamW, dropout 0.05."""
     model = llama(cache_folder, pretraining)
     torch.manual_seed(seed)
     layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -239,7 +239,7 @@ def lora(seed: int, cache_folder: Path, pretraining: int) -> Task:
         return found
 
     adapted.train()
-    return Task([AdamW(parameters, lr=1e-3, weight_decay=0.01)], parameters, loss, evaluate)
+    return Task([AdamW(parameters, lr=rate, weight_decay=0.01)], parameters, loss, evaluate)
 
 
 def shapes(count: int, generator: torch.Generator) -> Tensor:
