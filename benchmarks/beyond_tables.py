@@ -48,7 +48,7 @@ def section(task: str, runs: dict[tuple[str, int, int, float], Figures]) -> str:
     groups = ", ".join(f"{count:,}" for count in some["parameters"])
     lines = [f"## {NAMES[task]}", f"Parameters by group: {groups}."]
     if apart is not None:
-        lines[1] += f" Two of {len(losses)} seeds of the sequential run are {apart:.4f} apart."
+        lines[1] += f" Two of {len(losses)} sequential seeds are {apart:.4f} apart on average."
     # By rule as they came first; then windows, stretches and seeds in order.
     order = list(dict.fromkeys(rule for rule, *_ in runs))
     keys = sorted(runs, key=lambda key: (order.index(key[0]), key[1], key[3], key[2]))
