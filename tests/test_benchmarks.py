@@ -9,8 +9,13 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 MODULES = {"tables", "plain_loop", "result_store", "full_size_models", "paper_stages"}
+MODULES |= {"beyond_tables", "beyond_tasks"}
 """What the scripts share."""
 TINY = {
+    "beyond_3d": [
+        *("--steps", "4", "--windows", "1", "8"),
+        *("--out", "r.json", "--cache", "cache"),
+    ],
     "gaussians_restructure": [
         *(
             "--texts",
