@@ -25,7 +25,12 @@ from beyond_tasks import PRETRAINING, Task, characters, diffusion, lora, manual,
 from result_store import Figures, ResultStore
 from torch.optim.lr_scheduler import LambdaLR
 
-from picardopt import AdaptiveTolerance, ParallelPicardOptimizer, StepRelativeTolerance
+from picardopt import (
+    AdaptiveTolerance,
+    DriftTolerance,
+    ParallelPicardOptimizer,
+    StepRelativeTolerance,
+)
 
 STEPS = {
     "characters": 400,
@@ -42,18 +47,18 @@ POINTS, LAST = 12, 5
 LINES = [
     ("sequential", 1, 0, 1.0),
     ("sequential", 1, 1, 1.0),
-    ("default", 8, 0, 1.0),
-    ("default", 64, 0, 1.0),
+    ("drift error", 8, 0, 1.0),
+    ("drift error", 64, 0, 1.0),
     ("sequential", 1, 2, 1.0),
     ("sequential", 1, 3, 1.0),
     ("step lengths", 8, 0, 1.0),
     ("the paper's rule", 8, 0, 1.0),
-    ("default", 8, 0, 1.1),
-    ("default", 8, 0, 1.25),
-    ("default", 16, 0, 1.0),
-    ("default", 32, 0, 1.0),
-    ("default", 64, 0, 1.1),
-    ("default", 64, 0, 1.25),
+    ("drift error", 8, 0, 1.1),
+    ("drift error", 8, 0, 1.25),
+    ("drift error", 16, 0, 1.0),
+    ("drift error", 32, 0, 1.0),
+    ("drift error", 64, 0, 1.1),
+    ("drift error", 64, 0, 1.25),
 ]
 """Rule, window, seed and stretch of each run of a task."""
 
@@ -91,6 +96,8 @@ def rule_of(run: Run) -> dict[str, Any]:
         return {"tolerance": StepRelativeTolerance(2.0, 0.2), "secants": 0}
     if run.rule == "the paper's rule":
         return {"tolerance": AdaptiveTolerance(), "predictor": "hold"}
+    if run.rule == "drift error":
+        return {"tolerance": DriftTolerance()}
     return {}
 
 

@@ -172,8 +172,8 @@ class ParallelPicardOptimizer(OptimizerFacade):
     def flush(self) -> None:
         """Drops the queue of steps evaluated ahead; the next step is evaluated anew.
 
-        Call it on every rank after changing something that the closure reads but picardopt cannot compare (a file, state
-        in C, an attribute deep inside an object); see docs/closures.md. It is cheap.
+        Call it on every rank after changing what the closure reads but picardopt cannot compare (a file, state in C,
+        an attribute deep inside an object); see docs/closures.md. It is cheap.
         """
         if self._speculator is not None:
             self._speculator.drop()

@@ -13,7 +13,7 @@ MODULES |= {"beyond_tables", "beyond_tasks"}
 """What the scripts share."""
 TINY = {
     "beyond_3d": [
-        *("--steps", "4", "--windows", "1", "8"),
+        *("--steps", "4", "--windows", "1", "8", "--rules", "sequential", "drift error"),
         *("--out", "r.json", "--cache", "cache"),
     ],
     "gaussians_restructure": [
