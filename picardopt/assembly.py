@@ -53,7 +53,7 @@ def make_speculator(
     sizes = [len(group["params"]) for group in base.param_groups]
     layout = ParameterLayout(parameters_of(base), carry.present(), left_out, sizes)
     window = Window(layout)
-    ahead = options.window > 1 and not tolerance.exact
+    ahead = options.window > 1 and not tolerance.exact and sum(layout.numels) > 0
     gauge = Gauge(layout) if ahead else None
     pairs = SECANTS * tolerance.needs_pairs if options.secants is None else options.secants
     correction = Secants(layout, pairs) if ahead and pairs else None

@@ -31,12 +31,14 @@ class Secants:
     """
 
     def __init__(self, layout: ParameterLayout, pairs: int, ridge: float = 0.1) -> None:
-        self._layout, self._pairs, self._ridge, self._next = layout, pairs, ridge, 0
+        self._pairs, self._ridge, self._next = pairs, ridge, 0
         self._groups: list[list[_Part]] = []  # made with the first secant
         self._eye = torch.eye(pairs, dtype=torch.float64, device=layout.device)
         zeros = torch.zeros_like(self._eye).repeat(len(layout.numels), 1, 1)
         self._gram, self._change_gram = zeros, zeros.clone()  # dot products of steps, of changes
         self._inverse = zeros.clone()
+        numels = torch.tensor(layout.numels, dtype=torch.float64, device=layout.device)
+        self._numels = numels.clamp(min=1)
 
     @torch.no_grad()
     def observe(
@@ -62,9 +64,9 @@ class Secants:
             given = coefficients[group] if coefficients is not None else None
             lengths, changes = [], []
             for at, part in enumerate(parts):
-                change = drift.groups[group][at] - earlier.groups[group][at]
+                change = drift.groups[group][at].to(part.changes.dtype) - earlier.groups[group][at]
                 if given is not None:
-                    change += given.to(part.changes.dtype) @ part.changes
+                    change += given.to(change.dtype) @ part.changes
                 part.changes[index] = change
                 part.steps[index] = iterate.groups[group][at] - guess.groups[group][at]
                 lengths.append(torch.linalg.vector_norm(part.steps[index], dtype=torch.float64))
@@ -78,8 +80,7 @@ class Secants:
                 self._change_gram[group], index, [p.changes for p in parts]
             )
         self._inverse = torch.linalg.inv_ex(self._gram + self._ridge * self._eye).inverse
-        numels = torch.tensor(self._layout.numels, dtype=torch.float64)
-        return torch.stack(squares) / numels.clamp(min=1).to(self._eye.device)
+        return torch.stack(squares) / self._numels
 
     @torch.no_grad()
     def correct(self, drift: Drift, guess: Row, iterate: Row) -> None:
