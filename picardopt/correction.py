@@ -7,6 +7,10 @@ form of multi-secant (Anderson, type I) quasi-Newton methods (Fang and Saad 2009
 
 Where the guess was right nothing is changed, not even a sign of zero: the sequential trajectory stays the fixed point,
 and at tolerance 0 what is kept is not corrected.
+
+Every rank computes the corrections for itself: they are the same on all of them only where sums have one order, on
+devices of one kind with equally many threads a process. Elsewhere the ranks' parameters drift apart, which ends the run
+with RankMismatchError: use ``secants=0`` there.
 """
 
 from __future__ import annotations
@@ -82,6 +86,12 @@ class Secants:
         self._inverse = torch.linalg.inv_ex(self._gram + self._ridge * self._eye).inverse
         return torch.stack(squares) / self._numels
 
+    def clear(self) -> None:
+        """Forgets all secants."""
+        self._groups, self._next = [], 0
+        for matrix in (self._gram, self._change_gram, self._inverse):
+            matrix.zero_()
+
     @torch.no_grad()
     def correct(self, drift: Drift, guess: Row, iterate: Row) -> None:
         """Corrects a drift in place, once, and notes with which coefficients; no host sync.
@@ -108,8 +118,8 @@ class Secants:
             coefficients = self._inverse[group] @ overlaps
             longest = torch.linalg.vector_norm(torch.stack(lengths))
             length = (coefficients @ self._change_gram[group] @ coefficients).clamp(min=0).sqrt()
-            scale = torch.where(length > longest, longest / length, torch.ones_like(length))
-            drift.correction.append(coefficients * scale)
+            scale = torch.where(length <= longest, torch.ones_like(length), longest / length)
+            drift.correction.append((coefficients * scale).nan_to_num(0, 0, 0))
         self.add(drift.row, drift.correction)
 
     @torch.no_grad()
@@ -118,8 +128,10 @@ class Secants:
         for parts, segments, given in zip(self._groups, row.groups, coefficients, strict=True):
             moved = (given != 0).any()
             for part, segment in zip(parts, segments, strict=True):
-                change = (given.to(part.changes.dtype) @ part.changes).to(segment.dtype)
-                segment.copy_(torch.where(moved, segment + change, segment))
+                change = given.to(part.changes.dtype) @ part.changes
+                corrected = segment + change.to(segment.dtype)
+                usable = moved & torch.isfinite(corrected).all()
+                segment.copy_(torch.where(usable, corrected, segment))
 
 
 class _Part:
@@ -142,6 +154,7 @@ class _Part:
 def _with_row(gram: Tensor, index: int, rows: list[Tensor]) -> Tensor:
     """Returns a matrix of dot products after one of the vectors, given by parts, has changed."""
     products = torch.stack([(part @ part[index]).double() for part in rows]).sum(0)
+    products = products.nan_to_num(0, 0, 0)
     gram = gram.clone()
     gram[index], gram[:, index] = products, products
     return gram

@@ -9,6 +9,10 @@ from typing import Any
 from picardopt.measures import Measures, Threshold
 from picardopt.tolerance import require
 
+_FARTHEST = 100.0
+"""Squared distance from a guess to its iterate that is never accepted, in the window's longest from the head."""
+_WILD = 1000.0
+"""Squared distance between a pair's points, in squared step lengths, beyond which it tells nothing."""
 _NAMES = ("drifts", "noises", "lengths", "distances", "errors", "changes")
 
 
@@ -36,7 +40,7 @@ class DriftTolerance:
 
     exact = False
     needs_lengths = True
-    needs_distances = False
+    needs_distances = True
     needs_pairs = True
 
     def __init__(
@@ -58,27 +62,36 @@ class DriftTolerance:
         return self.noise
 
     def thresholds(self, measures: Measures) -> list[Threshold]:
-        """Returns the groups' weights, the same for every slot; before the first pair one guess is accepted."""
-        means, slots = self._learned(measures), len(measures.residuals)
-        count = len(measures.numels)
-        if "errors" not in means:
-            return [(0.0,) * count, *[(math.inf,) * count] * (slots - 1)]
-        weights = [
+        """Returns the groups' weights for every slot; before the first pair one guess is accepted."""
+        means, count = self._learned(measures), len(measures.numels)
+        known = all(name in means for name in ("errors", "drifts", "lengths"))
+        weights = self._weights(measures, means) if known else [0.0] * count
+        far = [_FARTHEST * count * _largest(group.distances) for group in measures.groups]
+        near = [1 / x if x > 0 else math.inf for x in far]
+        slots = len(measures.residuals)
+        if not known:
+            return [tuple(near), *[(math.inf,) * count] * (slots - 1)]
+        return [tuple(w + x for w, x in zip(weights, near, strict=True))] * slots
+
+    def _weights(self, measures: Measures, means: dict[str, list[float]]) -> list[float]:
+        """Returns what an error that a group's residual makes is worth, as a share of what is accepted."""
+        rates = [
             numel * math.sqrt(length / drift) if drift > 0 else 0.0
             for numel, length, drift in zip(
                 measures.numels, means["lengths"], means["drifts"], strict=True
             )
         ]
-
-        curvatures = _ratios(means["errors"], means["distances"])
-        variances = means.get("noises", [0.0] * count)
-        added = self.noise * sum(w * x for w, x in zip(weights, variances, strict=True))
-        off = self.drift**2 * sum(w * x for w, x in zip(weights, means["drifts"], strict=True))
+        variances = means.get("noises", [0.0] * len(rates))
+        added = self.noise * sum(w * x for w, x in zip(rates, variances, strict=True))
+        off = (
+            self.drift
+            * self.drift
+            * sum(w * x for w, x in zip(rates, means["drifts"], strict=True))
+        )
         limit = max(added, off)
-        scaled = [w * c for w, c in zip(weights, curvatures, strict=True)]
-        if not any(scaled):
-            return [(0.0,) * count] * slots
-        return [tuple(w / limit if limit > 0 else math.inf for w in scaled)] * slots
+        curvatures = _ratios(means["errors"], means["distances"])
+        scaled = [w * c for w, c in zip(rates, curvatures, strict=True)]
+        return [(w / limit if limit > 0 else math.inf) if w > 0 else 0.0 for w in scaled]
 
     def _learned(self, measures: Measures) -> dict[str, list[float]]:
         """Returns the running means with those of a sweep."""
@@ -94,7 +107,7 @@ class DriftTolerance:
             found["distances"] = pair.distances, self.memory
             found["errors"] = pair.errors, self.memory
             found["changes"] = pair.changes, self.memory
-            if not all(map(math.isfinite, (*pair.distances, *pair.errors, *pair.changes))):
+            if not self._usable(measures):
                 del found["distances"], found["errors"], found["changes"]
         learned = dict(means)
         for name, (values, decay) in found.items():
@@ -104,6 +117,17 @@ class DriftTolerance:
         if variances is not None:
             learned["noises"] = variances
         return learned
+
+    @staticmethod
+    def _usable(measures: Measures) -> bool:
+        """Returns whether a pair tells of the curvature near the run: finite, and of points that are not far apart."""
+        pair = measures.pair
+        if pair is None or not all(
+            map(math.isfinite, (*pair.distances, *pair.errors, *pair.changes))
+        ):
+            return False
+        near = zip(pair.distances, measures.groups, strict=True)
+        return all(far <= _WILD * group.step_lengths[0] for far, group in near if far > 0)
 
     def _variances(self, measures: Measures, means: dict[str, list[float]]) -> list[float] | None:
         """Returns the groups' variances with what a sweep tells of them.
@@ -141,6 +165,11 @@ class DriftTolerance:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a checkpoint's means."""
         self._means = {name: [float(x) for x in state[name]] for name in _NAMES if name in state}
+
+
+def _largest(values: Sequence[float]) -> float:
+    """Returns the largest finite value; 0 if there is none."""
+    return max((value for value in values if math.isfinite(value)), default=0.0)
 
 
 def _mixed(before: Sequence[float] | None, values: Sequence[float], decay: float) -> list[float]:

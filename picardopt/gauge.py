@@ -36,7 +36,7 @@ class Gauge:
     """
 
     def __init__(self, layout: ParameterLayout) -> None:
-        self._layout, self._scratch = layout, layout.scratch()
+        self._layout = layout
         self.guess, self.drift = layout.row(), layout.row()
         self.coefficients: list[Tensor] | None = None
         self._step: int | None = None
@@ -53,7 +53,7 @@ class Gauge:
         if stride < slots or slots == 1:
             return False
         self._full += 1
-        return self._full > (RARELY if self._compared else 1)
+        return self._full >= (RARELY if self._compared else 2)
 
     def keep(self, step: int, slot: int, guess: Row, drift: Drift, *, accepted: bool) -> None:
         """Keeps a drift that the sweep did not.
@@ -74,12 +74,19 @@ class Gauge:
         """Returns whether a drift of this step is kept."""
         return self._step == step
 
-    def measure(self, head: Row, drifts: Sequence[Drift], changes: Tensor | None = None) -> Tensor:
+    def forget(self) -> None:
+        """Forgets the kept drift, as where the closure may have changed since."""
+        self._step = None
+
+    def measure(
+        self, head: Row, drifts: Sequence[Drift], scratch: Tensor, changes: Tensor | None = None
+    ) -> Tensor:
         """Measures the head's drift, its noise and the kept pair.
 
         Args:
             head: The head.
             drifts: The window's drifts.
+            scratch: float64 tensor [any length] that may be overwritten.
             changes: `DriftPair.changes`, where the kept drift was corrected.
 
         Returns:
@@ -89,14 +96,14 @@ class Gauge:
         """
         numels = self._layout.numels
         rows = torch.full(
-            (_MEASURES, len(numels)), math.nan, dtype=torch.float64, device=self._scratch.device
+            (_MEASURES, len(numels)), math.nan, dtype=torch.float64, device=scratch.device
         )
         rows[0] = squared_lengths(drifts[0].row, numels)
         if len(drifts) > 1:
-            rows[1] = squared_distances(drifts[1].row, drifts[0].row, self._scratch, numels) / 2
+            rows[1] = squared_distances(drifts[1].row, drifts[0].row, scratch, numels) / 2
         if self.has(drifts[0].step):
-            rows[2] = squared_distances(head, self.guess, self._scratch, numels)
-            rows[3] = squared_distances(drifts[0].row, self.drift, self._scratch, numels)
+            rows[2] = squared_distances(head, self.guess, scratch, numels)
+            rows[3] = squared_distances(drifts[0].row, self.drift, scratch, numels)
             rows[4] = rows[3] if changes is None else changes
         return rows.flatten()
 

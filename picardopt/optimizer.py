@@ -176,7 +176,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         an attribute deep inside an object); see docs/closures.md. It is cheap.
         """
         if self._speculator is not None:
-            self._speculator.drop()
+            self._speculator.forget()
 
     def _commit(self, speculator: Speculator, accepted: Accepted) -> None:
         """Commits the step: parameters, state, carry, window and counters, all of them or none."""

@@ -58,13 +58,18 @@ class Rollout:
         with self._stepper.speculation(self._layout.tensors, self._window.head):
             yield
 
+    def forget(self) -> None:
+        """Forgets the secants, which are those of another closure now."""
+        if self._correction is not None:
+            self._correction.clear()
+
     def learn(self, gauge: Gauge, drifts: Sequence[Drift]) -> Tensor:
         """Learns a secant from the gauge's pair, if there is one; returns what the gauge measures."""
         head, changes = self._window.head, None
         if self._correction is not None and gauge.has(drifts[0].step):
             pair = gauge.guess, drifts[0].row, gauge.drift, gauge.coefficients
             changes = self._correction.observe(head, *pair)
-        return gauge.measure(head, drifts, changes)
+        return gauge.measure(head, drifts, self._scratch, changes)
 
     def refine(
         self, drifts: Sequence[Drift], *, check_replay: bool

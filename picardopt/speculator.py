@@ -85,6 +85,13 @@ class Speculator:
         """Forgets the queue; the window's iterates stay as guesses."""
         self._stats.dropped += len(self.queue)
         self.queue.clear()
+        if self._gauge is not None:
+            self._gauge.forget()
+
+    def forget(self) -> None:
+        """Forgets the queue, and what was learned of a closure that has changed."""
+        self.drop()
+        self.rollout.forget()
 
     def advance(self) -> None:
         """Moves the window past the step that was just committed."""

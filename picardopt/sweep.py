@@ -148,7 +148,8 @@ def within(distances: Sequence[float], threshold: Threshold, numels: Sequence[in
         numels: Each group's number of parameters.
     """
     if isinstance(threshold, tuple):
-        return sum(w * r for w, r in zip(threshold, distances, strict=True)) <= 1
+        # A group that did not move counts for nothing, whatever its weight.
+        return sum(w * r for w, r in zip(threshold, distances, strict=True) if r != 0) <= 1
     return pooled(distances, numels) <= threshold
 
 

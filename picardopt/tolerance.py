@@ -255,7 +255,8 @@ def as_tolerance(value: float | Tolerance) -> Tolerance:
         return cast(Tolerance, value)
     lacks = f"; it lacks {', '.join(missing)} of picardopt.tolerance.Tolerance"
     raise TypeError(
-        f"tolerance={value!r}: give a number >= 0 (0 is exact), AdaptiveTolerance(...), StepRelativeTolerance(...) "
+        f"tolerance={value!r}: give a number >= 0 (0 is exact), AdaptiveTolerance(...), StepRelativeTolerance(...), "
+        "DriftTolerance(...) "
         f"or an object of your own{lacks if len(missing) < len(members(Tolerance)) else ''}"
     )
 

@@ -327,8 +327,10 @@ def test_before_the_first_pair_one_guess_is_accepted() -> None:
 def test_a_group_counts_by_how_much_it_moves_the_loss() -> None:
     """A group that hardly moves may be off by as much as it likes; one that does may not."""
 
-    def of(step_length: float) -> int:
-        idle = replace(GROUP, step_lengths=(step_length,) * 3)
+    def of(drift: float) -> int:
+        idle = replace(
+            GROUP, drift=drift
+        )  # its steps are as long, its drifts are longer: a smaller rate
         measures = replace(SILENT, groups=(GROUP, idle), numels=(7, 7))
         measures = replace(
             measures, pair=DriftPair(3, False, (1.0, 1.0), (0.0, 1.0), (0.0, 0.0), (1.0, 1.0))
@@ -336,7 +338,7 @@ def test_a_group_counts_by_how_much_it_moves_the_loss() -> None:
         tolerance = DriftTolerance(noise=0.5, drift=0.0)
         return choose_stride(measures, tolerance.thresholds(measures), exact=False)
 
-    assert of(1e-12) == 3
+    assert of(1e12) == 3
     assert of(1.0) == 1
 
 
@@ -384,3 +386,51 @@ def test_stiff_problems_get_short_strides_and_easy_ones_long() -> None:
         run.run(120)
         strides[stiff] = run.optimizer.stats.mean_stride
     assert strides[0.1] > 6 > 1.5 * strides[100.0]
+
+
+@pytest.mark.parametrize("stiff", [0.0, 30.0])
+def test_an_edit_by_the_user_is_seen(stiff: float) -> None:
+    """Before the first pair too, and where there is no curvature: the queued drift is not committed."""
+    run = Quadratic(stiff=stiff)
+    run.run(1)
+    with torch.no_grad():
+        run.flat.fill_(1000.0)
+    assert float(run.optimizer.step(run.loss)) > 1e6
+    assert run.optimizer.stats.dropped > 0
+
+
+def test_a_pair_of_points_far_apart_tells_nothing() -> None:
+    tolerance = DriftTolerance(noise=0.5, drift=0.0)
+    tolerance.update(replace(SILENT, pair=pair(0.3)), 1)
+    before = tolerance.state_dict()
+    wild = replace(pair(1e-3), distances=(1e6,))
+    tolerance.update(replace(SILENT, pair=wild), 1)
+    assert tolerance.state_dict()["distances"] == before["distances"]
+    assert stride(tolerance, 0.3) == 1
+
+
+def test_flush_forgets_what_was_learned_of_another_closure() -> None:
+    """The kept drift and the secants are of the closure before the change."""
+    run = Quadratic(secants=4)
+    run.run(40)
+    records = len(run.optimizer.stats.records)
+    while run.optimizer.stats.records[-1].stride == 8 or run.optimizer.stats.sweeps == records:
+        run.run(1)
+    run.optimizer.flush()
+    sweeps = run.optimizer.stats.sweeps
+    run.run(1)
+    assert run.optimizer.stats.sweeps == sweeps + 1
+    measures = run.optimizer.stats.records[-1].measures
+    assert measures is not None
+    assert measures.pair is None
+
+
+def test_a_correction_that_overflows_is_left_out() -> None:
+    layout = ParameterLayout([nn.Parameter(torch.zeros(2, dtype=torch.float16))])
+    secants = Secants(layout, 1, ridge=1e-6)
+    zero, one = torch.zeros(2, dtype=torch.float16), torch.ones(2, dtype=torch.float16)
+    rows = [drift_of(layout, value).row for value in (one, zero, one * 6e4, zero)]
+    secants.observe(*rows, None)
+    drift = drift_of(layout, one * 6e4)
+    secants.correct(drift, rows[1], rows[0])
+    assert torch.equal(drift.row.tensors[0], one * 6e4)

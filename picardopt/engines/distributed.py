@@ -284,7 +284,7 @@ _MEANING = {
     "slots": "the number of slots",
     "window": "the window",
     "seed": "the seed",
-    "options": "an option (tolerance, predictor, total_steps, nonfinite, audit)",
+    "options": "an option (tolerance, secants, predictor, total_steps, nonfinite, audit)",
     "layout": "the parameters' shapes or dtypes",
     "parameters": "the parameters' values",
 }
