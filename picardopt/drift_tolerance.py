@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from picardopt.measures import Measures, Threshold
+from picardopt.measures import Measures, Threshold, mixed
 from picardopt.tolerance import require
 
 _FARTHEST = 100.0
@@ -112,7 +112,7 @@ class DriftTolerance:
         learned = dict(means)
         for name, (values, decay) in found.items():
             if all(map(math.isfinite, values)):
-                learned[name] = _mixed(means.get(name), values, decay)
+                learned[name] = mixed(means.get(name), values, decay)
         variances = self._variances(measures, learned)
         if variances is not None:
             learned["noises"] = variances
@@ -139,7 +139,7 @@ class DriftTolerance:
         if not all(math.isfinite(group.noise) for group in groups):
             return before
         if "errors" not in means:
-            return _mixed(before, [group.noise for group in groups], self.decay)
+            return mixed(before, [group.noise for group in groups], self.decay)
         curvatures = _ratios(means["changes"], means["distances"])
         found = []
         for index, (group, curvature) in enumerate(zip(groups, curvatures, strict=True)):
@@ -147,7 +147,7 @@ class DriftTolerance:
             informative = moved <= group.noise / 2
             old = 0.0 if before is None else before[index]
             found.append(group.noise - moved if informative else old)
-        return _mixed(before, found, self.decay)
+        return mixed(before, found, self.decay)
 
     def update(self, measures: Measures, stride: int) -> None:
         """Learns from a sweep."""
@@ -170,13 +170,6 @@ class DriftTolerance:
 def _largest(values: Sequence[float]) -> float:
     """Returns the largest finite value; 0 if there is none."""
     return max((value for value in values if math.isfinite(value)), default=0.0)
-
-
-def _mixed(before: Sequence[float] | None, values: Sequence[float], decay: float) -> list[float]:
-    """Returns running means with new values."""
-    if before is None:
-        return list(values)
-    return [decay * a + (1 - decay) * b for a, b in zip(before, values, strict=True)]
 
 
 def _ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:

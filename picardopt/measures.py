@@ -110,6 +110,18 @@ def pooled(values: Sequence[float], numels: Sequence[int]) -> float:
     return sum(n * x for n, x in zip(numels, values, strict=True)) / max(1, total)
 
 
+def weighted(weights: Sequence[float], residuals: Sequence[float]) -> float:
+    """Returns the sum that a threshold of weights compares with 1; a group that did not move adds nothing to it."""
+    return sum(w * r for w, r in zip(weights, residuals, strict=True) if r != 0)
+
+
+def mixed(before: Sequence[float] | None, values: Sequence[float], decay: float) -> list[float]:
+    """Returns running means with new values, which they begin with; `decay` is the weight of the past."""
+    if before is None:
+        return list(values)
+    return [decay * a + (1 - decay) * b for a, b in zip(before, values, strict=True)]
+
+
 class DriftMeans:
     """Running means, by parameter group, of what drifts are and of how far they are off.
 
@@ -135,11 +147,9 @@ class DriftMeans:
 
     def _mix(self, name: str, values: Sequence[float]) -> None:
         old: list[float] = getattr(self, name)
-        if len(old) != len(values):  # the first, or other groups now
-            old = list(values)
         if all(map(math.isfinite, values)):
-            mixed = zip(old, values, strict=True)
-            setattr(self, name, [self._decay * a + (1 - self._decay) * b for a, b in mixed])
+            same_groups = len(old) == len(values)
+            setattr(self, name, mixed(old if same_groups else None, values, self._decay))
 
     @property
     def error(self) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from picardopt.measures import DriftMeans, Measures, Threshold
+from picardopt.measures import DriftMeans, Measures, Threshold, weighted
 
 HISTORY = 10_000
 """Number of most recent sweeps whose records are kept; older ones are dropped to bound memory."""
@@ -61,8 +61,8 @@ class SweepRecord:
 def _as_number(threshold: Threshold, residuals: Sequence[float], together: float) -> float:
     if not isinstance(threshold, tuple):
         return threshold
-    weighted = sum(w * r for w, r in zip(threshold, residuals, strict=True))
-    return together / weighted if weighted else float("inf")
+    share = weighted(threshold, residuals)
+    return together / share if share else float("inf")
 
 
 @dataclass

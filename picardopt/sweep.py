@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from picardopt.layout import Row
-from picardopt.measures import DriftMeasures, GroupMeasures, Measures, Threshold, pooled
+from picardopt.measures import DriftMeasures, GroupMeasures, Measures, Threshold, pooled, weighted
 
 _PER_GROUP = 3  # rows of `measure`'s table: residuals, step lengths, distances
 
@@ -148,8 +148,7 @@ def within(distances: Sequence[float], threshold: Threshold, numels: Sequence[in
         numels: Each group's number of parameters.
     """
     if isinstance(threshold, tuple):
-        # A group that did not move counts for nothing, whatever its weight.
-        return sum(w * r for w, r in zip(threshold, distances, strict=True) if r != 0) <= 1
+        return weighted(threshold, distances) <= 1
     return pooled(distances, numels) <= threshold
 
 
