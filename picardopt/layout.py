@@ -7,7 +7,6 @@ contiguous buffer. A `Row` is that buffer, with views as bytes, per dtype and pe
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -114,18 +113,15 @@ class ParameterLayout:
         self, counted: Sequence[int], sizes: Sequence[int]
     ) -> list[list[tuple[torch.dtype, int, int]]]:
         """Returns the dtypes' spans of every group with a measured element: tensors of a group are neighbours."""
-        ends = list(itertools.accumulate(sizes))
-        found = []
-        for start, end in zip([0, *ends], ends, strict=False):
-            spans: dict[torch.dtype, tuple[int, int]] = {}
-            for index in counted:
-                tensor, at = self.parameters[index], self._offsets[index]
-                if start <= index < end and tensor.numel():
-                    first = spans.get(tensor.dtype, (at, at))[0]
-                    spans[tensor.dtype] = first, at + tensor.numel() * tensor.element_size()
-            if spans:
-                found.append([(dtype, *span) for dtype, span in spans.items()])
-        return found or [[]]
+        group_of = [group for group, size in enumerate(sizes) for _ in range(size)]
+        spans: dict[int, dict[torch.dtype, tuple[int, int]]] = {}
+        for index in counted:
+            tensor, at = self.parameters[index], self._offsets[index]
+            if tensor.numel():
+                own = spans.setdefault(group_of[index], {})
+                first, _ = own.get(tensor.dtype, (at, at))
+                own[tensor.dtype] = first, at + tensor.numel() * tensor.element_size()
+        return [[(dtype, *span) for dtype, span in own.items()] for own in spans.values()] or [[]]
 
     @staticmethod
     def _numel(span: tuple[torch.dtype, int, int]) -> int:
