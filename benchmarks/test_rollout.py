@@ -121,7 +121,6 @@ def test_rollout(benchmark, case: Case):
 
 
 def test_residuals(benchmark, case: Case):
-    scratch = case.layout.scratch()
-    table = benchmark(measure, case.rows, case.rows, scratch, case.layout.numel)
+    table = benchmark(measure, case.rows, case.rows, case.layout.numels)
     assert table.shape == (4, WINDOW)
     assert not table[0].any()

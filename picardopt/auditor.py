@@ -63,7 +63,7 @@ class Auditor:
         # At tolerance 0 even with audit="never": the run must be the sequential one.
         self._watches = self._speculates and (exact or audit.mode != "never")
         self._surroundings = Surroundings([*layout.tensors, *own])
-        self._live, self._scratch = layout.row(), layout.scratch()
+        self._live = layout.row()
 
     def end_sweep(self, closure: StepClosure, stride: int) -> None:
         """Records the length of a new queue, and the surroundings of its closure."""
@@ -124,8 +124,8 @@ class Auditor:
         if self._exact or accepted.slot == 0:
             return not bool(same_bits(self._live, self._window.head))
         numels = self._layout.numels
-        distances = squared_distances(self._live, self._window.head, self._scratch, numels)
-        return not within(distances.tolist(), accepted.threshold, numels)
+        distances = squared_distances([(self._live, self._window.head)], numels)
+        return not within(distances[:, 0].tolist(), accepted.threshold, numels)
 
     def check(self, closure: StepClosure, accepted: Accepted) -> None:
         """Refuses gradients left over from before the closure, and evaluates a drift again if the schedule asks for it.
@@ -156,10 +156,10 @@ class Auditor:
             self._live.store(self._layout.tensors)
             with self._evaluator.swapped_parameters(self._live):
                 again = last = self._evaluate(closure, queued, rows[0])
-                difference = differs(queued, again, self._scratch)
+                difference = differs(queued, again)
                 if 0 < difference < math.inf:
                     last = self._evaluate(closure, queued, rows[1])
-                    noise = differs(again, last, self._scratch)
+                    noise = differs(again, last)
                     parts = self._engine.data_size
                     if is_noise(difference, noise, self._layout.device, parts):
                         difference = 0.0

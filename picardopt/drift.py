@@ -231,14 +231,8 @@ def _collect(drift: Drift, parameters: Sequence[Tensor]) -> None:
             grads.append(grad)
     with torch.no_grad():
         torch._foreach_copy_(targets, grads)
-    if not is_finite(drift.row):
+    if not bool(drift.row.finite()):  # one host sync
         drift.outcome = Outcome.NONFINITE
-
-
-def is_finite(row: Row) -> bool:
-    """Returns whether no element is NaN or infinite (one host sync)."""
-    checks = [torch.isfinite(segment).all() for segment in row.segments]
-    return bool(torch.stack(checks).all())
 
 
 def set_gradients(parameters: Sequence[Tensor], drift: Drift) -> None:

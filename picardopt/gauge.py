@@ -78,15 +78,12 @@ class Gauge:
         """Forgets the kept drift, as where the closure may have changed since."""
         self._step = None
 
-    def measure(
-        self, head: Row, drifts: Sequence[Drift], scratch: Tensor, changes: Tensor | None = None
-    ) -> Tensor:
+    def measure(self, head: Row, drifts: Sequence[Drift], changes: Tensor | None = None) -> Tensor:
         """Measures the head's drift, its noise and the kept pair.
 
         Args:
             head: The head.
             drifts: The window's drifts.
-            scratch: float64 tensor [any length] that may be overwritten.
             changes: `DriftPair.changes`, where the kept drift was corrected.
 
         Returns:
@@ -94,16 +91,15 @@ class Gauge:
             squared difference between the first two drifts, the squared distance from the kept guess to the head, that
             of their drifts, and the changes. NaN where there is nothing to compare.
         """
-        numels = self._layout.numels
-        rows = torch.full(
-            (_MEASURES, len(numels)), math.nan, dtype=torch.float64, device=scratch.device
-        )
-        rows[0] = squared_lengths(drifts[0].row, numels)
+        numels, first = self._layout.numels, drifts[0].row
+        shape = (_MEASURES, len(numels))
+        rows = torch.full(shape, math.nan, dtype=torch.float64, device=self._layout.device)
+        rows[0] = squared_lengths(first, numels)
         if len(drifts) > 1:
-            rows[1] = squared_distances(drifts[1].row, drifts[0].row, scratch, numels) / 2
+            rows[1] = squared_distances([(drifts[1].row, first)], numels)[:, 0] / 2
         if self.has(drifts[0].step):
-            rows[2] = squared_distances(head, self.guess, scratch, numels)
-            rows[3] = squared_distances(drifts[0].row, self.drift, scratch, numels)
+            pairs = [(head, self.guess), (first, self.drift)]
+            rows[2:4] = squared_distances(pairs, numels).T
             rows[4] = rows[3] if changes is None else changes
         return rows.flatten()
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from picardopt.bases import JoinedOptimizer
 from picardopt.errors import UnsupportedOptimizerError
 from picardopt.layout import Row
-from picardopt.sweep import squared_difference
+from picardopt.sweep import squares
 
 _LONGEST_GAP = 1000  # sweeps
 _LARGEST_NOISE = 0.01  # relative to the rollout's length; larger differences are not rounding
@@ -23,7 +23,7 @@ def due(sweep: int) -> bool:
     return sweep & (sweep + 1) == 0 or sweep % _LONGEST_GAP == 0
 
 
-def repeats(first: Row, again: Row, head: Row, scratch: torch.Tensor) -> bool:
+def repeats(first: Row, again: Row, head: Row) -> bool:
     """Returns whether two rollouts from the head ended at the same parameters.
 
     On one CPU thread, where sums have one order, the bits must be equal; elsewhere rounding errors are accepted.
@@ -32,16 +32,15 @@ def repeats(first: Row, again: Row, head: Row, scratch: torch.Tensor) -> bool:
         first: Last iterate of the first rollout.
         again: Last iterate of the second rollout.
         head: Their first iterate.
-        scratch: float64 tensor [any length] that may be overwritten.
     """
     pairs = zip(first.segments, again.segments, strict=True)
     if all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in pairs):
         return True
     if head.buffer.device.type == "cpu" and torch.get_num_threads() == 1:
         return False
-    difference = squared_difference(first.segments, again.segments, scratch)
-    length = squared_difference(first.segments, head.segments, scratch)
-    return not bool(difference > _LARGEST_NOISE**2 * length)  # a NaN proves nothing
+    others = [again.segments, head.segments]
+    difference, length = squares([first.segments] * len(others), others).tolist()
+    return not difference > _LARGEST_NOISE**2 * length  # a NaN proves nothing
 
 
 def hidden_state(base: Optimizer, step: int) -> UnsupportedOptimizerError:

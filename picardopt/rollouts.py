@@ -50,7 +50,7 @@ class Rollout:
     ) -> None:
         self._stepper, self._layout, self._carry = stepper, layout, carry
         self._predictor, self._window, self._correction = predictor, window, correction
-        self._zeros, self._scratch = layout.row(), layout.scratch()
+        self._zeros = layout.row()
 
     @contextmanager
     def speculation(self) -> Iterator[None]:
@@ -69,7 +69,7 @@ class Rollout:
         if self._correction is not None and gauge.has(drifts[0].step):
             pair = gauge.guess, drifts[0].row, gauge.drift, gauge.coefficients
             changes = self._correction.observe(head, *pair)
-        return gauge.measure(head, drifts, self._scratch, changes)
+        return gauge.measure(head, drifts, changes)
 
     def refine(
         self, drifts: Sequence[Drift], *, check_replay: bool
@@ -90,7 +90,7 @@ class Rollout:
         again, error = self._iterates(drifts)
         self._window.release(after[1:])
         ends = after[-1], again[-1]
-        if error is None and not replay_check.repeats(*ends, self._window.head, self._scratch):
+        if error is None and not replay_check.repeats(*ends, self._window.head):
             return again[:1], replay_check.hidden_state(self._stepper.base, drifts[0].step)
         return again, error
 
@@ -113,7 +113,6 @@ class Rollout:
         return measure(
             self._window.rows[: len(after)],
             after,
-            self._scratch,
             self._layout.numels,
             lengths=tolerance.needs_lengths,
             distances=tolerance.needs_distances,

@@ -268,13 +268,13 @@ def test_groups_add_up_to_the_whole(sizes: list[int], slots: int, seed: int) -> 
             rows.append(layout.row())
             rows[-1].store(value)
         before, after = rows[: slots + 1], rows[slots + 1 :]
-        table = measure(before, after, layout.scratch(), layout.numels)
+        table = measure(before, after, layout.numels)
         return as_measures(table.tolist(), layout.numels)
 
     parts, one = measured(layout), measured(whole)
     assert len(parts.groups) == sum(size > 0 for size in sizes)
     for name in ("residuals", "step_lengths", "distances"):
-        assert getattr(parts, name) == pytest.approx(getattr(one, name), rel=1e-9)
+        assert getattr(parts, name) == pytest.approx(getattr(one, name), rel=1e-6)
     for group, size in zip(parts.groups, [s for s in sizes if s], strict=True):
         assert len(group.residuals) == slots
         assert size in parts.numels

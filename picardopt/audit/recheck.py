@@ -7,11 +7,10 @@ import struct
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from picardopt.drift import Drift
 from picardopt.errors import ImpureClosureError
-from picardopt.sweep import same_bits, squared_difference
+from picardopt.sweep import same_bits, squares
 
 REMEDY = (
     "Make step t's work a function of the parameters and t alone:\n"
@@ -27,7 +26,7 @@ _LARGEST_NOISE = {"cpu": 1e-3}  # relative to the drift's norm; larger differenc
 _LARGEST_NOISE_ELSEWHERE = 0.05
 
 
-def differs(queued: Drift, again: Drift, scratch: Tensor) -> float:
+def differs(queued: Drift, again: Drift) -> float:
     """Returns the difference of two evaluations of one drift.
 
     Returns:
@@ -38,10 +37,8 @@ def differs(queued: Drift, again: Drift, scratch: Tensor) -> float:
         return float("inf")
     if bool(same_bits(queued.row, again.row)):
         return 0.0
-    distance = float(squared_difference(queued.row.segments, again.row.segments, scratch))
-    norm = sum(
-        float(torch.linalg.vector_norm(s, dtype=torch.float64)) ** 2 for s in queued.row.segments
-    )
+    (distance,) = squares([queued.row.segments], [again.row.segments]).tolist()
+    (norm,) = squares([queued.row.segments]).tolist()
     return max(distance / norm, torch.finfo(torch.float64).tiny) if norm > 0 else float("inf")
 
 
