@@ -18,7 +18,7 @@ from picardopt.errors import NoGradientError
 from picardopt.interrupts import interrupts_allowed, raised_by_signal
 from picardopt.layout import ParameterLayout, Row
 from picardopt.measures import Threshold
-from picardopt.rng import RngState, preserved_rng, seed_all, step_seed
+from picardopt.rng import RngState, seed_all, step_seed
 
 
 class Outcome(enum.IntEnum):
@@ -139,6 +139,8 @@ def evaluate_drift(
 ) -> Drift:
     """Evaluates one drift at the parameters' present values; records the closure's exceptions instead of raising them.
 
+    It leaves the global generators as the closure did: see `preserved_rng`.
+
     Args:
         call: The user's closure as a function of the step; it computes the loss and calls ``backward``.
         layout: The live tensors; the parameters' ``.grad`` is None afterwards.
@@ -161,11 +163,10 @@ def evaluate_drift(
             ]
         for parameter, grad in zip(parameters, placed, strict=True):
             parameter.grad = grad
-        with preserved_rng():
-            seed_all(step_seed(seed, step))
-            with torch.enable_grad(), around, interrupts_allowed():
-                returned = call(step)
-            drift.rng = RngState.capture()
+        seed_all(step_seed(seed, step))
+        with torch.enable_grad(), around, interrupts_allowed():
+            returned = call(step)
+        drift.rng = RngState.capture()
         if test_clearing:
             drift.uncleared = _uncleared(parameters)
         drift.returned = map_tensors(lambda tensor: tensor.detach().clone(), returned)
@@ -231,7 +232,7 @@ def _collect(drift: Drift, parameters: Sequence[Tensor]) -> None:
             grads.append(grad)
     with torch.no_grad():
         torch._foreach_copy_(targets, grads)
-    if not bool(drift.row.finite()):  # one host sync
+    if not drift.row.is_finite():
         drift.outcome = Outcome.NONFINITE
 
 

@@ -16,7 +16,7 @@ from picardopt.drift import Drift, Outcome, evaluate_drift
 from picardopt.engines import Engine, SweepHeader
 from picardopt.layout import ParameterLayout, Row, parameters_of
 from picardopt.options import Options
-from picardopt.rng import step_seed
+from picardopt.rng import preserved_rng, step_seed
 from picardopt.stats import Stats
 from picardopt.tolerance import Tolerance
 from picardopt.window import Window
@@ -166,15 +166,16 @@ class Evaluator:
 
     @contextmanager
     def swapped_parameters(self, row: Row) -> Iterator[None]:
-        """Allows guesses in the live tensors; on exit these hold `row` again and have their old gradients."""
+        """Allows guesses in the live tensors; on exit these hold `row` again, as gradients and generators do theirs."""
         parameters = self._layout.parameters
         grads = [p.grad for p in parameters]
-        try:
-            yield
-        finally:
-            row.load(self._layout.tensors)
-            for parameter, grad in zip(parameters, grads, strict=True):
-                parameter.grad = grad
+        with preserved_rng():
+            try:
+                yield
+            finally:
+                row.load(self._layout.tensors)
+                for parameter, grad in zip(parameters, grads, strict=True):
+                    parameter.grad = grad
 
     @contextmanager
     def _around(self, closure: StepClosure, watched: bool) -> Iterator[None]:

@@ -7,6 +7,7 @@ contiguous buffer. A `Row` is that buffer, with views as bytes, per dtype and pe
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,6 +52,12 @@ class Row:
         # The least and the largest element are NaN if any is: one pass, where `isfinite` takes several.
         ends = [torch.stack(torch.aminmax(flat)) for flat in self.segments if flat.numel()]
         return torch.stack([torch.isfinite(pair).all() for pair in ends]).all()
+
+    def is_finite(self) -> bool:
+        """Returns whether no parameter's element is NaN or infinite (one host sync)."""
+        # A sum of squares is finite only if all elements are; one that is not may have overflowed.
+        sums = [float(torch.dot(flat, flat)) for flat in self.segments]
+        return all(map(math.isfinite, sums)) or bool(self.finite())
 
     @torch.no_grad()
     def store(self, tensors: Sequence[Tensor]) -> None:
@@ -164,6 +171,12 @@ class ParameterLayout:
         ]
         count = len(self.parameters)
         return Row(buffer, segments, groups, views[:count], views[count:])
+
+    def zeros(self) -> Row:
+        """Returns a row of zeros to read, without memory of its own: no buffer, segments or groups."""
+        views = [t.new_zeros(()).expand(t.shape) for t in self.tensors]
+        count = len(self.parameters)
+        return Row(torch.empty(0), [], [], views[:count], views[count:])
 
 
 def _flat(buffer: Tensor, dtype: torch.dtype, start: int, end: int) -> Tensor:

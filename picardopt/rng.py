@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from picardopt.numpy_rng import NUMPY, NumpyState
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -30,7 +31,7 @@ class RngState:
 
     cpu: Tensor
     accelerator: Tensor | None
-    numpy: dict[str, Any]
+    numpy: NumpyState
     python: tuple[Any, ...]
 
     @classmethod
@@ -40,7 +41,7 @@ class RngState:
         return cls(
             cpu=torch.default_generator.get_state(),
             accelerator=None if module is None else module.get_rng_state(),
-            numpy=np.random.get_state(legacy=False),
+            numpy=NUMPY.state(),
             python=random.getstate(),
         )
 
@@ -50,7 +51,7 @@ class RngState:
         module = _live_accelerator()
         if module is not None and self.accelerator is not None:
             module.set_rng_state(self.accelerator)
-        np.random.set_state(self.numpy)
+        NUMPY.restore(self.numpy)
         random.setstate(self.python)
 
 
@@ -60,7 +61,7 @@ def seed_all(value: int) -> None:
     if torch.accelerator.is_available():
         # The device module's own function seeds the current device only, and lazily before its context is made.
         _accelerator_module().manual_seed(value)
-    np.random.seed([value & 0xFFFFFFFF, value >> 32])
+    NUMPY.restore((value & 0xFFFFFFFF, value >> 32))
     random.seed(value)
 
 

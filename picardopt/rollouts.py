@@ -50,7 +50,7 @@ class Rollout:
     ) -> None:
         self._stepper, self._layout, self._carry = stepper, layout, carry
         self._predictor, self._window, self._correction = predictor, window, correction
-        self._zeros = layout.row()
+        self._zeros = layout.zeros()
 
     @contextmanager
     def speculation(self) -> Iterator[None]:

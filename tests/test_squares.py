@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picardopt.layout import ParameterLayout
-from picardopt.sweep import squared_distances, squared_lengths, squares
+from picardopt.sweep import (
+    _squares_on_accelerator,
+    _squares_on_cpu,
+    squared_distances,
+    squared_lengths,
+    squares,
+)
 
 BLOCKS = (1, 7, 1 << 15, (1 << 15) + 1, 100_000)
 
@@ -66,3 +72,11 @@ def test_a_row_is_finite_if_all_its_elements_are(bad: float, dtype: torch.dtype)
     assert row.finite()
     row.tensors[1][999] = bad
     assert not row.finite()
+
+
+def test_both_ways_to_sum_agree() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(3, 70_000, generator=generator).unbind() for _ in range(2))
+    assert_close = torch.testing.assert_close
+    assert_close(_squares_on_cpu(a, b), _squares_on_accelerator(a, b), rtol=1e-6, atol=0)
+    assert_close(_squares_on_cpu(a, ()), _squares_on_accelerator(a, ()), rtol=1e-6, atol=0)
