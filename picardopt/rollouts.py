@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from torch import Tensor
@@ -18,8 +19,8 @@ from picardopt.drift import Drift
 from picardopt.gauge import Gauge
 from picardopt.layout import ParameterLayout, Row
 from picardopt.predictor import Predictor
-from picardopt.rng import seed_all, step_seed
-from picardopt.stepper import BaseStepper
+from picardopt.rng import RngState, seed_all, step_seed
+from picardopt.stepper import BaseStepper, _own_hooks
 from picardopt.sweep import measure
 from picardopt.tolerance import Tolerance
 from picardopt.window import Window
@@ -51,6 +52,9 @@ class Rollout:
         self._stepper, self._layout, self._carry = stepper, layout, carry
         self._predictor, self._window, self._correction = predictor, window, correction
         self._zeros = layout.zeros()
+        self._draws: bool | None = (
+            None  # whether a rollout drew random numbers; None before the first
+        )
 
     @contextmanager
     def speculation(self) -> Iterator[None]:
@@ -87,26 +91,53 @@ class Rollout:
         if error is not None or not check_replay:
             return after, error
         self._stepper.rewind(self._layout.tensors, self._window.head)
-        again, error = self._iterates(drifts)
-        self._window.release(after[1:])
-        ends = after[-1], again[-1]
+        taken, error = self._replay(drifts)
+        end = self._window.spare()
+        end.store(self._layout.tensors)
+        ends = after[-1], end
         if error is None and not replay_check.repeats(*ends, self._window.head):
-            return again[:1], replay_check.hidden_state(self._stepper.base, drifts[0].step)
-        return again, error
+            taken, error = 0, replay_check.hidden_state(self._stepper.base, drifts[0].step)
+        self._window.release([end, *after[taken + 1 :]])
+        return after[: taken + 1], error
 
     def _iterates(self, drifts: Sequence[Drift]) -> tuple[list[Row], Exception | None]:
+        """Rolls out; first without the drifts' random numbers if none were drawn so far, and again if some are."""
+        if not self._draws:
+            before = RngState.capture()
+            after, error = self._roll(drifts)
+            self._draws = not before.present()
+            if not self._draws:
+                return after, error
+            self._stepper.rewind(self._layout.tensors, self._window.head)
+            self._window.release(after[1:])
+        return self._roll(drifts)
+
+    def _roll(self, drifts: Sequence[Drift]) -> tuple[list[Row], Exception | None]:
         after = [self._window.head]
         for guess, drift in zip(self._window.rows, drifts, strict=False):
             if self._correction is not None and len(after) > 1:  # the head is never wrong
                 self._correction.correct(drift, guess, after[-1])
             try:
-                self._stepper.advance(self._layout.parameters, drift)
-                self._carry.apply(self._layout.carry, guess, drift)
+                self._advance(guess, drift)
             except Exception as error:
                 return after, error
             after.append(self._window.spare())
             after[-1].store(self._layout.tensors)
         return after, None
+
+    def _replay(self, drifts: Sequence[Drift]) -> tuple[int, Exception | None]:
+        """Rolls out once more, without keeping the iterates; returns the number of steps, and what ended them early."""
+        for taken, (guess, drift) in enumerate(zip(self._window.rows, drifts, strict=False)):
+            try:
+                self._advance(guess, drift)
+            except Exception as error:
+                return taken, error
+        return len(drifts), None
+
+    def _advance(self, guess: Row, drift: Drift) -> None:
+        given = drift if self._draws else replace(drift, rng=None)
+        self._stepper.advance(self._layout.parameters, given)
+        self._carry.apply(self._layout.carry, guess, drift)
 
     def measure(self, after: Sequence[Row], tolerance: Tolerance) -> Tensor:
         """Compares the window with the new iterates; see `picardopt.sweep.measure`."""
@@ -162,7 +193,12 @@ class Rollout:
             The result of `restructure`.
         """
         user_code = restructure is not None or self._carry.update is not None
+        # The base's hooks run here alone. Else this very step has been rolled out, and drew nothing.
+        quiet = (
+            self._draws is False and restructure is None and not any(_own_hooks(self._stepper.base))
+        )
+        given = replace(drift, rng=None) if quiet else drift
         with self._stepper.commit(self._layout.carry, holders, user_code=user_code):
-            self._stepper.apply(self._layout.parameters, drift)
+            self._stepper.apply(self._layout.parameters, given)
             self._carry.apply(self._layout.carry, self._window.head, drift)
             return None if restructure is None else restructure()

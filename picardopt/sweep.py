@@ -38,18 +38,20 @@ def squared_distances(pairs: Sequence[tuple[Row, Row]], numels: Sequence[int]) -
     """
     by_group = [
         squares([a.groups[group] for a, _ in pairs], [b.groups[group] for _, b in pairs])
-        / max(1, numel)
-        for group, numel in enumerate(numels)
+        for group in range(len(numels))
     ]
-    return torch.stack(by_group)
+    return _per_parameter(by_group, numels)
 
 
 def squared_lengths(a: Row, numels: Sequence[int]) -> Tensor:
     """Returns each group's squared length per parameter, float64 [groups]; see `squared_distances`."""
-    by_group = [
-        squares([group]) / max(1, numel) for group, numel in zip(a.groups, numels, strict=True)
-    ]
-    return torch.cat(by_group)
+    return _per_parameter([squares([group]) for group in a.groups], numels)[:, 0]
+
+
+def _per_parameter(by_group: Sequence[Tensor], numels: Sequence[int]) -> Tensor:
+    counts = torch.tensor([[max(1, n)] for n in numels], dtype=torch.float64)
+    sums = torch.stack(list(by_group))
+    return sums / counts.to(sums.device)
 
 
 def squares(a: Sequence[Flat], b: Sequence[Flat] | None = None) -> Tensor:
@@ -64,15 +66,16 @@ def squares(a: Sequence[Flat], b: Sequence[Flat] | None = None) -> Tensor:
     Returns:
         float64 tensor [items] on their device; no host sync on an accelerator.
     """
-    total = torch.zeros(len(a), dtype=torch.float64)
-    for part in zip(*a, *(b or ()), strict=True):
-        first, others = part[: len(a)], part[len(a) :]
-        function = _squares_on_cpu if first[0].is_cpu else _squares_on_accelerator
-        total = total.to(first[0].device) + function(first, others)
-    return total
+    parts = [(part[: len(a)], part[len(a) :]) for part in zip(*a, *(b or ()), strict=True)]
+    if not parts or parts[0][0][0].is_cpu:
+        sums = [_squares_on_cpu(*part) for part in parts]
+        return torch.tensor(
+            [sum(each) for each in zip(*sums, strict=True)] or [0.0] * len(a), dtype=torch.float64
+        )
+    return torch.stack([_squares_on_accelerator(*part) for part in parts]).sum(0)
 
 
-def _squares_on_cpu(a: Flat, b: Flat) -> Tensor:
+def _squares_on_cpu(a: Flat, b: Flat) -> list[float]:
     """Returns squared lengths, with the differences in float32, which is several times as fast as float64."""
     wide, sums = torch.promote_types(a[0].dtype, torch.float32), [0.0] * len(a)
     differences = torch.empty(min(_BLOCK, a[0].numel()), dtype=wide)
@@ -87,7 +90,7 @@ def _squares_on_cpu(a: Flat, b: Flat) -> Tensor:
                 x = x.double()
                 square = float(torch.dot(x, x))
             sums[index] += square
-    return torch.tensor(sums, dtype=torch.float64)
+    return sums
 
 
 def _squares_on_accelerator(a: Flat, b: Flat) -> Tensor:
