@@ -63,7 +63,6 @@ class Auditor:
         # At tolerance 0 even with audit="never": the run must be the sequential one.
         self._watches = self._speculates and (exact or audit.mode != "never")
         self._surroundings = Surroundings([*layout.tensors, *own])
-        self._live = layout.row()
 
     def end_sweep(self, closure: StepClosure, stride: int) -> None:
         """Records the length of a new queue, and the surroundings of its closure."""
@@ -120,12 +119,15 @@ class Auditor:
 
     def _moved(self, accepted: Accepted) -> bool:
         """Returns whether the live parameters have left the point at which the drift was evaluated."""
-        self._live.store(self._layout.tensors)
+        live, head, numels = self._window.spare(), self._window.head, self._layout.numels
+        live.store(self._layout.tensors)
         if self._exact or accepted.slot == 0:
-            return not bool(same_bits(self._live, self._window.head))
-        numels = self._layout.numels
-        distances = squared_distances([(self._live, self._window.head)], numels)
-        return not within(distances[:, 0].tolist(), accepted.threshold, numels)
+            moved = not bool(same_bits(live, head))
+        else:
+            distances = squared_distances([(live, head)], numels)[:, 0]
+            moved = not within(distances.tolist(), accepted.threshold, numels)
+        self._window.release([live])
+        return moved
 
     def check(self, closure: StepClosure, accepted: Accepted) -> None:
         """Refuses gradients left over from before the closure, and evaluates a drift again if the schedule asks for it.
@@ -150,20 +152,20 @@ class Auditor:
         Returns:
             The relative squared difference on each rank, 0 for none; and this rank's new drift.
         """
-        rows = [self._window.spare(), self._window.spare()]
+        live, out = self._window.spare(), self._layout.row()
         with self._stats.phase("audit"):
             self._stats.audits += 1
-            self._live.store(self._layout.tensors)
-            with self._evaluator.swapped_parameters(self._live):
-                again = last = self._evaluate(closure, queued, rows[0])
+            live.store(self._layout.tensors)
+            with self._evaluator.swapped_parameters(live):
+                again = last = self._evaluate(closure, queued, out)
                 difference = differs(queued, again)
                 if 0 < difference < math.inf:
-                    last = self._evaluate(closure, queued, rows[1])
+                    last = self._evaluate(closure, queued, self._layout.row())
                     noise = differs(again, last)
                     parts = self._engine.data_size
                     if is_noise(difference, noise, self._layout.device, parts):
                         difference = 0.0
-            self._window.release(rows)
+            self._window.release([live])
             if self._watches:
                 self._note(closure)
             interrupted = last.outcome is Outcome.INTERRUPTED

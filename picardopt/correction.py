@@ -15,14 +15,19 @@ with RankMismatchError: use ``secants=0`` there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from picardopt.drift import Drift
-from picardopt.layout import ParameterLayout, Row
+from picardopt.layout import ParameterLayout, Row, blocks
+from picardopt.sweep import squares
 
 SECANTS = 8
 """Pairs that are kept by default."""
+_LONGEST = 1e18
+"""A change along a step of length 1 whose square float32 holds."""
 
 
 class Secants:
@@ -62,29 +67,23 @@ class Secants:
         """
         if not self._groups:
             self._groups = [[_Part(like, self._pairs) for like in group] for group in drift.groups]
-        index, squares = self._next, []
+        index, squared_changes = self._next, []
         self._next = (index + 1) % self._pairs
         for group, parts in enumerate(self._groups):
             given = coefficients[group] if coefficients is not None else None
-            lengths, changes = [], []
             for at, part in enumerate(parts):
-                change = drift.groups[group][at].to(part.changes.dtype) - earlier.groups[group][at]
-                if given is not None:
-                    change += given.to(change.dtype) @ part.changes
-                part.changes[index] = change
-                part.steps[index] = iterate.groups[group][at] - guess.groups[group][at]
-                lengths.append(torch.linalg.vector_norm(part.steps[index], dtype=torch.float64))
-                changes.append(torch.linalg.vector_norm(change, dtype=torch.float64))
-            squares.append(torch.stack(changes).square().sum())
-            length = torch.linalg.vector_norm(torch.stack(lengths))
-            for part in parts:
-                part.normalize(index, length)
-            self._gram[group] = _with_row(self._gram[group], index, [p.steps for p in parts])
-            self._change_gram[group] = _with_row(
-                self._change_gram[group], index, [p.changes for p in parts]
-            )
+                points = iterate.groups[group][at], guess.groups[group][at]
+                part.replace(
+                    index, *points, drift.groups[group][at], earlier.groups[group][at], given
+                )
+            rows = [[p.steps[index] for p in parts], [p.changes[index] for p in parts]]
+            step, change = squares(rows)
+            squared_changes.append(change)
+            _normalize(rows, step, change)
+            _replace_row(self._gram[group], index, [part.steps for part in parts])
+            _replace_row(self._change_gram[group], index, [part.changes for part in parts])
         self._inverse = torch.linalg.inv_ex(self._gram + self._ridge * self._eye).inverse
-        return torch.stack(squares) / self._numels
+        return torch.stack(squared_changes) / self._numels
 
     def clear(self) -> None:
         """Forgets all secants."""
@@ -108,30 +107,26 @@ class Secants:
         drift.correction = []
         for group, parts in enumerate(self._groups):
             overlaps = torch.zeros_like(self._eye[0])
-            lengths = []
-            for at, part in enumerate(parts):
-                distance = iterate.groups[group][at] - guess.groups[group][at]
-                overlaps += (part.steps @ distance.to(part.steps.dtype)).double()
-                lengths.append(
-                    torch.linalg.vector_norm(drift.row.groups[group][at], dtype=torch.float64)
-                )
+            for part, x, y in zip(parts, iterate.groups[group], guess.groups[group], strict=True):
+                part.add_overlaps(overlaps, x, y)
             coefficients = self._inverse[group] @ overlaps
-            longest = torch.linalg.vector_norm(torch.stack(lengths))
-            length = (coefficients @ self._change_gram[group] @ coefficients).clamp(min=0).sqrt()
+            longest = squares([drift.row.groups[group]])[0].sqrt()
+            gram = self._change_gram[group]
+            length = (coefficients @ gram @ coefficients).clamp(min=0).sqrt()
             scale = torch.where(length <= longest, torch.ones_like(length), longest / length)
-            drift.correction.append((coefficients * scale).nan_to_num(0, 0, 0))
+            coefficients = (coefficients * scale).nan_to_num(0, 0, 0)
+            # No element of the sum can overflow, or there is no correction.
+            bound = longest + coefficients.abs() @ gram.diagonal().sqrt()
+            largest = min(torch.finfo(part.dtype).max for part in drift.row.groups[group])
+            drift.correction.append(torch.where(bound < largest / 2, coefficients, 0.0))
         self.add(drift.row, drift.correction)
 
     @torch.no_grad()
     def add(self, row: Row, coefficients: list[Tensor]) -> None:
         """Adds a correction to a drift's row, in place; coefficients that are all 0 leave every bit."""
         for parts, segments, given in zip(self._groups, row.groups, coefficients, strict=True):
-            moved = (given != 0).any()
             for part, segment in zip(parts, segments, strict=True):
-                change = given.to(part.changes.dtype) @ part.changes
-                corrected = segment + change.to(segment.dtype)
-                usable = moved & torch.isfinite(corrected).all()
-                segment.copy_(torch.where(usable, corrected, segment))
+                part.add_changes(segment, given)
 
 
 class _Part:
@@ -142,19 +137,59 @@ class _Part:
         self.steps = torch.zeros((pairs, like.numel()), dtype=dtype, device=like.device)
         self.changes = torch.zeros_like(self.steps)
 
-    def normalize(self, index: int, length: Tensor) -> None:
-        """Divides a secant by the length of its step; one that is 0 or not finite becomes 0."""
-        factor = (1 / length).to(self.steps.dtype)
-        usable = torch.isfinite(factor)
-        for rows in (self.steps, self.changes):
-            scaled = rows[index] * factor
-            rows[index] = torch.where(usable & torch.isfinite(scaled).all(), scaled, 0)
+    def replace(
+        self, index: int, x: Tensor, y: Tensor, drift: Tensor, earlier: Tensor, given: Tensor | None
+    ) -> None:
+        """Puts a secant from y to x in place of another.
+
+        Args:
+            index: Which one.
+            x: A point.
+            y: Another point.
+            drift: The drift at x.
+            earlier: That at y.
+            given: The coefficients that it was corrected with.
+        """
+        dtype = self.steps.dtype
+        for block in blocks(drift):
+            change = drift[block].to(dtype) - earlier[block]
+            if given is not None:
+                change += given.to(dtype) @ self.changes[:, block]
+            self.changes[index, block] = change
+            torch.sub(x[block].to(dtype), y[block].to(dtype), out=self.steps[index, block])
+
+    def add_overlaps(self, overlaps: Tensor, x: Tensor, y: Tensor) -> None:
+        """Adds the products of the steps and x - y, float64 [pairs]."""
+        dtype = self.steps.dtype
+        for block in blocks(x):
+            overlaps += self.steps[:, block] @ (x[block].to(dtype) - y[block].to(dtype))
+
+    def add_changes(self, drift: Tensor, given: Tensor) -> None:
+        """Adds the changes, in these proportions, to a drift in place."""
+        moved, given = (given != 0).any(), given.to(self.changes.dtype)
+        for block in blocks(drift):
+            change = (given @ self.changes[:, block]).to(drift.dtype)
+            # Adding -0 keeps every bit, adding 0 does not.
+            drift[block] += change.masked_fill_(~moved, -0.0)
 
 
-def _with_row(gram: Tensor, index: int, rows: list[Tensor]) -> Tensor:
-    """Returns a matrix of dot products after one of the vectors, given by parts, has changed."""
+def _normalize(rows: Sequence[Sequence[Tensor]], step: Tensor, change: Tensor) -> None:
+    """Divides a secant by the length of its step, in place; one of no use becomes 0.
+
+    Args:
+        rows: The parts of its step, and of its change.
+        step: Squared length of its step, float64.
+        change: Squared length of its change.
+    """
+    factor = 1 / step.sqrt()
+    # Infinite and NaN elements make infinite and NaN squares. Products of longer changes would overflow.
+    usable = torch.isfinite(factor) & torch.isfinite(step) & (change.sqrt() * factor < _LONGEST)
+    for row in (part for parts in rows for part in parts):
+        row.mul_(factor.to(row.dtype)).masked_fill_(~usable, 0)
+
+
+def _replace_row(gram: Tensor, index: int, rows: Sequence[Tensor]) -> None:
+    """Updates a matrix of dot products, float64, after one of the vectors, given by parts, has changed."""
     products = torch.stack([(part @ part[index]).double() for part in rows]).sum(0)
     products = products.nan_to_num(0, 0, 0)
-    gram = gram.clone()
     gram[index], gram[:, index] = products, products
-    return gram

@@ -237,7 +237,9 @@ def _collect(drift: Drift, parameters: Sequence[Tensor]) -> None:
 
 
 def set_gradients(parameters: Sequence[Tensor], drift: Drift) -> None:
-    """Copies the drift into the parameters' ``.grad``: some optimizers overwrite it."""
+    """Copies the drift into new tensors in the parameters' ``.grad``: some optimizers overwrite or keep them."""
+    for parameter in parameters:
+        parameter.grad = None  # frees the old ones first
     targets, sources = [], []
     for parameter, source, present in zip(
         parameters, drift.row.tensors, drift.present, strict=True
@@ -246,6 +248,4 @@ def set_gradients(parameters: Sequence[Tensor], drift: Drift) -> None:
             parameter.grad = torch.empty_like(parameter)
             targets.append(parameter.grad)
             sources.append(source)
-        else:
-            parameter.grad = None
     torch._foreach_copy_(targets, sources)

@@ -153,7 +153,7 @@ class Evaluator:
         test_clearing: bool,
     ) -> Drift:
         guess.load(self._layout.tensors)
-        around = self._around(closure, watched)
+        around = self._around(closure, guess, watched)
         return evaluate_drift(
             closure.call,
             self._layout,
@@ -178,12 +178,12 @@ class Evaluator:
                     parameter.grad = grad
 
     @contextmanager
-    def _around(self, closure: StepClosure, watched: bool) -> Iterator[None]:
+    def _around(self, closure: StepClosure, guess: Row, watched: bool) -> Iterator[None]:
         """Raises on the closure's behalf if it changed something that it must not change."""
         groups = self._base.param_groups
         before = options_of(groups) if self._speculates else []
         rewritten = self._layout.carry if self._carry.update is None else []
-        with self._audit.guard(self._layout, rewritten) if watched else nullcontext():
+        with self._audit.guard(self._layout, guess, rewritten) if watched else nullcontext():
             try:
                 yield
             except RuntimeError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+_BLOCK = 1 << 16  # elements
 _ALIGNMENT = 16  # bytes; the largest element (complex128) may start at any segment
 
 
@@ -177,6 +178,13 @@ class ParameterLayout:
         views = [t.new_zeros(()).expand(t.shape) for t in self.tensors]
         count = len(self.parameters)
         return Row(torch.empty(0), [], [], views[:count], views[count:])
+
+
+def blocks(like: Tensor) -> Iterator[slice]:
+    """Yields the parts of a flat tensor that are worked on at once: what a CPU's cache holds, elsewhere all of it."""
+    length = _BLOCK if like.is_cpu else max(1, like.numel())
+    for start in range(0, like.numel(), length):
+        yield slice(start, min(start + length, like.numel()))
 
 
 def _flat(buffer: Tensor, dtype: torch.dtype, start: int, end: int) -> Tensor:

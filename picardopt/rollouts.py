@@ -92,12 +92,12 @@ class Rollout:
             return after, error
         self._stepper.rewind(self._layout.tensors, self._window.head)
         taken, error = self._replay(drifts)
-        end = self._window.spare()
+        end = self._layout.row()
         end.store(self._layout.tensors)
         ends = after[-1], end
         if error is None and not replay_check.repeats(*ends, self._window.head):
             taken, error = 0, replay_check.hidden_state(self._stepper.base, drifts[0].step)
-        self._window.release([end, *after[taken + 1 :]])
+        self._window.release(after[taken + 1 :])
         return after[: taken + 1], error
 
     def _iterates(self, drifts: Sequence[Drift]) -> tuple[list[Row], Exception | None]:

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from picardopt.layout import Row
+from picardopt.layout import Row, blocks
 from picardopt.measures import DriftMeasures, GroupMeasures, Measures, Threshold, pooled, weighted
 
 _PER_GROUP = 3  # rows of `measure`'s table: residuals, step lengths, distances
-_BLOCK = 1 << 16
-"""Elements that a CPU compares at once, so that they stay in its cache."""
 _MEMORY = 1 << 24
 """Elements of the differences that an accelerator holds at once."""
 _TRUSTED = 1e-20, 1e30
@@ -78,13 +76,12 @@ def squares(a: Sequence[Flat], b: Sequence[Flat] | None = None) -> Tensor:
 def _squares_on_cpu(a: Flat, b: Flat) -> list[float]:
     """Returns squared lengths, with the differences in float32, which is several times as fast as float64."""
     wide, sums = torch.promote_types(a[0].dtype, torch.float32), [0.0] * len(a)
-    differences = torch.empty(min(_BLOCK, a[0].numel()), dtype=wide)
-    for at in range(0, a[0].numel(), _BLOCK):
-        block = slice(at, at + _BLOCK)
+    room = torch.empty(0, dtype=wide)
+    for block in blocks(a[0]):
         for index in range(len(a)):
             x = a[index][block].to(wide)
             if b:
-                x = torch.sub(x, b[index][block].to(wide), out=differences[: x.numel()])
+                x = torch.sub(x, b[index][block].to(wide), out=room.resize_(x.numel()))
             square = float(torch.dot(x, x))
             if not _TRUSTED[0] < square < _TRUSTED[1]:
                 x = x.double()

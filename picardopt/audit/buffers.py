@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from picardopt.errors import ImpureClosureError
-from picardopt.layout import ParameterLayout
+from picardopt.layout import ParameterLayout, Row
 
 
 class BufferGuard:
@@ -23,6 +23,7 @@ class BufferGuard:
     Args:
         modules: Modules known so far; new ones are added.
         layout: The optimizer's parameters and the carry.
+        guess: Their values.
         rewritten: Tensors that may change: the carry, unless it has an update of its own.
         find: Whether to watch modules that are called for the first time too.
     """
@@ -31,22 +32,27 @@ class BufferGuard:
         self,
         modules: weakref.WeakSet[torch.nn.Module],
         layout: ParameterLayout,
+        guess: Row,
         rewritten: Sequence[Tensor],
         find: bool,
     ) -> None:
         self._known, self._find = modules, find
-        self._layout = layout
+        self._layout, self._guess = layout, guess
         self._declared = {id(tensor) for tensor in layout.carry}
         self._rewritten = {id(tensor) for tensor in rewritten}
         self._seen: set[int] = set()
         self._kept: list[tuple[str, Tensor, Tensor]] = []
 
     def __enter__(self) -> None:
-        for index, parameter in enumerate(self._layout.parameters):
-            self._keep(f"parameter {index} of shape {tuple(parameter.shape)}", parameter.detach())
-        for index, tensor in enumerate(self._layout.carry):
+        values = zip(self._layout.parameters, self._guess.tensors, strict=True)
+        for index, (parameter, before) in enumerate(values):
+            name = f"parameter {index} of shape {tuple(parameter.shape)}"
+            self._kept.append((name, parameter.detach(), before))
+        carried = zip(self._layout.carry, self._guess.carry, strict=True)
+        for index, (tensor, before) in enumerate(carried):
             if id(tensor) not in self._rewritten:
-                self._keep(f"carry[{index}], which only its update may rewrite", tensor)
+                name = f"carry[{index}], which only its update may rewrite"
+                self._kept.append((name, tensor, before))
         for module in list(self._known):
             self._visit(module)
         self._handle = register_module_forward_pre_hook(self._on_call) if self._find else None
@@ -85,7 +91,4 @@ class BufferGuard:
                 prefix = f"{type(module).__name__}.{name}" if name else type(module).__name__
                 for key, buffer in child.named_buffers(recurse=False):
                     if id(buffer) not in self._declared:
-                        self._keep(f"buffer {prefix}.{key}", buffer)
-
-    def _keep(self, name: str, tensor: Tensor) -> None:
-        self._kept.append((name, tensor, tensor.clone()))
+                        self._kept.append((f"buffer {prefix}.{key}", buffer, buffer.clone()))

@@ -13,7 +13,7 @@ from picardopt.audit.buffers import BufferGuard
 from picardopt.audit.gradients import GradientClearing
 from picardopt.audit.modules import live_modules, uses_compile
 from picardopt.audit.surroundings import OuterChanges
-from picardopt.layout import ParameterLayout
+from picardopt.layout import ParameterLayout, Row
 from picardopt.rng import step_seed
 
 MODES = ("auto", "always", "never")
@@ -90,10 +90,18 @@ class Audit:
         """The modules seen to run; empty if `modules` are all modules of the process."""
         return [] if self._searched else list(self.modules)
 
-    def guard(self, layout: ParameterLayout, rewritten: Sequence[Tensor]) -> BufferGuard:
-        """Returns a context that watches one call of the closure for changed tensors; `rewritten` may change."""
+    def guard(
+        self, layout: ParameterLayout, guess: Row, rewritten: Sequence[Tensor]
+    ) -> BufferGuard:
+        """Returns a context that watches one call of the closure, at a guess, for changed tensors.
+
+        Args:
+            layout: The parameters and the carry.
+            guess: Their values.
+            rewritten: Tensors that may change.
+        """
         compiles = uses_compile()
         if compiles and not self._searched:
             self.modules.update(live_modules())
             self._searched = True
-        return BufferGuard(self.modules, layout, rewritten, find=not compiles)
+        return BufferGuard(self.modules, layout, guess, rewritten, find=not compiles)
