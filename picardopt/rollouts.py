@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from picardopt import replay_check
@@ -92,10 +93,7 @@ class Rollout:
             return after, error
         self._stepper.rewind(self._layout.tensors, self._window.head)
         taken, error = self._replay(drifts)
-        end = self._layout.row()
-        end.store(self._layout.tensors)
-        ends = after[-1], end
-        if error is None and not replay_check.repeats(*ends, self._window.head):
+        if error is None and not self._repeats(after[-1]):
             taken, error = 0, replay_check.hidden_state(self._stepper.base, drifts[0].step)
         self._window.release(after[taken + 1 :])
         return after[: taken + 1], error
@@ -133,6 +131,14 @@ class Rollout:
             except Exception as error:
                 return taken, error
         return len(drifts), None
+
+    def _repeats(self, end: Row) -> bool:
+        """Returns whether the live tensors are where an earlier rollout ended, to rounding."""
+        if all(map(torch.equal, self._layout.tensors, [*end.tensors, *end.carry])):
+            return True
+        again = self._layout.row()
+        again.store(self._layout.tensors)
+        return replay_check.repeats(end, again, self._window.head)
 
     def _advance(self, guess: Row, drift: Drift) -> None:
         given = drift if self._draws else replace(drift, rng=None)

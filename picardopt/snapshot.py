@@ -220,6 +220,8 @@ class Snapshot:
 
 def _without_repetitions(tensor: Tensor) -> Tensor:
     """Returns the tensor itself; of an expanded tensor, a view without the repetitions."""
+    if 0 not in tensor.stride():
+        return tensor
     repeated = [
         stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
     ]

@@ -183,7 +183,7 @@ def test_short_strides_do_not_use_up_the_checks() -> None:
     for _ in range(8):
         setup.optimizer.step(next(closures))
     assert max(setup.optimizer.stats.strides) == 1
-    assert setup.optimizer.stats.audits >= 3
+    assert setup.optimizer.stats.audits >= 1
     setup.optimizer.tolerance = 1e3
     with pytest.raises(ImpureClosureError, match="not a function of"):
         for _ in range(2):  # the second step is the first that was evaluated ahead

@@ -17,7 +17,7 @@ from picardopt.layout import ParameterLayout, Row
 from picardopt.rng import step_seed
 
 MODES = ("auto", "always", "never")
-_FIRST_SWEEPS = 3
+_RARER = 8  # times as many sweeps from one check to the next
 _LONGEST_GAP = 1000  # sweeps
 
 
@@ -32,7 +32,7 @@ class Audit:
         modules: Modules that ran in closures so far.
 
     Args:
-        mode: "auto" (in the first sweeps, then ever more rarely), "always" (every step) or "never".
+        mode: "auto" (at first, then ever more rarely), "always" (every step) or "never".
 
     Raises:
         ValueError: If the mode is unknown.
@@ -44,7 +44,6 @@ class Audit:
         self.mode = mode
         # Keyed by whether the drift lies beyond its sweep's head. Checks of the head find little, and while strides are
         # 1 there are no others: they must not use up the checks of later slots.
-        self._done = {False: 0, True: 0}
         self._next = {False: 0, True: 0}
         self.clearing = GradientClearing()
         self.changes = OuterChanges()
@@ -77,9 +76,7 @@ class Audit:
 
     def passed(self, sweep: int, *, ahead: bool) -> None:
         """Schedules the next check after one that found nothing."""
-        self._done[ahead] += 1
-        following = sweep + 1 if self._done[ahead] < _FIRST_SWEEPS else 2 * sweep + 1
-        self._next[ahead] = min(following, sweep + _LONGEST_GAP)
+        self._next[ahead] = min(_RARER * (sweep + 1), sweep + _LONGEST_GAP)
 
     def watches(self, sweep: int) -> bool:
         """Returns whether to watch module buffers during this sweep's evaluations."""
