@@ -9,6 +9,7 @@ alternate, because others may share the machine, and the least of each counts.
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,27 +32,41 @@ TOLERANCES: dict[str, Callable[[], Tolerance]] = {
     "step": StepRelativeTolerance,
     "drift": DriftTolerance,
 }
-CASES = ((10_000, 20), (1_000_000, 20), (10_000_000, 20), (4_000, 1000))
+CASES: tuple[tuple[int, int], ...] = (
+    (10_000, 20),
+    (1_000_000, 20),
+    (10_000_000, 20),
+    (4_000, 1000),
+)
 """Numbers of parameters and of tensors."""
 MEMORY_NUMEL = 1_000_000
+AUDITED = 300
+"""Steps of the runs whose audits are counted."""
 PHASES = ("drift", "rollout", "commit")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Least milliseconds over the blocks.
+    """Milliseconds a step.
 
     Attributes:
-        plain: A plain step.
-        picard: A committed step.
+        plain: Plain steps, by block.
+        picard: Committed steps, by block.
         stride: Steps a sweep.
-        phases: Milliseconds a committed step, by phase of `optimizer.stats.seconds`.
+        phases: Mean of a committed step, by phase of `optimizer.stats.seconds`.
     """
 
-    plain: float
-    picard: float
+    plain: list[float]
+    picard: list[float]
     stride: float
     phases: dict[str, float]
+
+    def cells(self) -> list[float]:
+        """Least times and their ratio, the median of the blocks' ratios, the stride, and the phases in plain steps."""
+        ratios = [b / a for a, b in zip(self.plain, self.picard, strict=True)]
+        least, mean = min(self.plain), statistics.mean(self.plain)
+        times = [least, min(self.picard), min(self.picard) / least, statistics.median(ratios)]
+        return [*times, self.stride, *(self.phases[name] / mean for name in PHASES)]
 
 
 def make_parameters(numel: int, tensors: int) -> list[Tensor]:
@@ -79,7 +94,7 @@ def block_of(step: Callable[[], object], count: int) -> float:
 
 
 def cost(numel: int, tensors: int, tolerance: Tolerance, seconds: float) -> Cost:
-    """Times blocks of 8 plain steps and 16 Picard steps in turn."""
+    """Times blocks of 32 plain steps and 16 Picard steps in turn."""
     alone, ahead = make_parameters(numel, tensors), make_parameters(numel, tensors)
     plain_base, closure = torch.optim.Adam(alone, lr=1e-3), ready_closure(alone)
     base = torch.optim.Adam(ahead, lr=1e-3)
@@ -100,29 +115,43 @@ def cost(numel: int, tensors: int, tolerance: Tolerance, seconds: float) -> Cost
     steps, before = optimizer.stats.steps, dict(optimizer.stats.seconds)
     plains, picards, begun = [], [], time.perf_counter()
     while len(plains) < 4 or time.perf_counter() - begun < seconds:
-        plains.append(block_of(plain, WINDOW))
+        plains.append(block_of(plain, 4 * WINDOW))
         picards.append(block_of(picard, 2 * WINDOW))
     stats = optimizer.stats
     phases = {name: 1e3 * (stats.seconds[name] - before[name]) for name in PHASES}
     return Cost(
-        min(plains),
-        min(picards),
+        plains,
+        picards,
         (stats.final - final) / (stats.sweeps - swept),
         {name: spent / (stats.steps - steps) for name, spent in phases.items()},
     )
 
 
-def time_table(seconds: float) -> str:
+def time_table(cases: Sequence[tuple[int, int]], seconds: float) -> str:
     rows = []
-    for numel, tensors in CASES:
+    for numel, tensors in cases:
         for name, tolerance in TOLERANCES.items():
             found = cost(numel, tensors, tolerance(), seconds)
-            cells = [found.plain, found.picard, found.picard / found.plain, found.stride]
-            cells += [found.phases[phase] / found.plain for phase in PHASES]
-            rows.append([f"{numel:,}", tensors, name, *map(number, cells)])
+            rows.append([f"{numel:,}", tensors, name, *map(number, found.cells())])
             print(*rows[-1], file=sys.stderr, flush=True)
-    headers = ("parameters", "tensors", "tolerance", "plain, ms", "Picard, ms", "ratio", "stride")
-    return markdown([*headers, *PHASES], rows)
+    times = ("plain, ms", "Picard, ms", "ratio", "median ratio", "stride")
+    return markdown(["parameters", "tensors", "tolerance", *times, *PHASES], rows)
+
+
+def audit_table() -> str:
+    """Counts what the audit evaluates in a run of 300 steps: on one process, and as a share of the sweeps."""
+    rows = []
+    for window in (2, WINDOW):
+        parameters = make_parameters(1000, 1)
+        base = torch.optim.Adam(parameters, lr=1e-3)
+        optimizer = ParallelPicardOptimizer(base, window=window, total_steps=AUDITED)
+        closure = ready_closure(parameters)
+        for _ in range(AUDITED):
+            optimizer.step(closure)
+        stats = optimizer.stats
+        shares = stats.audits / stats.drift_evaluations, stats.audits / stats.sweeps
+        rows.append([window, stats.sweeps, stats.audits, *(f"{share:.1%}" for share in shares)])
+    return markdown(("window", "sweeps", "audits", "of evaluations", "of sweeps"), rows)
 
 
 def peak_copies(window: int, tolerance: str, tensors: int) -> float:
@@ -166,10 +195,10 @@ def memory_table() -> str:
 
 NOTES = """
 One thread, float32 Adam. *Plain* is a step of Adam with the same closure, *Picard* a committed step at
-window 8, both the least of blocks in turn; *ratio* is one by the other. *Drift, rollout, commit* are
-the parts in plain steps (means, so they may add up to more). Three plain steps are owed: rollout,
-predictor, commit. *Step* is `StepRelativeTolerance()`, *drift* `DriftTolerance()` with its 8 secants.
-The audit is off in the first table.
+window 8, both the least of blocks in turn; *ratio* is one by the other, *median ratio* that of blocks
+that follow each other. *Drift, rollout, commit* are the parts in plain steps (means). Three plain steps
+are owed: rollout, predictor, commit. *Step* is `StepRelativeTolerance()`, *drift* `DriftTolerance()` with its
+8 secants. The audit is off in the first table.
 """
 MEMORY_NOTES = """
 The most memory that torch allocates, in copies of the parameters (1 M, float32, Adam), the parameters and
@@ -177,18 +206,27 @@ gradients among them. At window 8 two are the gauge's pair; with *drift* 16 more
 """
 
 
+AUDIT_NOTES = """
+What the audit evaluates again in 300 steps whose guesses are accepted: one drift at a time, which is as long as
+a sweep where each process evaluates one slot (*of sweeps*).
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=4.0, help="per row of the first table")
+    parser.add_argument("--cases", nargs="+", help="such as 10000x20: parameters x tensors")
     parser.add_argument("--out", type=Path, help="also write the tables to this Markdown file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    where = machine()
-    tables = (
-        f"{time_table(options.seconds)}\n\n## Memory\n\n{MEMORY_NOTES.strip()}\n\n{memory_table()}"
-    )
-    command = f"python benchmarks/step_cost.py --seconds {options.seconds:g}"
-    text = document("Cost of a committed step", command, where, NOTES, tables)
+    where, cases = machine(), CASES
+    if options.cases:
+        cases = tuple((int(n), int(t)) for n, _, t in (c.partition("x") for c in options.cases))
+    parts = [time_table(cases, options.seconds)]
+    parts += ["## Memory", MEMORY_NOTES.strip(), memory_table()]
+    parts += ["## Audit", AUDIT_NOTES.strip(), audit_table()]
+    command = " ".join(["python", "benchmarks/step_cost.py", *sys.argv[1:]])
+    text = document("Cost of a committed step", command, where, NOTES, "\n\n".join(parts))
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text)

@@ -44,6 +44,7 @@ TINY = {
         *("--guidance", "exact", "--steps", "4", "--seeds", "2", "--only", "fixed"),
         *("--out", "r.json", "--scenes", "scenes"),
     ],
+    "step_cost": ["--seconds", "0", "--cases", "1000x2", "--out", "r.md"],
     "tolerances": ["--help"],  # whole stages, or none
     "side_by_side": ["--help"],  # of runs that `methods` made
 }
