@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from torch.optim import Optimizer
 
 from picardopt import ParallelPicardOptimizer
 from picardopt_3d.problem import Problem
@@ -61,12 +64,16 @@ class PicardOptions:
     secants: int | None = None
     sequential: bool = False
 
-    def arguments(self) -> dict[str, Any]:
-        """Returns the arguments of `ParallelPicardOptimizer` that these options decide."""
+    def arguments(self, losses: Sequence[int] | None = None) -> dict[str, Any]:
+        """Returns the arguments of `ParallelPicardOptimizer` that these options decide.
+
+        Args:
+            losses: How many parameter groups each loss has, where there are several losses.
+        """
         window = self.recipe.window if self.window is None else self.window
         given = {
             "window": 1 if self.sequential else window,
-            "tolerance": build_tolerance(self.tolerance, self.recipe.tolerance),
+            "tolerance": build_tolerance(self.tolerance, self.recipe.tolerance, losses),
             "predictor": self.predictor or self.recipe.predictor,
             "secants": self.recipe.secants if self.secants is None else self.secants,
         }
@@ -78,6 +85,8 @@ def make_optimizer(
 ) -> ParallelPicardOptimizer:
     """Wraps the optimizers of a problem.
 
+    Where there are several (a scene's and its LoRA's), each has a loss of its own, and drifts are judged loss by loss.
+
     Args:
         problem: What is trained.
         options: How far ahead, and what is accepted.
@@ -85,6 +94,7 @@ def make_optimizer(
         seed: Of the randomness of each step.
     """
     bases = problem.optimizers()
+    losses = [_groups(optimizer) for optimizer in problem.measured()]
     return ParallelPicardOptimizer(
         bases[0] if len(bases) == 1 else bases,
         total_steps=steps,
@@ -94,5 +104,11 @@ def make_optimizer(
         lr_scheduler=problem.lr_scheduler(),
         measured=problem.measured(),
         audit="auto" if problem.repeatable else "never",
-        **options.arguments(),
+        **options.arguments(losses if len(losses) > 1 else None),
     )
+
+
+def _groups(optimizer: Optimizer) -> int:
+    """Returns the number of parameter groups with anything to measure."""
+    groups = optimizer.param_groups
+    return sum(any(each.numel() for each in group["params"]) for group in groups)
