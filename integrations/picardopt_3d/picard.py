@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch.optim import Optimizer
-
 from picardopt import ParallelPicardOptimizer
 from picardopt_3d.problem import Problem
 from picardopt_3d.tolerances import TolConfig, ToleranceOption, build_tolerance
@@ -94,7 +92,6 @@ def make_optimizer(
         seed: Of the randomness of each step.
     """
     bases = problem.optimizers()
-    losses = [_groups(optimizer) for optimizer in problem.measured()]
     return ParallelPicardOptimizer(
         bases[0] if len(bases) == 1 else bases,
         total_steps=steps,
@@ -104,11 +101,13 @@ def make_optimizer(
         lr_scheduler=problem.lr_scheduler(),
         measured=problem.measured(),
         audit="auto" if problem.repeatable else "never",
-        **options.arguments(losses if len(losses) > 1 else None),
+        **options.arguments(groups_by_loss(problem)),
     )
 
 
-def _groups(optimizer: Optimizer) -> int:
-    """Returns the number of parameter groups with anything to measure."""
-    groups = optimizer.param_groups
-    return sum(any(each.numel() for each in group["params"]) for group in groups)
+def groups_by_loss(problem: Problem) -> list[int] | None:
+    """Returns how many parameter groups with anything to measure each loss has; None for a single loss."""
+    measured = [optimizer.param_groups for optimizer in problem.measured()]
+    if len(measured) == 1:
+        return None
+    return [sum(any(p.numel() for p in group["params"]) for group in own) for own in measured]
