@@ -5,8 +5,8 @@ colours by VSD again. The batch falls from 8 to 2 views when the views grow from
 fall at the same step, and a loss on the opacity begins later.
 
 `PAPER` has DreamPropeller's settings (its Table 3, and its released configurations). It differs in five points: the
-LoRA is part of the iteration (`lora="paper"` is the other way); the schedules of loss weights move, which there stay at
-their first value; density and colour come from one network; the mesh keeps the field's colours through the second
+LoRA is part of the iteration, and judged (`lora="paper"` is the other way); the schedules of loss weights move, which
+there stay at their first value; density and colour come from one network; the mesh keeps the field's colours through the second
 stage, where the released code makes new ones for the third; and signed distances are in cells.
 
 `SMALL` is the recipe at the scale of the models that ship, with all of its changes in a few hundred steps. These models
