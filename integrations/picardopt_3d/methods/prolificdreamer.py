@@ -6,8 +6,8 @@ fall at the same step, and a loss on the opacity begins later.
 
 `PAPER` has DreamPropeller's settings (its Table 3, and its released configurations). It differs in five points: the
 LoRA is part of the iteration, and judged (`lora="paper"` is the other way); the schedules of loss weights move, which
-there stay at their first value; density and colour come from one network; the mesh keeps the field's colours through the second
-stage, where the released code makes new ones for the third; and signed distances are in cells.
+there stay at their first value; density and colour come from one network; the mesh keeps the field's colours through
+the second stage, where the released code makes new ones for the third; and signed distances are in cells.
 
 `SMALL` is the recipe at the scale of the models that ship, with all of its changes in a few hundred steps. These models
 have never seen normals: over four texts the second stage changed the PSNR by -0.1 to +0.2 dB. Without score
