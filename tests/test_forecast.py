@@ -138,8 +138,8 @@ def test_what_does_not_grow_is_never_refused(values: list[float]) -> None:
 @pytest.mark.parametrize("other", [2, 4, 16])
 def test_other_windows_are_predicted(stiff: float, other: int) -> None:
     """Smaller windows, and one twice as wide."""
-    run = bowl(120, 0.3, stiff, window=8, tolerance=DriftTolerance())
-    real = bowl(120, 0.3, stiff, window=other, tolerance=DriftTolerance()).stats.strides
+    run = bowl(160, 0.3, stiff, window=8, tolerance=DriftTolerance())
+    real = bowl(160, 0.3, stiff, window=other, tolerance=DriftTolerance()).stats.strides
     assert forecast(run).mean_stride(other) == pytest.approx(statistics.fmean(real[2:-1]), rel=0.3)
 
 
