@@ -227,7 +227,10 @@ class Plan:
     @property
     def table(self) -> str:
         """The best option of each kind, a line each."""
-        kinds = dict.fromkeys(each.kind for each in self.options)
+        by_kind = sorted(
+            self.options, key=lambda each: (each.window > 1, each.data > 1, each.slots > 1)
+        )
+        kinds = dict.fromkeys(each.kind for each in by_kind)
         rows = [("", "devices", "window", "steps a sweep", "a step", "speed")]
         for kind in kinds:
             each = best([found for found in self.options if found.kind == kind])
@@ -243,7 +246,20 @@ class Plan:
         )
 
     def __str__(self) -> str:
-        return f"{self.table}\n\n{self.sentence}"
+        measured = self.measured
+        drifts = ", ".join(
+            f"{batch}: {milliseconds(min(seconds))}"
+            for batch, seconds in sorted(measured.drifts.items(), reverse=True)
+        )
+        strides = ", ".join(
+            f"{window}: {measured.strides[window]:.1f}"
+            for window in (2, 4, 8, 16, 32, 64)
+            if window in measured.strides
+        )
+        return (
+            f"a gradient by batch size: {drifts}\nsteps a sweep by window: {strides}\n\n{self.table}\n\n"
+            f"{self.sentence}"
+        )
 
     def as_dict(self) -> dict[str, object]:
         """Returns all of it as plain values, for a JSON file."""

@@ -13,7 +13,7 @@ from picardopt.links import NVLINK, Link
 from picardopt.optimizer import ParallelPicardOptimizer
 from picardopt.planner import MOST_SLOTS, Measured, Plan, options
 
-REPEATS = 3
+REPEATS = 5
 """Evaluations of each closure that are timed, after one that is not."""
 
 
