@@ -6,8 +6,9 @@ one; refined ones up to a slot of their own. After a stride s in a window of W, 
 
     stride = min(refined reach, W - s + fresh reach, W).
 
-Each record tells one or both of these reaches; where nothing was refused, the residual's share of what is accepted is
-extended by the power of the distance with which it has grown until there.
+Each record tells one or both of these reaches. Where nothing was refused, the residual's share of what is accepted is
+extended by the power of the distance with which it has grown until there; of one or two refined guesses by the third
+power, with which it grows in all runs that were looked at (docs/plan.md).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ FEWEST = 3
 """Number of records below which nothing can be predicted."""
 _SWEEPS = 64
 """Sweeps that a mean stride is taken over."""
+_REFINED = 3.0
+"""Power of the distance with which residuals of refined guesses grow, where there are too few to tell."""
 _FLATTEST = 0.25
 """Power of the distance below which a residual does not grow: it is never refused."""
 
@@ -64,37 +67,50 @@ class Forecast:
         for record in whole[:FIRST_SWEEPS]:
             self._full = self._full + 1 if record.stride == self._slots else 0
         self._refined: list[int] = []
-        fresh, again = [], []
+        fresh: list[float | None] = []
+        again: list[float | None] = []
+        least = []
         before = whole[FIRST_SWEEPS - 1]
         for record in self.records:
             known = before.step + before.slots - record.step
             self._refined.append(min(max(known, 0), self._slots - 1))
-            reach = self._reaches(record, self._refined[-1])
+            refused = self._refused(record)
+            least.append(min(refused, self._slots + 1.0))
+            reach = self._reaches(record, refused, self._refined[-1])
             fresh.append(reach[0])
             again.append(reach[1])
             before = record
-        self._fresh_reach = _filled(fresh, again, self._refined)
-        self._refined_reach = again
+        first = next((reach for reach in again if reach is not None), math.inf)
+        self._refined_reach = _filled(again, [first] * len(again), least)
+        behind = [reach - count for reach, count in zip(least, self._refined, strict=True)]
+        self._fresh_reach = _filled(fresh, self._refined_reach, behind)
 
-    def _reaches(self, record: SweepRecord, refined: int) -> tuple[float | None, float]:
-        """Returns how many fresh guesses held behind the refined ones, None if unknown, and up to where those hold."""
+    def _refused(self, record: SweepRecord) -> float:
+        """Returns the first slot that a sweep refused, infinity if it refused none."""
         measures, accepts = record.measures, record.accepts
         if measures is None:
             raise ValueError(f"step {record.step}: nothing was compared")
-        refused: float = choose_stride(measures, accepts, exact=self._exact)
-        if refused == len(accepts) and _accepts_last(measures, accepts, self._exact):
-            refused = math.inf
+        stride = choose_stride(measures, accepts, exact=self._exact)
+        none = stride == len(accepts) and _accepts_last(measures, accepts, self._exact)
+        return math.inf if none else stride
+
+    def _reaches(
+        self, record: SweepRecord, refused: float, refined: int
+    ) -> tuple[float | None, float | None]:
+        """Returns how many fresh guesses held behind the refined ones, and up to where those do; None if unknown."""
         if refused <= refined:
             return None, refused
-        growing = [] if self._exact else shares(measures, accepts)
-        again = extended(growing[:refined]) if refined > 2 else math.inf
-        if again <= refused < math.inf:
+        growing = [0.0] * self._slots  # of bits there is no more or less
+        if not self._exact and record.measures is not None:
+            growing = shares(record.measures, record.accepts)
+        again = extended(growing[:refined], _REFINED) if refined else None
+        if again is not None and again <= refused < math.inf and refined > 2:
             return None, refused
         if refused < math.inf:
             return refused - refined, again
         behind = growing[refined:]
         fresh = extended(behind) if len(behind) > 2 else extended(growing) - refined
-        return max(fresh, self._slots + 1 - refined), max(again, self._slots + 1)
+        return max(fresh, self._slots + 1 - refined), again
 
     def strides(self, window: int, sweeps: int | None = None) -> list[int]:
         """Returns the strides that a window would have had over the same steps.
@@ -141,13 +157,13 @@ class Forecast:
 
 
 def _filled(
-    fresh: Sequence[float | None], refined_reach: Sequence[float], refined: Sequence[int]
+    values: Sequence[float | None], first: Sequence[float], least: Sequence[float]
 ) -> list[float]:
-    """Replaces an unknown reach of fresh guesses by the last one known, or else by that of the refined ones."""
+    """Replaces what is unknown by the last value, before that by `first`, and what is too small by `least`."""
     last, found = None, []
-    for value, other, count in zip(fresh, refined_reach, refined, strict=True):
+    for value, other, bound in zip(values, first, least, strict=True):
         last = last if value is None else value
-        found.append(other if last is None else max(last, other - count if value is None else 0))
+        found.append(max(other if last is None else last, bound))
     return found
 
 
@@ -186,9 +202,15 @@ def growth(values: Sequence[float]) -> float | None:
     return slope
 
 
-def extended(values: Sequence[float]) -> float:
-    """Returns the first distance at which growing values exceed 1, beyond those that are given."""
-    power = growth(values)
+def extended(values: Sequence[float], power: float | None = None) -> float:
+    """Returns the first distance at which growing values exceed 1, beyond those that are given.
+
+    Args:
+        values: At the distances 1, 2, ...; none is above 1.
+        power: Of the distance, where they are too few to tell.
+    """
+    if power is None or len(values) > 2:
+        power = growth(values)
     if power is None or power < _FLATTEST or not 0 < values[-1] <= 1:
         return math.inf
     return float(math.floor(len(values) * values[-1] ** (-1 / power)) + 1)
