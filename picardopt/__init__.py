@@ -19,6 +19,8 @@ from picardopt.errors import UnsupportedOptimizerError as UnsupportedOptimizerEr
 from picardopt.launch import init_process_group as init_process_group
 from picardopt.launch import launch as launch
 from picardopt.optimizer import ParallelPicardOptimizer as ParallelPicardOptimizer
+from picardopt.planner import Plan as Plan
+from picardopt.probe import plan as plan
 from picardopt.restructure import Restructure as Restructure
 from picardopt.rng import step_rng as step_rng
 from picardopt.stats import Stats as Stats

@@ -28,14 +28,18 @@ class DriftTolerance:
     where N is the same sum over the variances of the groups' drifts and D that over their squared lengths. The rate of
     a group is its step length by its drift's length, so that a group counts as much as it moves the loss.
 
+    Where the bases minimize losses of their own (a scene and the LoRA that guides it), their drifts have no common
+    scale. Each loss then has its own two sides, and the sum over losses of left by right has to be at most 1.
+
     Args:
         noise: How much variance the drift's error may add, as a share of the drift's own between neighbouring steps.
         drift: How far a drift may be off where it has little variance, as a share of its length.
         decay: Weight of the past in the running means, per sweep, in [0, 1).
         memory: Weight of the past in the measured curvature, per pair, in [0, 1).
+        losses: How many of the measured parameter groups, in their order, each loss has; None: one loss of all.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or, once groups are measured, `losses` has another number of them.
     """
 
     exact = False
@@ -44,13 +48,22 @@ class DriftTolerance:
     needs_pairs = True
 
     def __init__(
-        self, noise: float = 0.2, drift: float = 0.05, decay: float = 0.9, memory: float = 0.8
+        self,
+        noise: float = 0.2,
+        drift: float = 0.05,
+        decay: float = 0.9,
+        memory: float = 0.8,
+        losses: Sequence[int] | None = None,
     ) -> None:
         require(0 <= noise < math.inf, "noise", noise, "give a finite number >= 0")
         require(0 <= drift < math.inf, "drift", drift, "give a finite number >= 0")
         require(0 <= decay < 1, "decay", decay, "give a number from 0 to below 1")
         require(0 <= memory < 1, "memory", memory, "give a number from 0 to below 1")
+        sizes = (1,) if losses is None else tuple(losses)
+        positive = bool(sizes) and all(isinstance(size, int) and size > 0 for size in sizes)
+        require(positive, "losses", losses, "give a positive number of groups for each loss")
         self.noise, self.drift, self.decay, self.memory = noise, drift, decay, memory
+        self.losses = None if losses is None else sizes
         self._means: dict[str, list[float]] = {}
 
     def __repr__(self) -> str:
@@ -65,7 +78,7 @@ class DriftTolerance:
         """Returns the groups' weights for every slot; before the first pair one guess is accepted."""
         means, count = self._learned(measures), len(measures.numels)
         known = all(name in means for name in ("errors", "drifts", "lengths"))
-        weights = self._weights(measures, means) if known else [0.0] * count
+        weights = self._weights(measures.numels, means) if known else [0.0] * count
         far = [_FARTHEST * count * _largest(group.distances) for group in measures.groups]
         near = [1 / x if x > 0 else math.inf for x in far]
         slots = len(measures.residuals)
@@ -73,22 +86,34 @@ class DriftTolerance:
             return [tuple(near), *[(math.inf,) * count] * (slots - 1)]
         return [tuple(w + x for w, x in zip(weights, near, strict=True))] * slots
 
-    def _weights(self, measures: Measures, means: dict[str, list[float]]) -> list[float]:
+    def _weights(self, numels: Sequence[int], means: dict[str, list[float]]) -> list[float]:
         """Returns what an error that a group's residual makes is worth, as a share of what is accepted."""
+        sizes = self.losses or (len(numels),)
+        require(
+            sum(sizes) == len(numels),
+            "losses",
+            sizes,
+            f"{len(numels)} groups are measured: give numbers that add up to it",
+        )
+        weights: list[float] = []
+        for size in sizes:
+            part = slice(len(weights), len(weights) + size)
+            own = {name: values[part] for name, values in means.items()}
+            weights += self._weights_of_a_loss(numels[part], own)
+        return weights
+
+    def _weights_of_a_loss(
+        self, numels: Sequence[int], means: dict[str, list[float]]
+    ) -> list[float]:
+        """Returns the weights of one loss's groups."""
         rates = [
             numel * math.sqrt(length / drift) if drift > 0 else 0.0
-            for numel, length, drift in zip(
-                measures.numels, means["lengths"], means["drifts"], strict=True
-            )
+            for numel, length, drift in zip(numels, means["lengths"], means["drifts"], strict=True)
         ]
         variances = means.get("noises", [0.0] * len(rates))
         added = self.noise * sum(w * x for w, x in zip(rates, variances, strict=True))
-        off = (
-            self.drift
-            * self.drift
-            * sum(w * x for w, x in zip(rates, means["drifts"], strict=True))
-        )
-        limit = max(added, off)
+        drifts = sum(w * x for w, x in zip(rates, means["drifts"], strict=True))
+        limit = max(added, self.drift * self.drift * drifts)
         curvatures = _ratios(means["errors"], means["distances"])
         scaled = [w * c for w, c in zip(rates, curvatures, strict=True)]
         return [(w / limit if limit > 0 else math.inf) if w > 0 else 0.0 for w in scaled]
@@ -156,7 +181,7 @@ class DriftTolerance:
     def fingerprint(self) -> tuple[object, ...]:
         """Returns the options and the running means."""
         means = tuple((name, tuple(self._means.get(name, ()))) for name in _NAMES)
-        return self.noise, self.drift, self.decay, self.memory, means
+        return self.noise, self.drift, self.decay, self.memory, self.losses, means
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the running means."""

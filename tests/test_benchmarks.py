@@ -9,7 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 MODULES = {"tables", "plain_loop", "result_store", "full_size_models", "paper_stages"}
-MODULES |= {"beyond_tables", "beyond_tasks"}
+MODULES |= {"beyond_tables", "beyond_tasks", "plan_tables", "plan_tasks"}
 """What the scripts share."""
 TINY = {
     "beyond_3d": [
@@ -38,6 +38,10 @@ TINY = {
     "overhead": ["--ranks", "1", "2", "--parameters", "1000", "--drift-ms", "1", "--repeats", "2"],
     "paper_memory": ["--tiny", "--stages", "dreamgaussian/gaussians", "--out", "r.md"],
     "rasterizer": ["--counts", "1", "20", "--sizes", "16", "--repeats", "1"],
+    "plan_check": [
+        *("--tasks", "easy", "lora", "--steps", "30", "--windows", "4", "8", "--out", "r.json"),
+        *("--parameters", "1000", "--repeats", "12", "--cache", "cache"),
+    ],
     "prompts": ["--steps", "2", "--seeds", "1", "--out", "r.json", "--scenes", "scenes"],
     "restructure": ["--steps", "12", "--every", "5", "--windows", "3", "--seeds", "2"],
     "rounds": [

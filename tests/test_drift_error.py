@@ -342,6 +342,37 @@ def test_a_group_counts_by_how_much_it_moves_the_loss() -> None:
     assert of(1.0) == 1
 
 
+def stride_of_two(scale: float, errors: tuple[float, float], losses: tuple[int, ...] | None) -> int:
+    """The stride of two groups with equal steps, where the second one's drifts are longer by a factor."""
+    square = scale * scale
+    other = replace(GROUP, drift=square * GROUP.drift, noise=square * GROUP.noise)
+    off = (errors[0], square * errors[1])
+    measures = replace(SILENT, groups=(GROUP, other), numels=(7, 7))
+    measures = replace(
+        measures, pair=DriftPair(3, False, (1.0, 1.0), off, (0.0, 0.0), (1.0, square))
+    )
+    tolerance = DriftTolerance(noise=0.5, drift=0.0, losses=losses)
+    return choose_stride(measures, tolerance.thresholds(measures), exact=False)
+
+
+@pytest.mark.parametrize(
+    ("errors", "accepted"),
+    [((0.0, 0.07), 2), ((0.07, 0.0), 2), ((0.04, 0.03), 2), ((0.0, 0.3), 1), ((0.0, 0.05), 3)],
+)
+def test_a_loss_of_its_own_has_a_scale_of_its_own(
+    errors: tuple[float, float], accepted: int
+) -> None:
+    """Errors of 1, 4 and 9 times those given, each against half of its noise, 0.25: as a loss by itself has them."""
+    for scale in (1e-6, 1e-3, 1.0, 1e3, 1e6):
+        assert stride_of_two(scale, errors, (1, 1)) == accepted
+    assert stride_of_two(1e-6, (0.0, 0.07), None) == 3  # as one loss, its error is not seen
+
+
+def test_losses_of_other_groups_than_those_measured_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 groups are measured"):
+        stride_of_two(1.0, (0.0, 0.0), (1, 2))
+
+
 def test_when_the_groups_change_the_rule_begins_anew() -> None:
     tolerance = DriftTolerance()
     measures = replace(SILENT, pair=pair(0.01))
@@ -364,7 +395,15 @@ def test_its_state_goes_through_a_checkpoint() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"noise": -1.0}, {"drift": math.nan}, {"decay": 1.0}, {"memory": -0.1}]
+    "arguments",
+    [
+        {"noise": -1.0},
+        {"drift": math.nan},
+        {"decay": 1.0},
+        {"memory": -0.1},
+        {"losses": ()},
+        {"losses": (1, 0)},
+    ],
 )
 def test_values_out_of_range_are_refused_by_name(arguments: Any) -> None:
     (name,) = arguments

@@ -1,4 +1,4 @@
-"""The code of README.md, docs/guide.md, docs/closures.md and docs/tolerances.md runs as it stands."""
+"""The code of README.md, docs/guide.md, docs/closures.md, docs/tolerances.md and docs/plan.md runs as it stands."""
 
 import functools
 import importlib
@@ -16,7 +16,7 @@ import torch
 import picardopt
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/guide.md", "docs/closures.md", "docs/tolerances.md")
+PAGES = ("README.md", "docs/guide.md", "docs/closures.md", "docs/tolerances.md", "docs/plan.md")
 LAUNCHED = re.compile(r"# torchrun --nproc-per-node (\d+) train\.py.*\n")
 
 

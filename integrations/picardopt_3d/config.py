@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 
 from picardopt_3d.methods import METHODS, RecipeConfig
 from picardopt_3d.picard import Predictor
+from picardopt_3d.run.folder import PLAN
 from picardopt_3d.task import ImageTask, Task, TextTask
 from picardopt_3d.tolerances import ToleranceOption, parse_tolerance
 
@@ -131,7 +132,8 @@ class RunConfig(ABC, Generic[R]):
         """
         if self.out.exists() and not self.out.is_dir():
             raise FileExistsError(f"--out {self.out} is a file: give a folder")
-        if self.out.is_dir() and any(self.out.iterdir()) and not self.overwrite:
+        files = {path.name for path in self.out.iterdir()} if self.out.is_dir() else set()
+        if files - {PLAN} and not self.overwrite:
             quoted = shlex.quote(str(self.out))
             raise FileExistsError(
                 f"--out {self.out} is not empty: give another folder, go on with `picardopt resume {quoted}`, or add "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,12 +62,16 @@ class PicardOptions:
     secants: int | None = None
     sequential: bool = False
 
-    def arguments(self) -> dict[str, Any]:
-        """Returns the arguments of `ParallelPicardOptimizer` that these options decide."""
+    def arguments(self, losses: Sequence[int] | None = None) -> dict[str, Any]:
+        """Returns the arguments of `ParallelPicardOptimizer` that these options decide.
+
+        Args:
+            losses: How many parameter groups each loss has, where there are several losses.
+        """
         window = self.recipe.window if self.window is None else self.window
         given = {
             "window": 1 if self.sequential else window,
-            "tolerance": build_tolerance(self.tolerance, self.recipe.tolerance),
+            "tolerance": build_tolerance(self.tolerance, self.recipe.tolerance, losses),
             "predictor": self.predictor or self.recipe.predictor,
             "secants": self.recipe.secants if self.secants is None else self.secants,
         }
@@ -77,6 +82,8 @@ def make_optimizer(
     problem: Problem, options: PicardOptions, steps: int, seed: int
 ) -> ParallelPicardOptimizer:
     """Wraps the optimizers of a problem.
+
+    Where there are several (a scene's and its LoRA's), each has a loss of its own, and drifts are judged loss by loss.
 
     Args:
         problem: What is trained.
@@ -94,5 +101,13 @@ def make_optimizer(
         lr_scheduler=problem.lr_scheduler(),
         measured=problem.measured(),
         audit="auto" if problem.repeatable else "never",
-        **options.arguments(),
+        **options.arguments(groups_by_loss(problem)),
     )
+
+
+def groups_by_loss(problem: Problem) -> list[int] | None:
+    """Returns how many parameter groups with anything to measure each loss has; None for a single loss."""
+    measured = [optimizer.param_groups for optimizer in problem.measured()]
+    if len(measured) == 1:
+        return None
+    return [sum(any(p.numel() for p in group["params"]) for group in own) for own in measured]

@@ -39,11 +39,11 @@ class Problem(Protocol):
         ...
 
     def optimizers(self) -> list[Optimizer]:
-        """Returns all optimizers that a step steps, in order."""
+        """Returns all optimizers that a step steps, in order, one for each loss (a scene's, its LoRA's)."""
         ...
 
     def measured(self) -> list[Optimizer]:
-        """Returns those whose parameters count in residuals."""
+        """Returns those whose guesses are judged."""
         ...
 
     def loss(self, step: int) -> Losses:

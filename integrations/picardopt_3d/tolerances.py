@@ -14,6 +14,7 @@ else the defaults of the class.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -156,26 +157,30 @@ def parse_tolerance(given: Any) -> TolConfig:
 
 
 def build_tolerance(
-    config: TolConfig | None, recipe: TolConfig | None = None
+    config: TolConfig | None,
+    recipe: TolConfig | None = None,
+    losses: Sequence[int] | None = None,
 ) -> float | DriftTolerance | StepRelativeTolerance | AdaptiveTolerance | None:
     """Builds what `ParallelPicardOptimizer` takes as its tolerance.
 
     Args:
         config: What the run asks for; None: the recipe's.
         recipe: Gives the numbers that `config` leaves out, if it is of the same kind.
+        losses: How many parameter groups each loss has, where there are several; `DriftTolerance` judges them one by
+            one.
 
     Returns:
-        None for the optimizer's own default.
+        None for the optimizer's own default, which is for one loss.
     """
     config = recipe if config is None else config
     if config is None:
-        return None
+        return None if losses is None else DriftTolerance(losses=losses)
     if isinstance(config, FixedTol):
         return config.value
     numbers = _given(recipe) if type(recipe) is type(config) else {}
     numbers |= _given(config)
     if isinstance(config, DriftTol):
-        return DriftTolerance(**numbers)
+        return DriftTolerance(**numbers, losses=losses)
     if isinstance(config, AdaptiveTol):
         return AdaptiveTolerance(**numbers)
     return StepRelativeTolerance(**numbers)

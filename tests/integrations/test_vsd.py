@@ -20,11 +20,15 @@ from picardopt_3d.guidance.sds import ScoreDistillation
 from picardopt_3d.guidance.stable_diffusion import StableDiffusion
 from picardopt_3d.guidance.vsd import VSD, VsdConfig
 from picardopt_3d.methods import METHODS, Context
+from picardopt_3d.picard import PicardConfig, PicardOptions, make_optimizer
 from picardopt_3d.prompts import TextPrompt, ViewWords
+from picardopt_3d.run.drifts import group_names
+from picardopt_3d.tolerances import DriftTol
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from picardopt import (
+    DriftTolerance,
     ImpureClosureError,
     ParallelPicardOptimizer,
     load_checkpoint,
@@ -402,10 +406,16 @@ def test_a_stage_with_vsd_resumes_bitwise(tmp_path: Path) -> None:
     assert again.optimizer.stats.drift_evaluations > 2  # it ran ahead
 
 
-def test_the_scene_alone_is_measured(folders: dict[str, Path]) -> None:
+def test_the_lora_is_judged_too_and_by_its_own_loss(folders: dict[str, Path]) -> None:
     stage = CommandRun(1).stage
     scene, lora = stage.optimizers()
-    assert stage.measured() == [scene]
+    assert stage.measured() == [scene, lora]
+    assert group_names(stage.measured())[-1] == "lora"
+    for tolerance in (None, DriftTol(noise=0.05)):
+        optimizer = make_optimizer(stage, PicardOptions(PicardConfig(2, tolerance)), 4, 0)
+        assert isinstance(optimizer.tolerance, DriftTolerance)
+        assert optimizer.tolerance.losses == (len(scene.param_groups), 1)
+        assert optimizer.tolerance.noise == (0.2 if tolerance is None else 0.05)
     held = {id(p) for group in lora.param_groups for p in group["params"]}
     assert held == {id(p) for p in stage.guidance.lora_parameters}
 

@@ -82,9 +82,8 @@ class VSD(Guidance):
             torch.manual_seed(self.config.seed)
             self._lora = add_lora(self.lora_score.unet, self.config.rank)
         self.lora_parameters = list(self._lora.values())
-        self.optimizer = AdamW(
-            self.lora_parameters, lr=self.config.learning_rate, betas=(0.9, 0.99), eps=1e-15
-        )
+        groups = [{"params": self.lora_parameters, "name": "lora"}]
+        self.optimizer = AdamW(groups, lr=self.config.learning_rate, betas=(0.9, 0.99), eps=1e-15)
 
     def optimizers(self) -> list[Optimizer]:
         """Returns the LoRA's optimizer, if it is stepped with the scene's."""

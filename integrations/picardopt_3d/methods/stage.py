@@ -79,8 +79,8 @@ class Stage(ABC):
         return [*self._scene_optimizers, *self.guidance.optimizers()]
 
     def measured(self) -> list[Optimizer]:
-        """Returns the scene's optimizers, whose parameters count in residuals; those of a LoRA do not."""
-        return list(self._scene_optimizers)
+        """Returns all optimizers: what guesses of a LoRA are off by costs quality, too."""
+        return self.optimizers()
 
     def carry(self) -> Carry | None:
         """Returns the scene's carry."""

@@ -7,6 +7,7 @@
     stages/1-NAME/progress/step_00100.png     pictures
     stages/1-NAME/contact_sheet.png           six views, where another stage comes after
     report.json  contact_sheet.png  turntable.mp4  strides.png  tensorboard/
+    plan.json                                 of `picardopt plan`, before the run
 
 Earlier versions kept the checkpoint, the scene and the pictures of their only stage in the run's folder itself; such a
 folder is read, and gone on with, as it is.
@@ -17,6 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+PLAN = "plan.json"
+"""What `picardopt plan` leaves in a folder: a run may follow there."""
 _CHECKPOINT = "checkpoint.pt"
 _SCENE = "scene.safetensors"
 _STAGES = "stages"
@@ -101,6 +104,11 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """Events for TensorBoard."""
         return self.path / "tensorboard"
+
+    @property
+    def plan(self) -> Path:
+        """What `picardopt plan` found; a run leaves it alone."""
+        return self.path / PLAN
 
     @property
     def own(self) -> tuple[Path, ...]:

@@ -1,0 +1,143 @@
+"""Measures on one device, after some tens of steps of a run, what a plan for several devices needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+
+from picardopt.closure import Closure, Plain, as_step_closure
+from picardopt.drift import Outcome
+from picardopt.errors import NonFiniteGradientError
+from picardopt.forecast import Forecast
+from picardopt.links import NVLINK, Link
+from picardopt.optimizer import ParallelPicardOptimizer
+from picardopt.planner import MOST_SLOTS, Measured, Plan, options
+
+REPEATS = 5
+"""Evaluations of each closure that are timed, after one that is not."""
+
+
+def plan(
+    optimizer: ParallelPicardOptimizer,
+    closure: Closure | Mapping[int, Closure],
+    devices: int,
+    *,
+    link: Link = NVLINK,
+) -> Plan:
+    """Predicts what a step would take on several devices, and recommends a way to use them.
+
+    Call it after some tens of your own loop's steps on one device, with a window of 8 or so: their records tell the
+    strides of other windows. The closures are evaluated a few times for their seconds, which changes nothing in the
+    run.
+
+    Args:
+        optimizer: What the loop steps.
+        closure: The step's closure; or closures by batch size, of which the largest is the step's own and the others
+            evaluate a part of its batch. Without them nothing can be said of data parallelism.
+        devices: Number of devices that there are.
+        link: What joins them: `picardopt.links` has NVLINK, PCIE, ETHERNET (25 Gb/s) and LOOPBACK.
+
+    Raises:
+        ValueError: If `devices` is not positive, or the run is too short or has a window of 1.
+        Exception: A closure's own error.
+    """
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise ValueError(f"devices={devices!r}: give a positive number")
+    closures = closure if isinstance(closure, Mapping) else {1: closure}
+    windows = {picard * slots for picard in range(1, devices + 1) for slots in _slots(picard)}
+    measured = measure(optimizer, closures, windows)
+    return Plan(devices, link, measured, options(measured, link, devices))
+
+
+def _slots(picard: int) -> range:
+    return range(1, MOST_SLOTS + 1) if picard > 1 else range(1, 2)
+
+
+def measure(
+    optimizer: ParallelPicardOptimizer, closures: Mapping[int, Closure], windows: Iterable[int]
+) -> Measured:
+    """Returns what a run of some tens of steps tells, with the seconds of closures evaluated now.
+
+    Args:
+        optimizer: What has taken these steps.
+        closures: By batch size.
+        windows: Those whose strides are wanted.
+
+    Raises:
+        ValueError: If the run is too short, has a window of 1, or a closure or batch size cannot be used.
+        Exception: A closure's own error.
+    """
+    for batch in closures:
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"closure has the batch size {batch!r}: give positive whole numbers")
+    tolerance = optimizer.tolerance
+    forecast = Forecast(
+        optimizer.stats.records, exact=tolerance.exact, holds_back=tolerance.needs_pairs
+    )
+    records = forecast.records
+    steps = sum(record.stride for record in records)
+    slots = sum(record.slots for record in records)
+    rollouts, commits = (
+        sum(record.seconds[phase] for record in records) for phase in ("rollout", "commit")
+    )
+    fixed = min(_seconds_of_snapshot(optimizer), rollouts / len(records))
+    return Measured(
+        drifts={batch: seconds_of(optimizer, each) for batch, each in closures.items()},
+        commit=commits / steps,
+        ahead=(rollouts - len(records) * fixed) / (slots + steps),
+        sweep=fixed,
+        row_bytes=optimizer._ready().layout.row_bytes,
+        strides={window: forecast.mean_stride(window) for window in sorted(set(windows))},
+        drift_error=forecast.drift_error(),
+    )
+
+
+def seconds_of(
+    optimizer: ParallelPicardOptimizer, closure: Closure, repeats: int = REPEATS
+) -> tuple[float, ...]:
+    """Returns the seconds of a closure's evaluations at the present parameters; the run stays as it is.
+
+    Args:
+        optimizer: What steps the closure's parameters.
+        closure: As for `step`.
+        repeats: Number of evaluations that are timed, at different steps, after one that is not.
+
+    Raises:
+        ValueError: If the closure cannot be evaluated for any step.
+        NonFiniteGradientError: If a gradient is not finite.
+        Exception: The closure's own error.
+    """
+    given = as_step_closure(closure)
+    if isinstance(given, Plain):
+        raise ValueError(given.reason)
+    speculator, first, found = optimizer._ready(), optimizer.step_index, []
+    layout = speculator.layout
+    live, out = layout.row(), layout.row()
+    live.store(layout.tensors)
+    last = first + repeats if optimizer.total_steps is None else optimizer.total_steps - 1
+    with speculator.evaluator.swapped_parameters(live):
+        for repeat in range(repeats + 1):
+            step, start = max(0, min(first + repeat, last)), time.perf_counter()
+            drift = speculator.evaluator.evaluate(given, step, live, out)
+            found.append(time.perf_counter() - start)
+            if drift.error is not None:
+                raise drift.error
+            if drift.outcome is not Outcome.FINITE:
+                raise NonFiniteGradientError(
+                    f"the gradient of step {step} is not finite: plan a run that works"
+                )
+    return tuple(found[1:])
+
+
+def _seconds_of_snapshot(optimizer: ParallelPicardOptimizer) -> float:
+    """Returns the seconds in which the optimizer's state is captured and put back."""
+    speculator, found = optimizer._ready(), []
+    live = speculator.layout.row()
+    live.store(speculator.layout.tensors)
+    with speculator.evaluator.swapped_parameters(live):
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            with speculator.rollout.speculation():
+                pass
+            found.append(time.perf_counter() - start)
+    return min(found)
