@@ -28,6 +28,8 @@ SECANTS = 8
 """Pairs that are kept by default."""
 _MEMORY = 0.8
 """Weight of the past, for every pair, in how far predictions came true."""
+_TRUST = 1e-6
+"""Squared length of predictions, in squared drift lengths, that count as true before any other."""
 _LONGEST = 1e18
 """A change along a step of length 1 whose square float32 holds."""
 
@@ -124,7 +126,7 @@ class Secants:
         for group in range(len(self._groups)):
             coefficients = self._predicted(group, iterate.groups[group], guess.groups[group])
             true, whole = self._matches[group]
-            coefficients *= torch.where(whole > 0, (true / whole).clamp(0, 1), 1.0)
+            coefficients *= ((true + _TRUST) / (whole + _TRUST)).clamp(0, 1)
             longest = squares([drift.row.groups[group]])[0].sqrt()
             gram = self._change_gram[group]
             length = (coefficients @ gram @ coefficients).clamp(min=0).sqrt()
