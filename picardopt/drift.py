@@ -238,14 +238,14 @@ def _collect(drift: Drift, parameters: Sequence[Tensor]) -> None:
 
 def set_gradients(parameters: Sequence[Tensor], drift: Drift) -> None:
     """Copies the drift into new tensors in the parameters' ``.grad``: some optimizers overwrite or keep them."""
-    for parameter in parameters:
-        parameter.grad = None  # frees the old ones first
     targets, sources = [], []
     for parameter, source, present in zip(
         parameters, drift.row.tensors, drift.present, strict=True
     ):
-        if present:
+        if present:  # one by one, so that each takes the memory of the last one freed
             parameter.grad = torch.empty_like(parameter)
             targets.append(parameter.grad)
             sources.append(source)
+        else:
+            parameter.grad = None
     torch._foreach_copy_(targets, sources)

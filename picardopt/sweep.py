@@ -47,9 +47,8 @@ def squared_lengths(a: Row, numels: Sequence[int]) -> Tensor:
 
 
 def _per_parameter(by_group: Sequence[Tensor], numels: Sequence[int]) -> Tensor:
-    counts = torch.tensor([[max(1, n)] for n in numels], dtype=torch.float64)
-    sums = torch.stack(list(by_group))
-    return sums / counts.to(sums.device)
+    pairs = zip(by_group, numels, strict=True)
+    return torch.stack([squared / max(1, numel) for squared, numel in pairs])
 
 
 def squares(a: Sequence[Flat], b: Sequence[Flat] | None = None) -> Tensor:
@@ -78,10 +77,11 @@ def _squares_on_cpu(a: Flat, b: Flat) -> list[float]:
     wide, sums = torch.promote_types(a[0].dtype, torch.float32), [0.0] * len(a)
     room = torch.empty(0, dtype=wide)
     for block in blocks(a[0]):
+        room.resize_(block.stop - block.start)
         for index in range(len(a)):
             x = a[index][block].to(wide)
             if b:
-                x = torch.sub(x, b[index][block].to(wide), out=room.resize_(x.numel()))
+                x = torch.sub(x, b[index][block].to(wide), out=room)
             square = float(torch.dot(x, x))
             if not _TRUSTED[0] < square < _TRUSTED[1]:
                 x = x.double()
@@ -145,7 +145,9 @@ def measure(
         others = before[j], after[j - 1], after[0]
         pairs += [(after[j], others[kind]) for kind in wanted]
     found = squared_distances(pairs, numels).view(count, len(slots), len(wanted))
-    table[1:].view(count, _PER_GROUP, len(slots))[:, wanted] = found.transpose(1, 2)
+    by_group = table[1:].view(count, _PER_GROUP, len(slots))
+    for index, kind in enumerate(wanted):
+        by_group[:, kind] = found[:, :, index]
     if bits:
         table[0] = torch.stack([same_bits(after[j], before[j]) for j in slots])
     return table
