@@ -124,18 +124,18 @@ class Problem:
         return ParallelPicardOptimizer(self.base, tolerance=DriftTolerance(), **options)
 
 
-def predict(numel: int, steps: int, link: Link) -> dict[str, Figures]:
-    """Seconds a step of every shape, from a probe in this process."""
+def predict(numel: int, steps: int, links: dict[int, Link]) -> dict[str, Figures]:
+    """Seconds a step of every shape, from a probe in this process and the link of as many processes."""
     problem = Problem(numel)
     optimizer = problem.wrap(window=PROBE)
     closure = problem.closure(waits(BATCH))
     for _ in range(max(PROBE_STEPS, steps)):
         optimizer.step(closure)
     closures = {BATCH // data: problem.closure(waits(BATCH // data)) for data in (1, 2, 4)}
-    measured = plan(optimizer, closures, 8, link=link).measured
+    measured = plan(optimizer, closures, 8).measured
     found = {}
     for picard, data, slots in SHAPES:
-        each = option(measured, link, picard, data, slots)
+        each = option(measured, links[max(2, picard * data)], picard, data, slots)
         found[name_of(picard, data, slots)] = {"seconds": each.seconds, "stride": each.stride}
     return found
 
@@ -215,15 +215,17 @@ def seconds(store: ResultStore, sizes: Sequence[int], steps: int) -> None:
         name = f"seconds/{numel}"
         if name in store.runs:
             continue
-        latency, bandwidth = launch(loopback, workers=2)[0]
-        link = Link("loopback", bandwidth, latency, "measured just before")
-        rows: Figures = {"latency": latency, "bandwidth": bandwidth, "shapes": {}}
-        for key, predicted in predict(numel, steps, link).items():
+        links = {}
+        for ranks in sorted({max(2, picard * data) for picard, data, _ in SHAPES}):
+            latency, bandwidth = launch(loopback, workers=ranks)[0]
+            links[ranks] = Link("loopback", bandwidth, latency, "measured just before")
+        rows: Figures = {"links": {n: vars(link) for n, link in links.items()}, "shapes": {}}
+        for key, predicted in predict(numel, steps, links).items():
             rows["shapes"][key] = {"predicted": predicted}
         for shape in SHAPES:
-            ranks = launch(measure, workers=shape[0] * shape[1], args=(numel, shape, steps))
+            found = launch(measure, workers=shape[0] * shape[1], args=(numel, shape, steps))
             row = rows["shapes"][name_of(*shape)]
-            row["measured"] = max(ranks, key=lambda found: found["seconds"])
+            row["measured"] = max(found, key=lambda each: each["seconds"])
             print(f"{numel:,} {name_of(*shape)}: {row}", file=sys.stderr, flush=True)
         store.runs[name] = rows
         store.write()
@@ -235,7 +237,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=tuple(STEPS), default=list(STEPS))
     parser.add_argument("--windows", type=int, nargs="+", default=[8, 16, 4, 32, 2])
     parser.add_argument("--steps", type=int, help="of every task, for a trial")
-    parser.add_argument("--parameters", type=int, nargs="+", default=[10_000, 1_000_000])
+    parser.add_argument("--parameters", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--repeats", type=int, default=64, help="steps that are timed")
     parser.add_argument("--processes", type=int, default=1, help="tasks at a time, a thread each")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/plan_check.json"))

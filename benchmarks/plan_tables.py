@@ -24,7 +24,7 @@ NOTES = """
 *Seconds*: milliseconds a step; a closure that waits as long as a gradient of 16 views, or of the part that a data rank
 has, takes on an H100 ([gpu_drift.md](gpu_drift.md); between measured sizes on a straight line), noisy gradients of a
 quadratic, Adam, `DriftTolerance`. Predicted from 64 steps in one process with a window of 8 and the latency and
-bandwidth of messages between two processes; measured over whole sweeps after as many steps. Two cores: four ranks
+bandwidth of messages between as many processes; measured over whole sweeps after as many steps. Two cores: four ranks
 share them, which no plan knows.
 
 *Strides*: steps a sweep measured with each window, without the first two sweeps and the last, and predicted from the
@@ -66,8 +66,11 @@ def seconds_table(numel: int, found: Figures) -> str:
         strides = [f"{each['stride']:.2f}" for each in (predicted, measured)]
         rows.append([shape, *cells, f"{100 * off:+.0f} %", *strides])
     heads = ["", "predicted", "measured", "off", "stride predicted", "stride measured"]
-    link = f"{1e3 * found['latency']:.2f} ms and {found['bandwidth'] / 1e9:.2f} GB/s"
-    title = f"## Seconds, {numel:,} parameters\n\nMessages: {link}. Off by at most {100 * max(errors):.0f} %"
+    links = "; ".join(
+        f"{1e3 * link['latency']:.1f} ms and {link['bandwidth'] / 1e9:.2f} GB/s between {ranks} processes"
+        for ranks, link in found["links"].items()
+    )
+    title = f"## Seconds, {numel:,} parameters\n\nMessages: {links}. Off by at most {100 * max(errors):.0f} %"
     return (
         f"{title}, {100 * statistics.fmean(errors):.0f} % in the mean.\n\n{markdown(heads, rows)}"
     )

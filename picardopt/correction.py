@@ -26,6 +26,10 @@ from picardopt.sweep import squares
 
 SECANTS = 8
 """Pairs that are kept by default."""
+_MEMORY = 0.8
+"""Weight of the past, for every pair, in how far predictions came true."""
+_TRUST = 1e-6
+"""Squared length of predictions, in squared drift lengths, that count as true before any other."""
 _LONGEST = 1e18
 """A change along a step of length 1 whose square float32 holds."""
 
@@ -46,6 +50,8 @@ class Secants:
         zeros = torch.zeros_like(self._eye).repeat(len(layout.numels), 1, 1)
         self._gram, self._change_gram = zeros, zeros.clone()  # dot products of steps, of changes
         self._inverse = zeros.clone()
+        # For each group, running means of <predicted, found> and of <predicted, predicted> changes of drifts.
+        self._matches = zeros.new_zeros(len(layout.numels), 2)
         numels = torch.tensor(layout.numels, dtype=torch.float64, device=layout.device)
         self._numels = numels.clamp(min=1)
 
@@ -71,11 +77,15 @@ class Secants:
         self._next = (index + 1) % self._pairs
         for group, parts in enumerate(self._groups):
             given = coefficients[group] if coefficients is not None else None
+            points = iterate.groups[group], guess.groups[group]
+            predicted = self._predicted(group, *points)
+            matches = torch.zeros_like(self._matches[group])
             for at, part in enumerate(parts):
-                points = iterate.groups[group][at], guess.groups[group][at]
-                part.replace(
-                    index, *points, drift.groups[group][at], earlier.groups[group][at], given
-                )
+                after, before = drift.groups[group][at], earlier.groups[group][at]
+                x, y = points[0][at], points[1][at]
+                matches += part.replace(index, x, y, after, before, given, predicted)
+            matches /= squares([drift.groups[group]])[0]
+            self._matches[group].lerp_(matches.nan_to_num(0, 0, 0), 1 - _MEMORY)
             rows = [[p.steps[index] for p in parts], [p.changes[index] for p in parts]]
             step, change = squares(rows)
             squared_changes.append(change)
@@ -88,14 +98,22 @@ class Secants:
     def clear(self) -> None:
         """Forgets all secants."""
         self._groups, self._next = [], 0
-        for matrix in (self._gram, self._change_gram, self._inverse):
+        for matrix in (self._gram, self._change_gram, self._inverse, self._matches):
             matrix.zero_()
+
+    def _predicted(self, group: int, x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
+        """Returns by which multiples of the changes a group's drift changes from y to x, float64 [pairs]."""
+        overlaps = torch.zeros_like(self._eye[0])
+        for part, p, q in zip(self._groups[group], x, y, strict=True):
+            part.add_overlaps(overlaps, p, q)
+        return self._inverse[group] @ overlaps
 
     @torch.no_grad()
     def correct(self, drift: Drift, guess: Row, iterate: Row) -> None:
         """Corrects a drift in place, once, and notes with which coefficients; no host sync.
 
-        A correction is never longer than the drift, group by group.
+        A group's correction is the predicted one, in the proportion in which past predictions came true (by least
+        squares, at most whole), and never longer than the drift.
 
         Args:
             drift: Evaluated at `guess`.
@@ -105,11 +123,10 @@ class Secants:
         if not self._groups or drift.correction is not None:
             return
         drift.correction = []
-        for group, parts in enumerate(self._groups):
-            overlaps = torch.zeros_like(self._eye[0])
-            for part, x, y in zip(parts, iterate.groups[group], guess.groups[group], strict=True):
-                part.add_overlaps(overlaps, x, y)
-            coefficients = self._inverse[group] @ overlaps
+        for group in range(len(self._groups)):
+            coefficients = self._predicted(group, iterate.groups[group], guess.groups[group])
+            true, whole = self._matches[group]
+            coefficients *= ((true + _TRUST) / (whole + _TRUST)).clamp(0, 1)
             longest = squares([drift.row.groups[group]])[0].sqrt()
             gram = self._change_gram[group]
             length = (coefficients @ gram @ coefficients).clamp(min=0).sqrt()
@@ -138,9 +155,16 @@ class _Part:
         self.changes = torch.zeros_like(self.steps)
 
     def replace(
-        self, index: int, x: Tensor, y: Tensor, drift: Tensor, earlier: Tensor, given: Tensor | None
-    ) -> None:
-        """Puts a secant from y to x in place of another.
+        self,
+        index: int,
+        x: Tensor,
+        y: Tensor,
+        drift: Tensor,
+        earlier: Tensor,
+        given: Tensor | None,
+        predicted: Tensor,
+    ) -> Tensor:
+        """Puts a secant from y to x in place of another; returns how it was predicted, float64 [2] (`_matches`).
 
         Args:
             index: Which one.
@@ -149,14 +173,18 @@ class _Part:
             drift: The drift at x.
             earlier: That at y.
             given: The coefficients that it was corrected with.
+            predicted: Those that it would be corrected with now.
         """
-        dtype = self.steps.dtype
+        dtype, matches = self.steps.dtype, torch.zeros(2, dtype=torch.float64, device=x.device)
         for block in blocks(drift):
             change = drift[block].to(dtype) - earlier[block]
             if given is not None:
                 change += given.to(dtype) @ self.changes[:, block]
+            prediction = predicted.to(dtype) @ self.changes[:, block]
+            matches += torch.stack([prediction @ change, prediction @ prediction])
             self.changes[index, block] = change
             torch.sub(x[block].to(dtype), y[block].to(dtype), out=self.steps[index, block])
+        return matches
 
     def add_overlaps(self, overlaps: Tensor, x: Tensor, y: Tensor) -> None:
         """Adds the products of the steps and x - y, float64 [pairs]."""

@@ -13,7 +13,9 @@ _FARTHEST = 100.0
 """Squared distance from a guess to its iterate that is never accepted, in the window's longest from the head."""
 _WILD = 1000.0
 """Squared distance between a pair's points, in squared step lengths, beyond which it tells nothing."""
-_NAMES = ("drifts", "noises", "lengths", "distances", "errors", "changes")
+_SCALE, _CURVATURE, _VARIANCE = 0.9, 0.95, 0.98
+"""Weights of the past, for every step, in what drifts and steps are long, in the curvature, and in the variance."""
+_NAMES = ("drifts", "lengths", "noises", "distances", "errors", "changes")
 
 
 class DriftTolerance:
@@ -28,14 +30,15 @@ class DriftTolerance:
     where N is the same sum over the variances of the groups' drifts and D that over their squared lengths. The rate of
     a group is its step length by its drift's length, so that a group counts as much as it moves the loss.
 
+    Curvature and variance are means over the last twenty and fifty steps. A run's drifts may fall a thousandfold within
+    a few sweeps, so that what goes into the means is in units of the drifts and steps of that time.
+
     Where the bases minimize losses of their own (a scene and the LoRA that guides it), their drifts have no common
     scale. Each loss then has its own two sides, and the sum over losses of left by right has to be at most 1.
 
     Args:
         noise: How much variance the drift's error may add, as a share of the drift's own between neighbouring steps.
         drift: How far a drift may be off where it has little variance, as a share of its length.
-        decay: Weight of the past in the running means, per sweep, in [0, 1).
-        memory: Weight of the past in the measured curvature, per pair, in [0, 1).
         losses: How many of the measured parameter groups, in their order, each loss has; None: one loss of all.
 
     Raises:
@@ -48,23 +51,17 @@ class DriftTolerance:
     needs_pairs = True
 
     def __init__(
-        self,
-        noise: float = 0.2,
-        drift: float = 0.05,
-        decay: float = 0.9,
-        memory: float = 0.8,
-        losses: Sequence[int] | None = None,
+        self, noise: float = 0.2, drift: float = 0.05, losses: Sequence[int] | None = None
     ) -> None:
         require(0 <= noise < math.inf, "noise", noise, "give a finite number >= 0")
         require(0 <= drift < math.inf, "drift", drift, "give a finite number >= 0")
-        require(0 <= decay < 1, "decay", decay, "give a number from 0 to below 1")
-        require(0 <= memory < 1, "memory", memory, "give a number from 0 to below 1")
         sizes = (1,) if losses is None else tuple(losses)
         positive = bool(sizes) and all(isinstance(size, int) and size > 0 for size in sizes)
         require(positive, "losses", losses, "give a positive number of groups for each loss")
-        self.noise, self.drift, self.decay, self.memory = noise, drift, decay, memory
+        self.noise, self.drift = noise, drift
         self.losses = None if losses is None else sizes
         self._means: dict[str, list[float]] = {}
+        self._stride = 1
 
     def __repr__(self) -> str:
         return f"DriftTolerance(noise={self.noise:g}, drift={self.drift:g})"
@@ -77,17 +74,16 @@ class DriftTolerance:
     def thresholds(self, measures: Measures) -> list[Threshold]:
         """Returns the groups' weights for every slot; before the first pair one guess is accepted."""
         means, count = self._learned(measures), len(measures.numels)
-        known = all(name in means for name in ("errors", "drifts", "lengths"))
-        weights = self._weights(measures.numels, means) if known else [0.0] * count
         far = [_FARTHEST * count * _largest(group.distances) for group in measures.groups]
         near = [1 / x if x > 0 else math.inf for x in far]
         slots = len(measures.residuals)
-        if not known:
+        if not all(name in means for name in ("errors", "drifts", "lengths")):
             return [tuple(near), *[(math.inf,) * count] * (slots - 1)]
+        weights = self._weights(measures.numels, means)
         return [tuple(w + x for w, x in zip(weights, near, strict=True))] * slots
 
     def _weights(self, numels: Sequence[int], means: dict[str, list[float]]) -> list[float]:
-        """Returns what an error that a group's residual makes is worth, as a share of what is accepted."""
+        """Returns what a group's residual is worth, as a share of what is accepted."""
         sizes = self.losses or (len(numels),)
         require(
             sum(sizes) == len(numels),
@@ -106,17 +102,21 @@ class DriftTolerance:
         self, numels: Sequence[int], means: dict[str, list[float]]
     ) -> list[float]:
         """Returns the weights of one loss's groups."""
-        rates = [
-            numel * math.sqrt(length / drift) if drift > 0 else 0.0
-            for numel, length, drift in zip(numels, means["lengths"], means["drifts"], strict=True)
+        lengths = means["lengths"]
+        moves = [  # rate * |drift|^2: errors and variances are in units of |drift|^2
+            numel * math.sqrt(length * drift)
+            for numel, length, drift in zip(numels, lengths, means["drifts"], strict=True)
         ]
-        variances = means.get("noises", [0.0] * len(rates))
-        added = self.noise * sum(w * x for w, x in zip(rates, variances, strict=True))
-        drifts = sum(w * x for w, x in zip(rates, means["drifts"], strict=True))
-        limit = max(added, self.drift * self.drift * drifts)
+        variances = means.get("noises", [0.0] * len(moves))
+        added = self.noise * sum(m * x for m, x in zip(moves, variances, strict=True))
+        limit = max(added, self.drift * self.drift * sum(moves))
         curvatures = _ratios(means["errors"], means["distances"])
-        scaled = [w * c for w, c in zip(rates, curvatures, strict=True)]
-        return [(w / limit if limit > 0 else math.inf) if w > 0 else 0.0 for w in scaled]
+        weights = []
+        for move, curvature, length in zip(moves, curvatures, lengths, strict=True):
+            scale = limit * length
+            worth = move * curvature
+            weights.append((worth / scale if scale > 0 else math.inf) if worth > 0 else 0.0)
+        return weights
 
     def _learned(self, measures: Measures) -> dict[str, list[float]]:
         """Returns the running means with those of a sweep."""
@@ -124,23 +124,23 @@ class DriftTolerance:
         means = self._means
         if any(len(values) != len(groups) for values in means.values()):
             means = {}  # the groups have changed
-        found: dict[str, tuple[Sequence[float], float]] = {
-            "drifts": ([group.drift for group in groups], self.decay),
-            "lengths": ([group.step_lengths[0] for group in groups], self.decay),
-        }
-        if pair is not None:
-            found["distances"] = pair.distances, self.memory
-            found["errors"] = pair.errors, self.memory
-            found["changes"] = pair.changes, self.memory
-            if not self._usable(measures):
-                del found["distances"], found["errors"], found["changes"]
         learned = dict(means)
-        for name, (values, decay) in found.items():
+
+        def learn(name: str, values: Sequence[float], past: float) -> None:
             if all(map(math.isfinite, values)):
-                learned[name] = mixed(means.get(name), values, decay)
-        variances = self._variances(measures, learned)
-        if variances is not None:
-            learned["noises"] = variances
+                learned[name] = mixed(means.get(name), values, past**self._stride)
+
+        learn("drifts", [group.drift for group in groups], _SCALE)
+        learn("lengths", [group.step_lengths[0] for group in groups], _SCALE)
+        if not ("drifts" in learned and "lengths" in learned):
+            return learned
+        drifts, lengths = learned["drifts"], learned["lengths"]
+        if pair is not None and self._usable(measures):
+            learn("distances", _ratios(pair.distances, lengths), _CURVATURE)
+            learn("errors", _ratios(pair.errors, drifts), _CURVATURE)
+            learn("changes", _ratios(pair.changes, drifts), _CURVATURE)
+        if all(math.isfinite(group.noise) for group in groups):
+            learn("noises", self._variances(measures, learned), _VARIANCE)
         return learned
 
     @staticmethod
@@ -154,42 +154,47 @@ class DriftTolerance:
         near = zip(pair.distances, measures.groups, strict=True)
         return all(far <= _WILD * group.step_lengths[0] for far, group in near if far > 0)
 
-    def _variances(self, measures: Measures, means: dict[str, list[float]]) -> list[float] | None:
-        """Returns the groups' variances with what a sweep tells of them.
+    @staticmethod
+    def _variances(measures: Measures, means: dict[str, list[float]]) -> list[float]:
+        """Returns the groups' variances by one sweep.
 
         The drifts of slots 0 and 1 differ by noise and by how far apart they were evaluated, times the curvature. A
-        group in which the latter may be half of the difference tells nothing.
+        group in which the latter may be half of the difference tells nothing: its mean stays.
         """
-        groups, before = measures.groups, means.get("noises")
-        if not all(math.isfinite(group.noise) for group in groups):
-            return before
+        groups = measures.groups
+        noises = _ratios([group.noise for group in groups], means["drifts"])
         if "errors" not in means:
-            return mixed(before, [group.noise for group in groups], self.decay)
+            return noises
+        before = means.get("noises", [0.0] * len(groups))
         curvatures = _ratios(means["changes"], means["distances"])
         found = []
-        for index, (group, curvature) in enumerate(zip(groups, curvatures, strict=True)):
-            moved = curvature * (group.step_lengths[0] + group.residuals[0]) / 2
-            informative = moved <= group.noise / 2
-            old = 0.0 if before is None else before[index]
-            found.append(group.noise - moved if informative else old)
-        return mixed(before, found, self.decay)
+        for group, noise, curvature, length, old in zip(
+            groups, noises, curvatures, means["lengths"], before, strict=True
+        ):
+            apart = group.step_lengths[0] + group.residuals[0]
+            moved = curvature * apart / length / 2 if length > 0 else 0.0
+            found.append(noise - moved if moved <= noise / 2 else old)
+        return found
 
     def update(self, measures: Measures, stride: int) -> None:
         """Learns from a sweep."""
-        self._means = self._learned(measures)
+        self._means, self._stride = self._learned(measures), stride
 
     def fingerprint(self) -> tuple[object, ...]:
         """Returns the options and the running means."""
         means = tuple((name, tuple(self._means.get(name, ()))) for name in _NAMES)
-        return self.noise, self.drift, self.decay, self.memory, self.losses, means
+        return self.noise, self.drift, self.losses, self._stride, means
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the running means."""
-        return {name: list(values) for name, values in self._means.items()}
+        """Returns the running means, and the stride since which they are."""
+        return {"stride": self._stride} | {
+            name: list(values) for name, values in self._means.items()
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a checkpoint's means."""
         self._means = {name: [float(x) for x in state[name]] for name in _NAMES if name in state}
+        self._stride = int(state.get("stride", 1))
 
 
 def _largest(values: Sequence[float]) -> float:

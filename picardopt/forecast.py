@@ -131,7 +131,7 @@ class Forecast:
             reach = min(self._refined_reach[at], known + self._fresh_reach[at], window)
             stride = max(1, int(reach))
             full = full + 1 if stride == window else 0
-            if self._holds_back and full >= RARELY and window > 1:
+            if self._holds_back and full >= max(1, RARELY // window) and window > 1:
                 stride, full = stride - 1, 0
             found.append(stride)
             known, step = window - stride, step + stride

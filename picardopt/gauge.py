@@ -19,8 +19,8 @@ from picardopt.measures import DriftMeasures, DriftPair
 from picardopt.sweep import squared_distances, squared_lengths
 
 _MEASURES = 5  # rows of `Gauge.measure`
-RARELY = 8
-"""Sweeps that keep everything before one holds its last drift back: one evaluation of 8 p is evaluated twice."""
+RARELY = 64
+"""Drifts that sweeps keep, all of theirs, before one holds its last drift back, which is then evaluated twice."""
 
 
 class Gauge:
@@ -53,7 +53,8 @@ class Gauge:
         if stride < slots or slots == 1:
             return False
         self._full += 1
-        return self._full >= (RARELY if self._compared else 2)
+        sweeps = max(1, RARELY // slots)
+        return self._full >= (sweeps if self._compared else min(2, sweeps))
 
     def keep(self, step: int, slot: int, guess: Row, drift: Drift, *, accepted: bool) -> None:
         """Keeps a drift that the sweep did not.
@@ -87,14 +88,15 @@ class Gauge:
             changes: `DriftPair.changes`, where the kept drift was corrected.
 
         Returns:
-            float64 tensor [5 groups], no host sync: for each group the squared length of the head's drift, half the
-            squared difference between the first two drifts, the squared distance from the kept guess to the head, that
-            of their drifts, and the changes. NaN where there is nothing to compare.
+            float64 tensor [5 groups], no host sync: for each group the mean squared length of the first two drifts,
+            half their squared difference, the squared distance from the kept guess to the head, that of their drifts,
+            and the changes. NaN where there is nothing to compare.
         """
         numels, first = self._layout.numels, drifts[0].row
         shape = (_MEASURES, len(numels))
         rows = torch.full(shape, math.nan, dtype=torch.float64, device=self._layout.device)
-        rows[0] = squared_lengths(first, numels)
+        lengths = [squared_lengths(drift.row, numels) for drift in drifts[:2]]
+        rows[0] = torch.stack(lengths).mean(0)
         if len(drifts) > 1:
             rows[1] = squared_distances([(drifts[1].row, first)], numels)[:, 0] / 2
         if self.has(drifts[0].step):

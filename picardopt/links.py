@@ -25,7 +25,9 @@ class Link:
 NVLINK = Link("NVLink", 450e9, 20e-6, "H100 SXM: 900 GB/s both ways together; latency assumed")
 PCIE = Link("PCIe", 64e9, 30e-6, "PCIe 5.0 x16: 128 GB/s both ways together; latency assumed")
 ETHERNET = Link("25 Gb/s", 25e9 / 8, 60e-6, "25 Gb/s Ethernet, nominal; latency assumed")
-LOOPBACK = Link("loopback", 1e9, 1e-3, "gloo, two processes of one host: benchmarks/plan_check.py")
+LOOPBACK = Link(
+    "loopback", 0.8e9, 1.4e-3, "gloo, two processes of one host: benchmarks/plan_check.py"
+)
 LINKS = {"nvlink": NVLINK, "pcie": PCIE, "ethernet": ETHERNET, "loopback": LOOPBACK}
 
 

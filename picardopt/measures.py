@@ -22,7 +22,7 @@ class GroupMeasures:
         residuals: Entry j-1: between iterate t+j before and after the sweep, j = 1..p.
         step_lengths: Entry j: between the new iterates t+j and t+j+1, j = 0..p-1.
         distances: Entry j-1: between the head and the new iterate t+j, j = 1..p.
-        drift: Squared length of the head's drift.
+        drift: Mean squared length of the drifts of slots 0 and 1.
         noise: Half the squared difference between the drifts of slots 0 and 1: about the variance of one drift. NaN if
             only one was evaluated.
     """
@@ -48,7 +48,7 @@ class DriftPair:
         errors: Between the drift that the earlier sweep would have committed and the drift at the iterate.
         changes: Between the drift as it was evaluated at the guess and the drift at the iterate; the errors, unless the
             first was corrected (`picardopt.correction`).
-        drifts: Squared length of the drift at the iterate.
+        drifts: `GroupMeasures.drift` of the later sweep.
     """
 
     slot: int

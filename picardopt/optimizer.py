@@ -22,6 +22,7 @@ from picardopt.carry import Carry, as_carry
 from picardopt.checks import check_arguments, check_base
 from picardopt.closure import Closure, Plain, as_step_closure
 from picardopt.drift import Accepted
+from picardopt.drift_tolerance import DriftTolerance
 from picardopt.engines import make_engine
 from picardopt.facade import OptimizerFacade
 from picardopt.interrupts import interrupts_deferred
@@ -34,7 +35,7 @@ from picardopt.speculator import Speculator
 from picardopt.state import load_state, saved_state
 from picardopt.stats import Stats
 from picardopt.stepper import BaseStepper
-from picardopt.tolerance import StepRelativeTolerance, Tolerance, as_tolerance
+from picardopt.tolerance import Tolerance, as_tolerance
 from picardopt.warn import warn_user
 
 STATE_KEY = "picard"
@@ -56,7 +57,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
             optimizers over disjoint parameters is stepped as one.
         window: Steps evaluated per sweep, p; default: the number of Picard ranks.
         tolerance: What guesses are accepted: a number, the largest squared distance per parameter to the refined
-            iterate (0 is exact), `StepRelativeTolerance` (the default), `AdaptiveTolerance`, `DriftTolerance` or yours.
+            iterate (0 is exact), `DriftTolerance` (the default), `StepRelativeTolerance`, `AdaptiveTolerance` or yours.
         predictor: Fills the window's new slots: "coast" (the base steps on with zero gradients), "hold" (the paper:
             copies the last iterate), or an object of your own (`picardopt.predictor.Predictor`).
         total_steps: Steps of the whole run, T, if known: nothing is evaluated beyond it.
@@ -115,7 +116,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         self._unmeasured = unmeasured_bases(self.base, measured)
         # Makes the hook registries; Optimizer.__init__ would make groups too, which are the base's.
         Optimizer.__setstate__(self, {})
-        self._tolerance = as_tolerance(StepRelativeTolerance() if tolerance is None else tolerance)
+        self._tolerance = as_tolerance(DriftTolerance() if tolerance is None else tolerance)
         self.stats = Stats()
         self._audit = Audit(audit)
         self._grid = make_grid(process_group, mesh)

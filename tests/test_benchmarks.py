@@ -45,7 +45,7 @@ TINY = {
     "prompts": ["--steps", "2", "--seeds", "1", "--out", "r.json", "--scenes", "scenes"],
     "restructure": ["--steps", "12", "--every", "5", "--windows", "3", "--seeds", "2"],
     "rounds": [
-        *("--guidance", "exact", "--steps", "4", "--seeds", "2", "--only", "fixed"),
+        *("--guidance", "exact", "--steps", "4", "--seeds", "2", "--only", "window 8"),
         *("--out", "r.json", "--scenes", "scenes"),
     ],
     "step_cost": ["--seconds", "0", "--cases", "1000x2", "--out", "r.md"],
