@@ -318,7 +318,10 @@ def main() -> None:
     command = f"python benchmarks/methods.py --processes {options.processes}"
     kept = ResultStore(options.out, command, {"views": VIEWS}, "The methods on what ships", body)
     # What is compared with the sequential runs comes after them; tolerance 0, which costs most, last.
-    for wanted in (("sequential", "another seed"), ("default", "step-relative", "the paper's rule", "tolerance 0")):
+    for wanted in (
+        ("sequential", "another seed"),
+        ("default", "step-relative", "the paper's rule", "tolerance 0"),
+    ):
         tasks = [
             (run.name, (run, options.scenes))
             for mode in wanted

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import torch
-
 from picardopt.layout import Row
 from picardopt.protocols import members, missing_members
 
@@ -63,8 +61,12 @@ class Coasting:
         for index, row in enumerate(rows):
             if not coast(row):
                 return Hold().fill(before, rows[index:], coast)
-            _hold_if_not_finite(row, before)
             before = row
+        if not rows or rows[-1].is_finite():  # what is not finite stays so
+            return None
+        for before, row in zip([tail, *rows], rows, strict=False):
+            if not row.is_finite():
+                row.copy_(before)
         return None
 
     def fingerprint(self) -> tuple[object, ...]:
@@ -94,9 +96,3 @@ def as_predictor(value: str | Predictor) -> Predictor:
             f"it lacks {', '.join(missing)}"
         )
     return value
-
-
-def _hold_if_not_finite(row: Row, before: Row) -> None:
-    """Replaces the row by the one before it if any element is not finite, without a host sync."""
-    finite = torch.stack([torch.isfinite(segment).all() for segment in row.segments]).all()
-    torch.where(finite, row.buffer, before.buffer, out=row.buffer)

@@ -21,7 +21,7 @@ from picardopt.gauge import Gauge
 from picardopt.layout import ParameterLayout, Row
 from picardopt.predictor import Predictor
 from picardopt.rng import RngState, seed_all, step_seed
-from picardopt.stepper import BaseStepper, _own_hooks
+from picardopt.stepper import BaseStepper, own_hooks
 from picardopt.sweep import measure
 from picardopt.tolerance import Tolerance
 from picardopt.window import Window
@@ -201,7 +201,7 @@ class Rollout:
         user_code = restructure is not None or self._carry.update is not None
         # The base's hooks run here alone. Else this very step has been rolled out, and drew nothing.
         quiet = (
-            self._draws is False and restructure is None and not any(_own_hooks(self._stepper.base))
+            self._draws is False and restructure is None and not any(own_hooks(self._stepper.base))
         )
         given = replace(drift, rng=None) if quiet else drift
         with self._stepper.commit(self._layout.carry, holders, user_code=user_code):
