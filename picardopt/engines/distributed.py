@@ -1,11 +1,12 @@
 """The ranks of a grid evaluate a window together: SPMD, every rank is a worker.
 
 In a sweep each rank evaluates its slots: slot j on the ranks of data row j mod P, with P Picard ranks. Then all ranks
-exchange a header of fixed size (the sweep and whether it succeeded), then losses and errors. A rank whose closure
-raised still takes part, so that all ranks raise the same error. Message lengths are used only after the headers
-agreed. Gradients are exchanged along two axes: each data row averages its own, then the Picard ranks exchange the
-means. With N data ranks and D parameters every rank sends and receives (P - 1 + N - 1) D numbers per slot that it
-evaluated, instead of the (P N - 1) D of one exchange among all ranks.
+exchange a header of fixed size (the sweep and whether it succeeded) and, in the same exchange, losses, errors and
+gradients, of the lengths of the sweep before. A rank whose closure raised still takes part, so that all ranks raise the
+same error. Nothing but the headers is used before these agreed; losses that do not fit follow then. On a data axis the
+gradients follow too, along two axes: each data row averages its own, then the Picard ranks exchange the means. With N
+data ranks and D parameters every rank sends and receives (P - 1 + N - 1) D numbers per slot that it evaluated, instead
+of the (P N - 1) D of one exchange among all ranks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -25,17 +25,17 @@ from picardopt.ddp_guard import DdpGuard
 from picardopt.drift import Drift, EvaluateSlot, Outcome
 from picardopt.engines.average import RowAverage, average_drifts
 from picardopt.engines.base import OneByOne, SweepHeader, usable_prefix
-from picardopt.engines.packing import pack, sendable, unpack
+from picardopt.engines.buffers import SweepBuffers, write
+from picardopt.engines.headers import Kind, Table, compare, read, words
+from picardopt.engines.packing import dumps, pack, sendable, unpack
 from picardopt.errors import PicardError, RankLostError, RankMismatchError
 from picardopt.interrupts import raised_by_signal
 from picardopt.layout import ParameterLayout, Row
 from picardopt.ranks import RankGrid, RankGroup
 from picardopt.stats import Stats
-from picardopt.transport import make_transport
+from picardopt.transport import Payload, make_transport
 
-_HEADER_LENGTH = 16  # int64 words of every header, whatever its kind
 _LAST_MESSAGE = 1.0  # seconds
-_START, _SWEEP, _FLAG = 0x70696361_01, 0x70696361_02, 0x70696361_03  # kinds of header
 
 
 class DistributedEngine(OneByOne):
@@ -54,16 +54,14 @@ class DistributedEngine(OneByOne):
         self._grid, self._stats = grid, stats
         self._transport = make_transport(grid.everyone.group, device, timeout)
         self._guard = DdpGuard(grid.data)
-        self._layout: ParameterLayout | None = None
-        self._matrix = torch.empty(0, dtype=torch.uint8)  # [Picard ranks, rounds, row_bytes]
-        self._staging: Tensor | None = None
-        self._rows: list[list[Row]] = []  # [Picard ranks][rounds]
+        self._buffers: SweepBuffers | None = None
+        self._room = 0
         self._average = RowAverage(grid.data, self._transport)
 
     def start(self, layout: ParameterLayout, head: Row, header: SweepHeader) -> None:
         """Compares the ranks' headers, except for the parameters, and broadcasts the first rank's parameters."""
         with self._stats.phase("exchange"):
-            self._compare(self._gather_headers(_START, header.as_list()), ignore=("parameters",))
+            compare(self._gather_headers(Kind.START, header.as_list()), ignore=("parameters",))
             buffer = head.buffer.to(self._transport.device)
             for ranks in (self._grid.picard, self._grid.data):
                 if ranks.size > 1:
@@ -75,16 +73,16 @@ class DistributedEngine(OneByOne):
     ) -> tuple[list[Drift], int]:
         """See `Engine.evaluate`."""
         picard = self._grid.picard
-        self._allocate(layout, -(-header.slots // picard.size))
+        buffers = self._allocate(layout, -(-header.slots // picard.size))
         with self._stats.phase("drift"):
             slots = range(picard.rank, header.slots, picard.size)
-            rows, guarded = self._rows[picard.rank], self._guard.wrap(layout, evaluate)
+            rows, guarded = buffers.rows[picard.rank], self._guard.wrap(layout, evaluate)
             mine = self.evaluate_many(
                 lambda slot, row: sendable(guarded(slot, row)), slots, rows, self._until
             )
         worst = max(mine, key=lambda drift: drift.outcome, default=None)
         with self._stats.phase("exchange"), self._leaving(worst.error if worst else None):
-            return self._gather(layout, mine, header)
+            return self._gather(buffers, mine, header)
 
     def average(self, layout: ParameterLayout, drift: Drift) -> Drift:
         """See `Engine.average`."""
@@ -93,8 +91,8 @@ class DistributedEngine(OneByOne):
             return drift
         with self._stats.phase("exchange"), self._leaving(drift.error):
             drift = sendable(drift)
-            message = pickle.dumps([pack(drift)])
-            lengths = self._gather_headers(_FLAG, [len(message)], row)[:, 0]
+            message = dumps([pack(drift)])
+            lengths = self._gather_headers(Kind.FLAG, [len(message)], row)[:, 0]
             packs = self._gather_bytes(message, lengths, row)
             parts = [
                 drift if rank == self.rank else unpack(fields[0], drift.row, rank)
@@ -140,7 +138,7 @@ class DistributedEngine(OneByOne):
     ) -> list[list[int]]:
         """See `Engine.share_numbers`."""
         with self._stats.phase("exchange"), self._leaving(error):
-            table = self._gather_headers(_FLAG, values)
+            table = self._gather_headers(Kind.FLAG, values)
             return [[int(x) for x in row[: len(values)]] for row in table]
 
     @contextmanager
@@ -168,33 +166,41 @@ class DistributedEngine(OneByOne):
         finally:
             self._transport.timeout = timeout
 
-    def _allocate(self, layout: ParameterLayout, rounds: int) -> None:
-        if layout is self._layout and rounds == len(self._rows[0]):
-            return
-        self._layout = layout
-        shape = (self._grid.picard.size, rounds, layout.row_bytes)
-        self._matrix = torch.zeros(shape, dtype=torch.uint8, device=layout.device)
-        self._rows = [[layout.row(line) for line in lines] for lines in self._matrix]
-        same_device = layout.device.type == self._transport.device.type
-        self._staging = None if same_device else torch.empty(shape, dtype=torch.uint8)
+    def _allocate(self, layout: ParameterLayout, rounds: int) -> SweepBuffers:
+        buffers = self._buffers
+        key = layout, rounds, self._room
+        if buffers is None or (buffers.layout, buffers.rounds, buffers.room) != key:
+            self._buffers = buffers = None  # frees its memory
+            buffers = SweepBuffers(layout, self._grid, rounds, self._room, self._transport.device)
+            self._buffers, self._room = buffers, buffers.room
+        return buffers
 
     def _gather(
-        self, layout: ParameterLayout, mine: list[Drift], header: SweepHeader
+        self, buffers: SweepBuffers, mine: list[Drift], header: SweepHeader
     ) -> tuple[list[Drift], int]:
-        message = pickle.dumps([pack(drift) for drift in mine])
+        message = dumps([pack(drift) for drift in mine])
         fatal = any(
             drift.outcome is Outcome.INTERRUPTED
             or (drift.outcome is Outcome.FAILED and drift.step == header.step)
             for drift in mine
         )
-        headers = self._gather_headers(_SWEEP, [len(message), int(fatal), *header.as_list()])
+        write(message, buffers.bodies[self.rank, : buffers.room])
+        if self.data_size == 1:
+            buffers.stage(self.rank)
+        values = [len(message), int(fatal), *header.as_list()]
+        headers = self._gather_sweep(values, buffers)
         lengths, fatalities = headers[:, 0], headers[:, 1]
-        self._compare(headers[:, 2:])
-        packs = self._gather_bytes(message, lengths)
+        if lengths.max() <= buffers.room:
+            packs = _unpickle(buffers.bodies[:, : buffers.room], lengths)
+        else:
+            packs = self._gather_bytes(message, lengths)
+        self._room = buffers.next_room(int(lengths.max()))
         if not fatalities.any():
-            self._gather_rows(layout, len(mine))
+            if self.data_size > 1:
+                self._gather_rows(buffers, len(mine))
+            buffers.unstage()
         received: dict[int, list[Drift]] = {}
-        for ranks, rows in zip(self._grid.table, self._rows, strict=True):
+        for ranks, rows in zip(self._grid.table, buffers.rows, strict=True):
             for rank in ranks:
                 sent = zip(packs[rank], rows, strict=False)
                 received[rank] = [unpack(fields, row, rank) for fields, row in sent]
@@ -210,81 +216,63 @@ class DistributedEngine(OneByOne):
             parts = [received[rank][round_index : round_index + 1] for rank in ranks]
             # A rank that stopped at a bad slot lacks the later ones, which are not needed.
             if all(parts):
-                row = self._rows[picard_rank][round_index]
+                row = buffers.rows[picard_rank][round_index]
                 drifts.append(average_drifts([part for (part,) in parts], row))
         return usable_prefix(drifts), len(drifts)
 
+    def _gather_sweep(self, values: list[int], buffers: SweepBuffers) -> Table:
+        """Returns the values of every rank, and receives the bodies if their headers agree."""
+        header, everyone, bodies = (
+            self._header(Kind.SWEEP, values),
+            self._grid.everyone,
+            buffers.bodies,
+        )
+        shared = torch.empty((self.size, len(header)), dtype=torch.uint8, device=header.device)
+
+        def check() -> None:
+            compare(read(Kind.SWEEP, shared, everyone.labels)[:, 2:])
+
+        payload = Payload(bodies[self.rank], bodies, check)
+        try:
+            self._transport.all_gather(header, shared, everyone, payload)
+        except RankMismatchError:
+            self._buffers = None  # the other ranks' bodies may still arrive in these
+            raise
+        return read(Kind.SWEEP, shared, everyone.labels)
+
     def _gather_headers(
-        self, kind: int, values: list[int], ranks: RankGroup | None = None
-    ) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Returns the values of every rank of a group (default: all), int64 [ranks, _HEADER_LENGTH - 1]."""
-        ranks = ranks or self._grid.everyone
-        words = [kind, *values, *[0] * (_HEADER_LENGTH - 1 - len(values))]
-        local = torch.tensor(words, dtype=torch.int64, device=self._transport.device)
-        shared = torch.empty((ranks.size, 8 * len(words)), dtype=torch.uint8, device=local.device)
-        self._transport.all_gather(local.view(torch.uint8), shared, ranks)
-        table: np.ndarray[Any, np.dtype[np.int64]] = shared.view(torch.int64).cpu().numpy()
-        if (table[:, 0] != kind).any():
-            listed = ", ".join(
-                f"rank {rank}: {_KINDS.get(k, k)}"
-                for rank, k in zip(ranks.labels, table[:, 0], strict=True)
-            )
-            raise RankMismatchError(
-                f"the ranks are in different places of the program ({listed}): call step equally often, and "
-                "change parameters or options on all ranks alike"
-            )
-        return table[:, 1:]
+        self, kind: Kind, values: list[int], ranks: RankGroup | None = None
+    ) -> Table:
+        """Returns the values of every rank of a group (default: all), int64 [ranks, LENGTH - 1]."""
+        ranks, header = ranks or self._grid.everyone, self._header(kind, values)
+        shared = torch.empty((ranks.size, len(header)), dtype=torch.uint8, device=header.device)
+        self._transport.all_gather(header, shared, ranks)
+        return read(kind, shared, ranks.labels)
+
+    def _header(self, kind: Kind, values: list[int]) -> Tensor:
+        return words(kind, values).to(self._transport.device).view(torch.uint8)
 
     def _gather_bytes(
-        self,
-        message: bytes,
-        lengths: np.ndarray[Any, np.dtype[np.int64]],
-        ranks: RankGroup | None = None,
+        self, message: bytes, lengths: Table, ranks: RankGroup | None = None
     ) -> list[Any]:
         ranks = ranks or self._grid.everyone
         local = torch.zeros(int(lengths.max()), dtype=torch.uint8)
-        local[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+        write(message, local)
         local = local.to(self._transport.device)
         shared = torch.empty((ranks.size, local.numel()), dtype=torch.uint8, device=local.device)
         self._transport.all_gather(local, shared, ranks)
-        rows = shared.cpu().numpy()
-        return [
-            pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)
-        ]
+        return _unpickle(shared, lengths)
 
-    def _gather_rows(self, layout: ParameterLayout, rounds: int) -> None:
+    def _gather_rows(self, buffers: SweepBuffers, rounds: int) -> None:
+        """Averages the gradients of this rank's data row, and exchanges the means."""
         me = self._grid.picard.rank
-        if self.data_size > 1:
-            for row in self._rows[me][:rounds]:
-                self._average(layout, row)
-        matrix = self._matrix if self._staging is None else self._staging
-        if self._staging is not None:
-            self._staging[me].copy_(self._matrix[me])
-        flat = matrix.view(self._grid.picard.size, -1)
+        for row in buffers.rows[me][:rounds]:
+            self._average(buffers.layout, row)
+        buffers.stage(me)
+        flat = buffers.gradients
         self._transport.all_gather(flat[me], flat, self._grid.picard)
-        if self._staging is not None:
-            self._matrix.copy_(self._staging)
-
-    def _compare(
-        self, headers: np.ndarray[Any, np.dtype[np.int64]], ignore: tuple[str, ...] = ()
-    ) -> None:
-        for name, column in zip(SweepHeader.names(), headers.T, strict=False):
-            if name not in ignore and (column != column[0]).any():
-                listed = ", ".join(f"rank {rank}: {value}" for rank, value in enumerate(column))
-                raise RankMismatchError(
-                    f"the ranks disagree about {_MEANING[name]} ({listed}): build the same model and optimizer on "
-                    "every rank, call step equally often, and change parameters on all ranks alike"
-                )
 
 
-_KINDS = {_START: "construction", _SWEEP: "a sweep", _FLAG: "a check of a queued step"}
-_MEANING = {
-    "step": "the step",
-    "sweep": "the number of sweeps",
-    "slots": "the number of slots",
-    "window": "the window",
-    "seed": "the seed",
-    "options": "an option (tolerance, secants, predictor, total_steps, nonfinite, audit)",
-    "layout": "the parameters' shapes or dtypes",
-    "parameters": "the parameters' values",
-}
+def _unpickle(messages: Tensor, lengths: Table) -> list[Any]:
+    rows = messages.cpu().numpy()
+    return [pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]

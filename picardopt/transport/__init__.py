@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from picardopt.transport.base import Transport
+from picardopt.transport.base import Payload, Transport
 from picardopt.transport.collective import CollectiveTransport
 from picardopt.transport.pairwise import PairwiseTransport
 
-__all__ = ["CollectiveTransport", "PairwiseTransport", "Transport", "make_transport"]
+__all__ = ["CollectiveTransport", "PairwiseTransport", "Payload", "Transport", "make_transport"]
 
 
 def make_transport(group: dist.ProcessGroup, device: torch.device, timeout: float) -> Transport:

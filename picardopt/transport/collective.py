@@ -11,7 +11,7 @@ from torch import Tensor
 from picardopt.errors import DesynchronizedError, RankLostError
 from picardopt.interrupts import interrupts_allowed
 from picardopt.ranks import RankGroup
-from picardopt.transport.base import REMEDY
+from picardopt.transport.base import REMEDY, Payload
 
 
 class CollectiveTransport:
@@ -26,8 +26,16 @@ class CollectiveTransport:
         self.device, self.timeout = device, timeout
         self._broken = False
 
-    def all_gather(self, message: Tensor, out: Tensor, ranks: RankGroup) -> None:
-        """See `Transport.all_gather`."""
+    def all_gather(
+        self, message: Tensor, out: Tensor, ranks: RankGroup, payload: Payload | None = None
+    ) -> None:
+        """See `Transport.all_gather`; a payload leaves after the check, since NCCL needs equal lengths."""
+        self._gather(message, out, ranks)
+        if payload is not None:
+            payload.check()
+            self._gather(payload.message, payload.out, ranks)
+
+    def _gather(self, message: Tensor, out: Tensor, ranks: RankGroup) -> None:
         if self._broken:
             raise DesynchronizedError(f"an earlier exchange was interrupted: {REMEDY}")
         if ranks.size == 1:

@@ -4,6 +4,9 @@ Point-to-point messages let every rank notice a dead peer at once (in a ring, di
 and were about three times as fast as gloo's all_gather on loopback. A rank that loses a peer closes all its
 connections (like NCCL's abort), so that ranks that wait in the next exchange fail at once. A thread does the
 waiting, so that the main thread can react to Ctrl-C at once.
+
+A payload leaves with the message before it, without waiting for the others' messages. gloo ends a process that receives
+more than its buffer holds; so payloads have a tag of their exchange and their length, and match only their equals.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import datetime
 import queue
 import threading
 import weakref
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,18 +29,43 @@ from torch import Tensor
 from picardopt.errors import DesynchronizedError, RankLostError
 from picardopt.interrupts import interrupts_allowed
 from picardopt.ranks import RankGroup
-from picardopt.transport.base import REMEDY
+from picardopt.transport.base import REMEDY, Payload
 
 _UNUSED_TAG = 0x7069
+_PAYLOAD_TAGS = 1 << 30  # and above
+
+_exchanges: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()
+"""Number of exchanges so far, by all transports; the same on all ranks of a group."""
+
+_Works = Sequence[tuple[int, Any]]
+"""A peer's label, and what it sends or receives."""
 
 
 @dataclass
 class _Wait:
-    works: Sequence[tuple[int, Any]]
+    works: _Works
     timeout: datetime.timedelta
+    payload: _Works = ()
+    check: Callable[[], object] | None = None
     done: threading.Event = field(default_factory=threading.Event)
     peer: int = -1
     error: Exception | None = None
+    refusal: Exception | None = None
+
+    def run(self) -> None:
+        """Waits until all is sent and received, or the check refuses the payload."""
+        self._wait(self.works)
+        if self.check is not None:
+            try:
+                self.check()
+            except Exception as error:
+                self.refusal = error
+                return
+            self._wait(self.payload)
+
+    def _wait(self, works: _Works) -> None:
+        for self.peer, work in works:
+            work.wait(self.timeout)
 
 
 class PairwiseTransport:
@@ -57,19 +86,28 @@ class PairwiseTransport:
         self._thread: threading.Thread | None = None
         self._last: tuple[dist.ProcessGroup, _Wait] | None = None
         self._groups: dict[dist.ProcessGroup, RankGroup] = {}
+        self._refused: list[
+            _Wait
+        ] = []  # payloads that nobody will take: gloo may still write to their buffers
 
-    def all_gather(self, message: Tensor, out: Tensor, ranks: RankGroup) -> None:
+    def all_gather(
+        self, message: Tensor, out: Tensor, ranks: RankGroup, payload: Payload | None = None
+    ) -> None:
         """See `Transport.all_gather`."""
         if self._broken:
             raise DesynchronizedError(
                 f"an earlier exchange was interrupted ({self._broken}): {REMEDY}"
             )
-        out[ranks.rank].copy_(message)
+        _keep(message, out[ranks.rank])
+        if payload is not None:
+            _keep(payload.message, payload.out[ranks.rank])
         if ranks.size == 1:
+            if payload is not None:
+                payload.check()
             return
         self._broken = "by a signal or an error on this rank"
         try:
-            wait = self._post(out, ranks)
+            wait = self._post(out, ranks, payload)
         except RuntimeError as error:
             self._broken = str(error)
             self._close()
@@ -83,19 +121,20 @@ class PairwiseTransport:
                 self._close()
             raise RankLostError(f"{self._broken}: {REMEDY}") from wait.error
         self._broken = ""
+        if wait.refusal is not None:
+            self._refused.append(wait)
+            raise wait.refusal
 
-    def _post(self, out: Tensor, ranks: RankGroup) -> _Wait:
-        works = []
+    def _post(self, out: Tensor, ranks: RankGroup, payload: Payload | None) -> _Wait:
         self._groups[ranks.group] = ranks
-        offsets = range(1, ranks.size)
-        for index in ((ranks.rank + offset) % ranks.size for offset in offsets):
-            work = dist.irecv(out[index], group=ranks.group, group_src=ranks.peers[index])
-            works.append((ranks.labels[index], work))
-        for index in ((ranks.rank - offset) % ranks.size for offset in offsets):
-            work = dist.isend(out[ranks.rank], group=ranks.group, group_dst=ranks.peers[index])
-            works.append((ranks.labels[index], work))
+        count = _exchanges[ranks.group] = _exchanges.get(ranks.group, 0) + 1
         # The backend's timeout is longer than ours, whose error names the rank.
-        wait = _Wait(works, datetime.timedelta(seconds=self.timeout + 5))
+        timeout = datetime.timedelta(seconds=self.timeout + 5)
+        wait = _Wait(_start(out, ranks, 0), timeout)
+        if payload is not None:
+            name = zlib.crc32(repr((count, payload.out.shape[1])).encode())
+            wait.check = payload.check
+            wait.payload = _start(payload.out, ranks, _PAYLOAD_TAGS | name >> 2)
         self._last = ranks.group, wait
         if self._thread is None:
             self._thread = threading.Thread(
@@ -139,13 +178,29 @@ def _end_all() -> None:
         transport._end()
 
 
+def _keep(message: Tensor, place: Tensor) -> None:
+    """Copies a message to its place, unless it is there already."""
+    if message.data_ptr() != place.data_ptr():
+        place.copy_(message)
+
+
+def _start(out: Tensor, ranks: RankGroup, tag: int) -> _Works:
+    """Begins to send this rank's row of `out` to all peers, and to receive theirs."""
+    works, offsets = [], range(1, ranks.size)
+    for index in ((ranks.rank + offset) % ranks.size for offset in offsets):
+        work = dist.irecv(out[index], group=ranks.group, group_src=ranks.peers[index], tag=tag)
+        works.append((ranks.labels[index], work))
+    for index in ((ranks.rank - offset) % ranks.size for offset in offsets):
+        work = dist.isend(out[ranks.rank], group=ranks.group, group_dst=ranks.peers[index], tag=tag)
+        works.append((ranks.labels[index], work))
+    return works
+
+
 def _serve(waits: queue.SimpleQueue[_Wait | None]) -> None:
     """Waits for posted exchanges, one after the other, until the transport is freed."""
     while (wait := waits.get()) is not None:
         try:
-            for peer, work in wait.works:
-                wait.peer = peer
-                work.wait(wait.timeout)
+            wait.run()
         except Exception as error:
             wait.error = error
         wait.done.set()
