@@ -18,8 +18,9 @@ CLOSE = 1.05
 """Factor within which two options are equally fast: then the one with fewer devices is better."""
 MOST_SLOTS = 8
 """Largest number of slots that one rank evaluates in a sweep."""
-MESSAGES = 3
-"""Messages of a sweep besides its gradients: header, losses, measures. Each later commit of it is one more."""
+MESSAGES = 2
+"""Messages of a sweep besides its gradients: header and measures (gloo sends the header with the gradients). Each later
+commit of it is one more."""
 _USELESS = 1.5
 """Mean stride below which guesses are of no use."""
 
