@@ -20,7 +20,11 @@ _SIZE = 4 * _WORDS + 4
 
 
 class NumpyGenerator:
-    """The generator behind ``np.random.rand`` and the like."""
+    """The generator behind ``np.random.rand`` and the like.
+
+    A normal number that waits to be drawn lies outside that memory. It is lost where a program puts a state with one
+    back by itself, at the very words that were noted without.
+    """
 
     def __init__(self) -> None:
         self._known: NumpyState = (0, 0)
