@@ -14,7 +14,7 @@ _FARTHEST = 100.0
 _WILD = 1000.0
 """Squared distance between a pair's points, in squared step lengths, beyond which it tells nothing."""
 _SCALE, _CURVATURE, _VARIANCE = 0.9, 0.95, 0.98
-"""Weights of the past, for every step, in what drifts and steps are long, in the curvature, and in the variance."""
+"""Weight of the past after each step: in the lengths of drifts and steps, in the curvature, in the variance."""
 _NAMES = ("drifts", "lengths", "noises", "distances", "errors", "changes")
 
 
@@ -61,7 +61,7 @@ class DriftTolerance:
         self.noise, self.drift = noise, drift
         self.losses = None if losses is None else sizes
         self._means: dict[str, list[float]] = {}
-        self._stride = 1
+        self._ages: dict[str, int] = {}  # steps since each mean was given its last value
 
     def __repr__(self) -> str:
         return f"DriftTolerance(noise={self.noise:g}, drift={self.drift:g})"
@@ -128,7 +128,7 @@ class DriftTolerance:
 
         def learn(name: str, values: Sequence[float], past: float) -> None:
             if all(map(math.isfinite, values)):
-                learned[name] = mixed(means.get(name), values, past**self._stride)
+                learned[name] = mixed(means.get(name), values, past ** self._ages.get(name, 1))
 
         learn("drifts", [group.drift for group in groups], _SCALE)
         learn("lengths", [group.step_lengths[0] for group in groups], _SCALE)
@@ -178,23 +178,29 @@ class DriftTolerance:
 
     def update(self, measures: Measures, stride: int) -> None:
         """Learns from a sweep."""
-        self._means, self._stride = self._learned(measures), stride
+        learned = self._learned(measures)
+        kept = {name for name in learned if learned[name] is self._means.get(name)}
+        self._ages = {
+            name: stride + (self._ages.get(name, 1) if name in kept else 0) for name in learned
+        }
+        self._means = learned
 
     def fingerprint(self) -> tuple[object, ...]:
         """Returns the options and the running means."""
         means = tuple((name, tuple(self._means.get(name, ()))) for name in _NAMES)
-        return self.noise, self.drift, self.losses, self._stride, means
+        ages = tuple(self._ages.get(name, 1) for name in _NAMES)
+        return self.noise, self.drift, self.losses, ages, means
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the running means, and the stride since which they are."""
-        return {"stride": self._stride} | {
-            name: list(values) for name, values in self._means.items()
-        }
+        """Returns the running means, and how many steps ago each was given its last value."""
+        means = {name: list(values) for name, values in self._means.items()}
+        return {"ages": dict(self._ages)} | means
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a checkpoint's means."""
-        self._means = {name: [float(x) for x in state[name]] for name in _NAMES if name in state}
-        self._stride = int(state.get("stride", 1))
+        """Continues from a checkpoint's means; those without ages are of an older version, in other units."""
+        names = [name for name in _NAMES if name in state and "ages" in state]
+        self._means = {name: [float(x) for x in state[name]] for name in names}
+        self._ages = {name: int(state["ages"][name]) for name in names}
 
 
 def _largest(values: Sequence[float]) -> float:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from picardopt.gauge import RARELY
 from picardopt.measures import DriftPair, Measures, Threshold, weighted
 from picardopt.stats import SweepRecord
-from picardopt.sweep import choose_stride
+from picardopt.sweep import accepted, choose_stride
 
 FIRST_SWEEPS = 2
 """Sweeps at the start that tell nothing yet: tolerances learn from them."""
@@ -31,6 +31,8 @@ _SWEEPS = 64
 """Sweeps that a mean stride is taken over."""
 _REFINED = 3.0
 """Power of the distance with which residuals of refined guesses grow, where there are too few to tell."""
+_FARTHEST = 100.0
+"""Logarithm of the factor by which a distance is extended at most."""
 _FLATTEST = 0.25
 """Power of the distance below which a residual does not grow: it is never refused."""
 
@@ -91,7 +93,8 @@ class Forecast:
         if measures is None:
             raise ValueError(f"step {record.step}: nothing was compared")
         stride = choose_stride(measures, accepts, exact=self._exact)
-        none = stride == len(accepts) and _accepts_last(measures, accepts, self._exact)
+        last = len(accepts)
+        none = stride == last and accepted(measures, last, accepts[-1], exact=self._exact)
         return math.inf if none else stride
 
     def _reaches(
@@ -168,7 +171,12 @@ def _filled(
 
 
 def shares(measures: Measures, accepts: Sequence[Threshold]) -> list[float]:
-    """Returns each slot's residual as a share of what is accepted; above 1 it is refused."""
+    """Returns each slot's residual as a share of what is accepted; above 1 it is refused.
+
+    Args:
+        measures: Of a sweep of p slots.
+        accepts: What its residuals 1 .. p accept.
+    """
     found = []
     for index, threshold in enumerate(accepts):
         residual = measures.residuals[index]
@@ -180,12 +188,6 @@ def shares(measures: Measures, accepts: Sequence[Threshold]) -> list[float]:
             share = 0.0 if residual == 0 else math.inf
         found.append(share)
     return found
-
-
-def _accepts_last(measures: Measures, accepts: Sequence[Threshold], exact: bool) -> bool:
-    if exact:
-        return measures.same_bits[-1] and measures.residuals[-1] == 0
-    return shares(measures, accepts)[-1] <= 1
 
 
 def growth(values: Sequence[float]) -> float | None:
@@ -213,7 +215,8 @@ def extended(values: Sequence[float], power: float | None = None) -> float:
         power = growth(values)
     if power is None or power < _FLATTEST or not 0 < values[-1] <= 1:
         return math.inf
-    return float(math.floor(len(values) * values[-1] ** (-1 / power)) + 1)
+    farther = math.exp(min(-math.log(values[-1]) / power, _FARTHEST))
+    return float(math.floor(len(values) * farther) + 1)
 
 
 def _ratio(pairs: Sequence[DriftPair], group: int) -> float:

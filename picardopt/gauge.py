@@ -20,7 +20,7 @@ from picardopt.sweep import squared_distances, squared_lengths
 
 _MEASURES = 5  # rows of `Gauge.measure`
 RARELY = 64
-"""Drifts that sweeps keep, all of theirs, before one holds its last drift back, which is then evaluated twice."""
+"""One in so many drifts is held back to be evaluated twice, where sweeps could keep all of theirs."""
 
 
 class Gauge:

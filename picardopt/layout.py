@@ -56,6 +56,8 @@ class Row:
 
     def is_finite(self) -> bool:
         """Returns whether no parameter's element is NaN or infinite (one host sync)."""
+        if not self.buffer.is_cpu:
+            return bool(self.finite())
         # A sum of squares is finite only if all elements are; one that is not may have overflowed.
         sums = [float(torch.dot(flat, flat)) for flat in self.segments]
         return all(map(math.isfinite, sums)) or bool(self.finite())

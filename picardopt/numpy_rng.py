@@ -10,7 +10,6 @@ import ctypes
 from typing import Any
 
 import numpy as np
-from numpy.random.mtrand import get_bit_generator
 
 NumpyState = dict[str, Any] | tuple[int, int]
 """A state as NumPy returns it, or the two words that it was seeded with and has not changed since."""
@@ -20,7 +19,11 @@ _SIZE = 4 * _WORDS + 4
 
 
 class NumpyGenerator:
-    """The generator behind ``np.random.rand`` and the like."""
+    """The generator behind ``np.random.rand`` and the like.
+
+    A normal number that waits to be drawn lies outside that memory. It is lost where a program puts a state with one
+    back by itself, at the very words that were noted without.
+    """
 
     def __init__(self) -> None:
         self._known: NumpyState = (0, 0)
@@ -53,7 +56,7 @@ class NumpyGenerator:
 
 def _memory() -> bytes | None:
     """Returns the words and the position of NumPy's global Mersenne Twister; None for another generator."""
-    generator = get_bit_generator()
+    generator = np.random.mtrand.get_bit_generator()  # loaded with its first use
     if type(generator) is not np.random.MT19937:
         return None
     return ctypes.string_at(generator.ctypes.state_address, _SIZE)

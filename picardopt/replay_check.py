@@ -26,7 +26,7 @@ def due(sweep: int) -> bool:
 def repeats(first: Row, again: Row, head: Row) -> bool:
     """Returns whether two rollouts from the head ended at the same parameters.
 
-    On one CPU thread, where sums have one order, the bits must be equal; elsewhere rounding errors are accepted.
+    On one CPU thread, where sums have one order, the numbers must be equal; elsewhere rounding errors are accepted.
 
     Args:
         first: Last iterate of the first rollout.

@@ -54,16 +54,6 @@ class RngState:
         NUMPY.restore(self.numpy)
         random.setstate(self.python)
 
-    def present(self) -> bool:
-        """Returns whether the global generators are in this state."""
-        now = RngState.capture()
-        tensors = [(self.cpu, now.cpu)]
-        if self.accelerator is not None and now.accelerator is not None:
-            tensors.append((self.accelerator, now.accelerator))
-        same = all(torch.equal(a, b) for a, b in tensors)
-        # NumPy's state is the same object while it does not change.
-        return same and now.numpy is self.numpy and now.python == self.python
-
 
 def seed_all(value: int) -> None:
     """Seeds torch CPU, this rank's accelerator, numpy and random with one 64-bit value."""

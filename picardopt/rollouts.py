@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -20,8 +19,8 @@ from picardopt.drift import Drift
 from picardopt.gauge import Gauge
 from picardopt.layout import ParameterLayout, Row
 from picardopt.predictor import Predictor
-from picardopt.rng import RngState, seed_all, step_seed
-from picardopt.stepper import BaseStepper, own_hooks
+from picardopt.rng import seed_all, step_seed
+from picardopt.stepper import BaseStepper
 from picardopt.sweep import measure
 from picardopt.tolerance import Tolerance
 from picardopt.window import Window
@@ -53,9 +52,6 @@ class Rollout:
         self._stepper, self._layout, self._carry = stepper, layout, carry
         self._predictor, self._window, self._correction = predictor, window, correction
         self._zeros = layout.zeros()
-        self._draws: bool | None = (
-            None  # whether a rollout drew random numbers; None before the first
-        )
 
     @contextmanager
     def speculation(self) -> Iterator[None]:
@@ -99,18 +95,6 @@ class Rollout:
         return after[: taken + 1], error
 
     def _iterates(self, drifts: Sequence[Drift]) -> tuple[list[Row], Exception | None]:
-        """Rolls out; first without the drifts' random numbers if none were drawn so far, and again if some are."""
-        if not self._draws:
-            before = RngState.capture()
-            after, error = self._roll(drifts)
-            self._draws = not before.present()
-            if not self._draws:
-                return after, error
-            self._stepper.rewind(self._layout.tensors, self._window.head)
-            self._window.release(after[1:])
-        return self._roll(drifts)
-
-    def _roll(self, drifts: Sequence[Drift]) -> tuple[list[Row], Exception | None]:
         after = [self._window.head]
         for guess, drift in zip(self._window.rows, drifts, strict=False):
             if self._correction is not None and len(after) > 1:  # the head is never wrong
@@ -141,8 +125,7 @@ class Rollout:
         return replay_check.repeats(end, again, self._window.head)
 
     def _advance(self, guess: Row, drift: Drift) -> None:
-        given = drift if self._draws else replace(drift, rng=None)
-        self._stepper.advance(self._layout.parameters, given)
+        self._stepper.advance(self._layout.parameters, drift)
         self._carry.apply(self._layout.carry, guess, drift)
 
     def measure(self, after: Sequence[Row], tolerance: Tolerance) -> Tensor:
@@ -199,12 +182,7 @@ class Rollout:
             The result of `restructure`.
         """
         user_code = restructure is not None or self._carry.update is not None
-        # The base's hooks run here alone. Else this very step has been rolled out, and drew nothing.
-        quiet = (
-            self._draws is False and restructure is None and not any(own_hooks(self._stepper.base))
-        )
-        given = replace(drift, rng=None) if quiet else drift
         with self._stepper.commit(self._layout.carry, holders, user_code=user_code):
-            self._stepper.apply(self._layout.parameters, given)
+            self._stepper.apply(self._layout.parameters, drift)
             self._carry.apply(self._layout.carry, self._window.head, drift)
             return None if restructure is None else restructure()

@@ -133,7 +133,7 @@ class BaseStepper:
                 everything captured first, which costs a copy of parameters and state.
         """
         with hooks_disabled(self.base, own=False):
-            if not user_code and not any(own_hooks(self.base)):
+            if not user_code and not any(_own_hooks(self.base)):
                 yield
                 return
             parameters = parameters_of(self.base)
@@ -158,7 +158,7 @@ def hooks_disabled(base: Optimizer, *, own: bool) -> Iterator[None]:
         torch_optimizer._global_optimizer_pre_hooks,
         torch_optimizer._global_optimizer_post_hooks,
     ]
-    registries += own_hooks(base) if own else []
+    registries += _own_hooks(base) if own else []
     saved = [list(registry.items()) for registry in registries]
     for registry in registries:
         registry.clear()
@@ -170,7 +170,7 @@ def hooks_disabled(base: Optimizer, *, own: bool) -> Iterator[None]:
             registry.update(items)
 
 
-def own_hooks(base: Optimizer) -> list[OrderedDict[Any, Any]]:
+def _own_hooks(base: Optimizer) -> list[OrderedDict[Any, Any]]:
     """Returns the step hooks of an optimizer and of those that it drives."""
     names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
     # Not every subclass calls Optimizer.__init__.

@@ -15,7 +15,7 @@ from picardopt.layout import Row, blocks
 from picardopt.measures import DriftMeasures, GroupMeasures, Measures, Threshold, pooled, weighted
 
 _PER_GROUP = 3  # rows of `measure`'s table: residuals, step lengths, distances
-_MEMORY = 1 << 24
+_AT_ONCE = 1 << 24
 """Elements of the differences that an accelerator holds at once."""
 _TRUSTED = 1e-20, 1e30
 """Sums of squares in float32 that are right to rounding: no large part of them vanished, and none overflowed."""
@@ -54,7 +54,7 @@ def _per_parameter(by_group: Sequence[Tensor], numels: Sequence[int]) -> Tensor:
 def squares(a: Sequence[Flat], b: Sequence[Flat] | None = None) -> Tensor:
     """Returns the squared length of every item of a, or of a - b: summed over blocks in float64.
 
-    It is 0 only if no element differs.
+    It is 0 only if no element differs by more than the square root of the smallest number in float64 (1e-162).
 
     Args:
         a: Flat tensors of the same lengths and dtypes in each item.
@@ -92,7 +92,7 @@ def _squares_on_cpu(a: Flat, b: Flat) -> list[float]:
 
 def _squares_on_accelerator(a: Flat, b: Flat) -> Tensor:
     """Returns squared lengths, in few launches however many vectors there are."""
-    wide, length = torch.promote_types(a[0].dtype, torch.float32), _MEMORY // len(a)
+    wide, length = torch.promote_types(a[0].dtype, torch.float32), _AT_ONCE // len(a)
     sums = torch.zeros(len(a), dtype=torch.float64, device=a[0].device)
     for at in range(0, a[0].numel(), length):
         block = slice(at, at + length)
@@ -212,13 +212,16 @@ def choose_stride(measures: Measures, thresholds: Sequence[Threshold], *, exact:
         The stride, 1 .. p.
     """
     for j, threshold in enumerate(thresholds, start=1):
-        if exact:
-            accepted = measures.same_bits[j - 1] and measures.residuals[j - 1] == 0
-        elif isinstance(threshold, tuple):
-            residuals = [group.residuals[j - 1] for group in measures.groups]
-            accepted = within(residuals, threshold, measures.numels)
-        else:
-            accepted = measures.residuals[j - 1] <= threshold
-        if not accepted:
+        if not accepted(measures, j, threshold, exact=exact):
             return j
     return len(measures.residuals)
+
+
+def accepted(measures: Measures, j: int, threshold: Threshold, *, exact: bool) -> bool:
+    """Returns whether residual j, 1 .. p, is accepted."""
+    if exact:
+        return measures.same_bits[j - 1] and measures.residuals[j - 1] == 0
+    if isinstance(threshold, tuple):
+        residuals = [group.residuals[j - 1] for group in measures.groups]
+        return within(residuals, threshold, measures.numels)
+    return measures.residuals[j - 1] <= threshold

@@ -170,7 +170,8 @@ def test_a_batch_that_the_loop_hands_over_is_seen(change: Any, tolerance: Any, w
         assert torch.equal(a, b)
     assert stats.steps == STEPS
     if tolerance != 0:
-        assert stats.outer_changes >= 8
+        # The default accepts less where drifts change with what the loop hands over.
+        assert stats.outer_changes >= (1 if tolerance is None else 8)
         # Once it is known that each window is dropped behind its head, the head alone is evaluated.
         assert stats.drift_evaluations <= 2 * STEPS + 8 * window
         assert any("batch" in str(warning.message) for warning in caught)
@@ -180,10 +181,10 @@ def test_short_strides_do_not_use_up_the_checks() -> None:
     """While nothing is accepted ahead, a batch from outside does no harm; once something is, it is found."""
     setup = Setup(tolerance=0)
     closures = deep_batch(setup)
-    for _ in range(8):
+    for _ in range(10):
         setup.optimizer.step(next(closures))
     assert max(setup.optimizer.stats.strides) == 1
-    assert setup.optimizer.stats.audits >= 1
+    assert setup.optimizer.stats.audits >= 2
     setup.optimizer.tolerance = 1e3
     with pytest.raises(ImpureClosureError, match="not a function of"):
         for _ in range(2):  # the second step is the first that was evaluated ahead

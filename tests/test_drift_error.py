@@ -400,9 +400,31 @@ def test_when_the_groups_change_the_rule_begins_anew() -> None:
     assert choose_stride(other, tolerance.thresholds(other), exact=False) == 2
 
 
+@pytest.mark.parametrize("steps", [8, 64])
+def test_a_pair_counts_the_more_the_longer_there_was_none(steps: int) -> None:
+    """Between two pairs lie sweeps without one; that the steps were made by many or by few does not matter."""
+    found = []
+    for stride in (1, 4, 8):
+        tolerance = DriftTolerance(noise=0.5, drift=0.0)
+        tolerance.update(replace(SILENT, pair=pair(0.01)), stride)
+        for _ in range(steps // stride - 1):
+            tolerance.update(SILENT, stride)
+        tolerance.update(replace(SILENT, pair=pair(0.4)), 1)
+        found.append(tolerance.state_dict()["errors"][0])
+    past = 0.95**steps
+    assert found == pytest.approx([past * 0.01 + (1 - past) * 0.4] * 3)
+
+
+def test_means_of_an_older_version_are_left_behind() -> None:
+    tolerance = DriftTolerance()
+    tolerance.load_state_dict({"drifts": [1e-10], "lengths": [1e-4], "errors": [1e-11]})
+    assert tolerance.fingerprint() == DriftTolerance().fingerprint()
+
+
 def test_its_state_goes_through_a_checkpoint() -> None:
     run = Quadratic()
     run.run(30)
+    assert any(age > 1 for age in run.optimizer.tolerance.state_dict()["ages"].values())
     again = DriftTolerance()
     again.load_state_dict(run.optimizer.tolerance.state_dict())
     assert (

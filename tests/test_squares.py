@@ -70,8 +70,12 @@ def test_a_row_is_finite_if_all_its_elements_are(bad: float, dtype: torch.dtype)
     row = ParameterLayout(values).row()
     row.store(values)
     assert row.finite()
+    assert row.is_finite()
+    row.tensors[1][7] = 1e4 if dtype == torch.float16 else 1e30  # its square overflows
+    assert row.is_finite()
     row.tensors[1][999] = bad
     assert not row.finite()
+    assert not row.is_finite()
 
 
 def test_both_ways_to_sum_agree() -> None:

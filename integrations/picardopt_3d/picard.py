@@ -110,4 +110,5 @@ def groups_by_loss(problem: Problem) -> list[int] | None:
     measured = [optimizer.param_groups for optimizer in problem.measured()]
     if len(measured) == 1:
         return None
-    return [sum(any(p.numel() for p in group["params"]) for group in own) for own in measured]
+    counts = [sum(any(p.numel() for p in group["params"]) for group in own) for own in measured]
+    return [count for count in counts if count]
