@@ -108,7 +108,7 @@ def percent(value: float) -> str:
 NOTES = """
 Tasks that no rule was chosen for, made and trained by `benchmarks/beyond_tasks.py`: everyday batches, AdamW with
 warm-up over a twentieth of the steps and cosine decay to a tenth of the rate, gradients clipped at norm 1 in the
-closure. *Drift error* is `DriftTolerance()`, with secants, *step lengths* the default,
+closure. *Drift error* is `DriftTolerance()`, the default, with secants, *step lengths*
 `StepRelativeTolerance(2, 0.2)` without secants, *the paper's rule* `AdaptiveTolerance` with the predictor `hold`.
 *Schedule x 1.25* is stretched to 1.25 times the steps. *Held-out loss*: mean over the last five steps; *gap*: to
 the sequential run with seed 0 on the unstretched schedule. *Speed at equal loss*: that run's steps by the sweeps of

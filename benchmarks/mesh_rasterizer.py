@@ -22,7 +22,7 @@ from picardopt_3d.scenes.mesh.config import Rasterizer
 from picardopt_3d.scenes.mesh.rasterize import antialias, interpolate, rasterize
 from picardopt_3d.scenes.mesh.triangles import Triangles
 from rasterizer import fastest, peak
-from tables import document, machine, markdown, number
+from tables import document, machine, markdown, number, publish
 from torch import Tensor
 
 SUBDIVISIONS, SIZES = (3, 4, 6), (64, 128, 512)
@@ -114,10 +114,7 @@ def main() -> None:
         f"{NOTES.strip()}\n\nRasterizer: {options.rasterizer}.",
         table,
     )
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
-    sys.stdout.write(text)
+    publish(text, options.out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tables import document, machine, markdown, number
+from tables import document, machine, markdown, number, publish
 
 from picardopt import ParallelPicardOptimizer, launch
 
@@ -188,10 +188,7 @@ def main() -> None:
     )
     notes = NOTES.format(repeats=options.repeats)
     text = document("Overhead of a sweep", command, where, notes, markdown(HEADERS, rows))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
-    sys.stdout.write(text)
+    publish(text, options.out)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 from picardopt_3d.cameras import orbit_cameras
 from picardopt_3d.scenes.gaussians.rasterize import chosen, rasterize
 from picardopt_3d.scenes.gaussians.splats import Splats
-from tables import document, machine, markdown, number
+from tables import document, machine, markdown, number, publish
 
 COUNTS, SIZES = (500, 2000, 8000), (32, 64, 128)
 NOTES = """
@@ -136,10 +136,7 @@ def main() -> None:
     notes = f"{NOTES.strip()}\n\nRasterizer: {used}; standard deviations about {options.scale} world units, "
     notes += f"opacity {options.opacity}."
     text = document("Cost of a view of 3D Gaussians", command, where, notes, table)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
-    sys.stdout.write(text)
+    publish(text, options.out)
 
 
 if __name__ == "__main__":

@@ -262,7 +262,8 @@ of the end of the run.
 def body(content: dict[str, Any]) -> tuple[str, str]:
     """Notes and tables, from the content of the JSON alone."""
     setup = content["setup"]
-    tables = [table(content["runs"], guidance, setup["seeds"]) for guidance in GUIDANCES]
+    found = [name for name in GUIDANCES if any(run.startswith(name) for run in content["runs"])]
+    tables = [table(content["runs"], guidance, setup["seeds"]) for guidance in found]
     return NOTES.format(remark=content.get("remark", ""), **setup), "\n\n".join(tables)
 
 

@@ -18,7 +18,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from tables import document, machine, markdown, number
+from tables import document, machine, markdown, number, publish
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -228,10 +228,7 @@ def main() -> None:
     parts += ["## Audit", AUDIT_NOTES.strip(), audit_table()]
     command = " ".join(["python", "benchmarks/step_cost.py", *sys.argv[1:]])
     text = document("Cost of a committed step", command, where, NOTES, "\n\n".join(parts))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
-    sys.stdout.write(text)
+    publish(text, options.out)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,14 @@ def document(title: str, command: str, where: str, notes: str, table: str) -> st
     return f"# {title}\n\n`{command}`\n\n{where}.\n\n{notes.strip()}\n\n{table}\n"
 
 
+def publish(text: str, out: Path | None) -> None:
+    """Prints a result file, and writes it where one is asked for."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text)
+    sys.stdout.write(text)
+
+
 COLUMNS = {
     "test_plain_step": "plain step",
     "test_snapshot": "snapshot",
@@ -95,9 +103,7 @@ def main() -> None:
     command += f" && python benchmarks/tables.py {options.report} {options.out}"
     title = "Cost of rollout, snapshot and commit"
     text = document(title, command, machine(), NOTES, costs(options.report))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(text)
-    sys.stdout.write(text)
+    publish(text, options.out)
 
 
 if __name__ == "__main__":

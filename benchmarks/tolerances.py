@@ -239,8 +239,7 @@ how many times fewer rounds the run took than the sequential one; a speed at equ
 below it. *Drift error*: of the parameter group that is off most, at the first slot that a sweep does not keep. PSNR
 (32 held-out views) is the mean over four of the last ten iterates, because that of one moves by up to a decibel; the
 JSON has it ten times along each run too, with the sweeps until there. *Drift 0.5*: another share of the noise than 0.2.
-Guesses of ProlificDreamer's LoRA are judged by its own loss, unless *scene judged* (not at all) or *as one loss*. The
-runs of zero123, zero123-gaussians and dreamfusion-nerf are older and have the PSNR of the last iterate alone.
+Guesses of ProlificDreamer's LoRA are judged by its own loss, unless *scene judged* (not at all) or *as one loss*.
 """
 
 

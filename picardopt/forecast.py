@@ -18,7 +18,7 @@ import statistics
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
-from picardopt.gauge import RARELY
+from picardopt.gauge import sweeps_between
 from picardopt.measures import DriftPair, Measures, Threshold, weighted
 from picardopt.stats import SweepRecord
 from picardopt.sweep import accepted, choose_stride
@@ -134,7 +134,7 @@ class Forecast:
             reach = min(self._refined_reach[at], known + self._fresh_reach[at], window)
             stride = max(1, int(reach))
             full = full + 1 if stride == window else 0
-            if self._holds_back and full >= max(1, RARELY // window) and window > 1:
+            if self._holds_back and full >= sweeps_between(window) and window > 1:
                 stride, full = stride - 1, 0
             found.append(stride)
             known, step = window - stride, step + stride

@@ -23,6 +23,11 @@ RARELY = 64
 """One in so many drifts is held back to be evaluated twice, where sweeps could keep all of theirs."""
 
 
+def sweeps_between(slots: int) -> int:
+    """Returns how many sweeps that could keep all of their drifts there are to each that holds its last one back."""
+    return max(1, RARELY // slots)
+
+
 class Gauge:
     """Keeps a guess and its drift until the same step is evaluated at the iterate.
 
@@ -53,7 +58,7 @@ class Gauge:
         if stride < slots or slots == 1:
             return False
         self._full += 1
-        sweeps = max(1, RARELY // slots)
+        sweeps = sweeps_between(slots)
         return self._full >= (sweeps if self._compared else min(2, sweeps))
 
     def keep(self, step: int, slot: int, guess: Row, drift: Drift, *, accepted: bool) -> None:

@@ -55,7 +55,7 @@ _UNLIT = ShadingConfig(diffuse_probability=0.0)
 # -- small -----------------------------------------------------------------------------------------------
 
 # Scene and LoRA chase each other, and errors add up that chance would hide elsewhere: the default's share of the noise
-# costs 0.25 dB where two seeds are 0.13 apart, a quarter of it 0.07 (benchmarks/results/tolerances.md).
+# costs 0.25 dB where two seeds are 0.13 apart, a quarter of it 0.07 (docs/tolerances.md).
 _CAREFUL = PicardConfig(tolerance=DriftTol(noise=0.05))
 
 _LEVELS = HashConfig(levels=6, log2_size=15, base=8, scale=1.5)

@@ -66,7 +66,7 @@ SMALL = TextMeshConfig(
     weights=TextMeshWeights(eikonal=1.0),
     shading=ShadingConfig(diffuse_probability=0.0),
     # The signed distance's own loss is stiff, and drifts are soon off by as much as their noise: by the default strides
-    # are short, while longer ones cost less than another seed does (benchmarks/results/tolerances.md).
+    # are short, while longer ones cost less than another seed does (docs/tolerances.md).
     picard=PicardConfig(tolerance=DriftTol(noise=1.0)),
 )
 
