@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from picardopt.drift import Drift, Outcome, set_gradients
 from picardopt.layout import Row, parameters_of
 from picardopt.rng import preserved_rng
+from picardopt.shortcuts import Shortcuts
 from picardopt.snapshot import Snapshot
 
 
@@ -46,13 +47,17 @@ class BaseStepper:
         self._ahead = Snapshot([self.base, lr_scheduler], skip=[wrapper])
 
     @contextmanager
-    def speculation(self, tensors: Sequence[Tensor], head: Row) -> Iterator[None]:
+    def speculation(
+        self, tensors: Sequence[Tensor], head: Row, shortcuts: Shortcuts
+    ) -> Iterator[None]:
         """Allows steps of the base inside the block; on exit parameters, state and generators are the head's again.
 
         Args:
             tensors: The live parameters, then the carry, with the head's values.
             head: The head's row.
+            shortcuts: May be taken by the steps.
         """
+        shortcuts.begin()
         grads = [tensor.grad for tensor in tensors]
         with preserved_rng(), hooks_disabled(self.base, own=True):
             self._ahead.capture(tensors)
@@ -68,9 +73,11 @@ class BaseStepper:
         self._ahead.restore()
         head.load(tensors)
 
-    def advance(self, parameters: Sequence[Tensor], drift: Drift) -> None:
+    def advance(self, drift: Drift, shortcuts: Shortcuts) -> None:
         """Steps the base and then the scheduler ahead. Only inside `speculation`."""
-        self.apply(parameters, drift)
+        shortcuts.set_options()
+        shortcuts.set_gradients(drift)
+        self._step(drift)
         scheduler = self.lr_scheduler
         if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
             return
@@ -87,6 +94,9 @@ class BaseStepper:
         A drift that is not finite leaves the base untouched (``nonfinite="skip"``).
         """
         set_gradients(parameters, drift)
+        self._step(drift)
+
+    def _step(self, drift: Drift) -> None:
         if drift.rng is not None:
             drift.rng.restore()
         if drift.outcome is Outcome.FINITE:
@@ -107,15 +117,23 @@ class BaseStepper:
             for function in then:
                 function()
 
+    def draws(self, shortcuts: Shortcuts) -> bool:
+        """Returns whether a step of the base, its hooks or its scheduler may draw random numbers."""
+        known = shortcuts.only_reads and self.lr_scheduler is None
+        return not known or any(_own_hooks(self.base))
+
     @contextmanager
     def commit(
-        self, carry: Sequence[Tensor], holders: Sequence[object], *, user_code: bool
+        self, carry: Sequence[Tensor], holders: Sequence[object], *, user_code: bool, draws: bool
     ) -> Iterator[None]:
         """Commits the step taken inside the block, or undoes it; preserves the caller's generators.
 
-        Its arguments are those of `transaction`.
+        Its arguments are those of `transaction`, and whether the block may draw random numbers.
         """
-        with preserved_rng(), self.transaction(carry, holders, user_code=user_code):
+        with (
+            preserved_rng() if draws else nullcontext(),
+            self.transaction(carry, holders, user_code=user_code),
+        ):
             yield
 
     @contextmanager
