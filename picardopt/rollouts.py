@@ -94,6 +94,10 @@ class Rollout:
             The head and the new iterates, and the error that ended the rollout early, if one did.
         """
         after, error = self._iterates(drifts)
+        if error is not None and self.shortcuts.give_up():
+            self._window.release(after[1:])
+            self._stepper.rewind(self._layout.tensors, self._window.head)
+            after, error = self._iterates(drifts)
         if error is not None or not check_replay:
             return after, error
         self._stepper.rewind(self._layout.tensors, self._window.head)

@@ -31,7 +31,7 @@ _UNKNOWN = ("nesterov", "capturable", "differentiable")
 _SMALL = 2048
 """Elements of a tensor up to which ``foreach`` is faster on a CPU: larger ones are better done one by one, in cache."""
 _ROUNDING = 64
-"""How far steps ahead may end from those that commit, in rounding errors of the parameters."""
+"""How far from those that commit steps ahead may end, in rounding errors of the parameters."""
 _WRONG = 2
 """Checks in a row that found them elsewhere before steps ahead are made by the base's own step."""
 
@@ -54,6 +54,8 @@ class Shortcuts:
         numels = [parameter.numel() for parameter in layout.parameters]
         self._small = sum(numels) <= _SMALL * len(numels)
         self._cpu = layout.device.type == "cpu"
+        # In half precision `fused` rounds once where the base's own step rounds often: that may be as much as a step.
+        self._wide = all(p.dtype in (torch.float32, torch.float64) for p in layout.parameters)
         self._options: list[tuple[dict[str, Any], str]] = []
         self._wrong, self._lends = 0, False
 
@@ -68,8 +70,8 @@ class Shortcuts:
 
     def begin(self) -> None:
         """Looks at the groups' options; before the base steps ahead."""
-        self._options, self._lends = [], self.only_reads
-        if not (self._lends and self._cpu) or self._wrong >= _WRONG:
+        self._options, self._lends = [], self.only_reads and self._wrong < _WRONG
+        if not (self._lends and self._cpu):
             return
         for member in self._members:
             for group in member.param_groups:
@@ -80,9 +82,10 @@ class Shortcuts:
     def _option(self, member: Optimizer, group: dict[str, Any]) -> str | None:
         """Returns the option of a group that makes its steps faster; None if there is none or one was chosen."""
         chosen = any(group.get(name) is not None for name in ("fused", "foreach"))
-        if chosen or isinstance(group["lr"], Tensor):
+        values = [*group.values(), *group.get("betas", ())]
+        if chosen or any(isinstance(value, Tensor) for value in values):
             return None
-        if type(member) in FUSED and not self._exact:
+        if type(member) in FUSED and self._wide and not self._exact:
             return "fused"
         return "foreach" if self._small else None
 
@@ -113,10 +116,16 @@ class Shortcuts:
             ]
         return self._zeros
 
+    def give_up(self) -> bool:
+        """Makes the steps ahead the base's own from now on, as after an error; returns whether they were not before."""
+        taken, self._wrong = self._lends, _WRONG
+        self.begin()
+        return taken
+
     @torch.no_grad()
     def check(self, head: Row) -> None:
         """Compares the live parameters, after commits, with the iterate that steps ahead had led to."""
-        if self._options:
+        if self._lends:
             near = _same if self._exact else _near
             self._wrong = 0 if near(self._layout.parameters, head.tensors) else self._wrong + 1
 
