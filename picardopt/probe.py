@@ -11,6 +11,7 @@ from picardopt.drift import Outcome
 from picardopt.errors import NonFiniteGradientError
 from picardopt.forecast import Forecast
 from picardopt.links import NVLINK, Link
+from picardopt.memory import Memory
 from picardopt.optimizer import ParallelPicardOptimizer
 from picardopt.planner import MOST_SLOTS, Measured, Plan, options
 from picardopt.stats import Stats, SweepRecord
@@ -49,6 +50,18 @@ def plan(
     windows = {picard * slots for picard in range(1, devices + 1) for slots in _slots(picard)}
     measured = measure(optimizer, closures, windows)
     return Plan(devices, link, measured, options(measured, link, devices))
+
+
+def needed_memory(optimizer: ParallelPicardOptimizer, window: int | None = None) -> Memory:
+    """Returns what running ahead takes on every rank besides the plain loop's own memory, at most.
+
+    Before the first step the state of the base is known of torch's own optimizers; of others it counts as none.
+
+    Args:
+        optimizer: Whose parameters, tolerance and secants count.
+        window: Steps evaluated per sweep; default: the optimizer's.
+    """
+    return optimizer._ready().memory(optimizer.window if window is None else window)
 
 
 def _slots(picard: int) -> range:
