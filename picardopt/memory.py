@@ -1,4 +1,4 @@
-"""What running ahead takes in memory, as pure functions of numbers; and an error that says so where there is no more."""
+"""What running ahead takes in memory, as pure functions of numbers; and an error that says so where it ends."""
 
 from __future__ import annotations
 
@@ -88,13 +88,11 @@ def memory(
 
 def size(count: float) -> str:
     """Returns a number of bytes with three significant figures."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 999.5:
-            break
-        count /= 1000
-    else:
-        unit = "TB"
-    return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.3g} {unit}"
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while count >= 999.5 and len(units) > 1:
+        count, units = count / 1000, units[1:]
+    whole = count >= 100 or units[0] == "bytes"
+    return f"{count:.0f} {units[0]}" if whole else f"{count:.3g} {units[0]}"
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from picardopt.forecast import Forecast
 from picardopt.links import NVLINK, Link
 from picardopt.memory import Memory
 from picardopt.optimizer import ParallelPicardOptimizer
-from picardopt.planner import MOST_SLOTS, Measured, Plan, options
+from picardopt.planner import MOST_SLOTS, Measured, options
+from picardopt.recommendation import Plan
 from picardopt.stats import Stats, SweepRecord
 
 REPEATS = 5
@@ -26,6 +27,7 @@ def plan(
     devices: int,
     *,
     link: Link = NVLINK,
+    cores: int | None = None,
 ) -> Plan:
     """Predicts what a step would take on several devices, and recommends a way to use them.
 
@@ -39,6 +41,7 @@ def plan(
             evaluate a part of its batch. Without them nothing can be said of data parallelism.
         devices: Number of devices that there are.
         link: What joins them: `picardopt.links` has NVLINK, PCIE, ETHERNET (25 Gb/s) and LOOPBACK.
+        cores: Processor cores that the devices' processes share, where there may be fewer than processes.
 
     Raises:
         ValueError: If `devices` is not positive, or the run is too short or has a window of 1.
@@ -49,7 +52,7 @@ def plan(
     closures = closure if isinstance(closure, Mapping) else {1: closure}
     windows = {picard * slots for picard in range(1, devices + 1) for slots in _slots(picard)}
     measured = measure(optimizer, closures, windows)
-    return Plan(devices, link, measured, options(measured, link, devices))
+    return Plan(devices, link, measured, options(measured, link, devices, cores=cores))
 
 
 def needed_memory(optimizer: ParallelPicardOptimizer, window: int | None = None) -> Memory:
@@ -89,6 +92,7 @@ def measure(
     forecast = Forecast(
         optimizer.stats.records, exact=tolerance.exact, holds_back=tolerance.needs_pairs
     )
+    windows = sorted(set(windows))
     records = _rolled_out_once(optimizer.stats, forecast.records)
     steps = sum(record.stride for record in records)
     slots = sum(record.slots for record in records)
@@ -102,8 +106,9 @@ def measure(
         ahead=(rollouts - len(records) * fixed) / (slots + steps),
         sweep=fixed,
         row_bytes=optimizer._ready().layout.row_bytes,
-        strides={window: forecast.mean_stride(window) for window in sorted(set(windows))},
+        strides={window: forecast.mean_stride(window) for window in windows},
         drift_error=forecast.drift_error(),
+        memory={window: needed_memory(optimizer, window).total for window in windows},
     )
 
 

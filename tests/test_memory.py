@@ -1,4 +1,4 @@
-"""What running ahead takes in memory: the formula against what torch allocates, and the error where there is no more."""
+"""What running ahead takes in memory: the formula against what torch allocates, and the error where it ends."""
 
 from __future__ import annotations
 
