@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-MODULES = {"tables", "plain_loop", "result_store", "full_size_models", "paper_stages"}
+MODULES = {"tables", "plain_loop", "result_store", "curves", "full_size_models", "paper_stages"}
 MODULES |= {"beyond_tables", "beyond_tasks", "plan_tables", "plan_tasks"}
 """What the scripts share."""
 TINY = {
@@ -35,7 +35,7 @@ TINY = {
     "gpu_smoke": ["--device", "cpu", "--parameters", "1000", "--skip-command"],
     "mesh_rasterizer": ["--subdivisions", "0", "--sizes", "16", "--repeats", "1"],
     "methods": ["--help"],  # whole recipes, or none
-    "overhead": ["--ranks", "1", "2", "--parameters", "1000", "--drift-ms", "1", "--repeats", "2"],
+    "overhead": ["--ranks", "1", "2", "--parameters", "1000", "--curve", "1:1", "--repeats", "2"],
     "paper_memory": ["--tiny", "--stages", "dreamgaussian/gaussians", "--out", "r.md"],
     "rasterizer": ["--counts", "1", "20", "--sizes", "16", "--repeats", "1"],
     "plan_check": [
