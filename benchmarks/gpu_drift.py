@@ -114,17 +114,19 @@ def main(options: Options) -> None:
     table = markdown(("UNet", "views", *parts, "ceiling", "one device"), rows)
     command = " ".join(["python benchmarks/gpu_drift.py", *sys.argv[1:]])
     notes = NOTES.format(window=options.window)
-    publish(document("A sweep beside drifts of real size", command, where, notes, table), options.out)
+    publish(
+        document("A sweep beside drifts of real size", command, where, notes, table), options.out
+    )
 
 
 NOTES = """
 Milliseconds. Score distillation through a UNet of SD 2.1's architecture (865 M parameters, random, half precision) with
-classifier-free guidance at 64 x 64 latents; a scene of 12.6 M parameters in a table; fused Adam; a window of {window} in one
-process on one device. *Plain step*: drift and `base.step()` in an ordinary loop. *Drift*: one slot's evaluation in a
-sweep; *rollout* and *commits*: all that a sweep does besides its drifts. *Joined sweep*: the same with the UNet called
-once for all slots (`picardopt.batched`). *Ceiling*: the speed-up on as many devices as slots if every guess were accepted
-and the exchange of gradients cost nothing. *One device*: plain steps in the time of a joined sweep, if every guess were
-accepted. The exchange was not measured: one device.
+classifier-free guidance at 64 x 64 latents; a scene of 12.6 M parameters in a table; fused Adam; a window of {window}
+in one process on one device. *Plain step*: drift and `base.step()` in an ordinary loop. *Drift*: one slot's evaluation
+in a sweep; *rollout* and *commits*: all that a sweep does besides its drifts. *Joined sweep*: the same with the UNet
+called once for all slots (`picardopt.batched`). *Ceiling*: the speed-up on as many devices as slots if every guess were
+accepted and the exchange of gradients cost nothing. *One device*: plain steps in the time of a joined sweep, if every
+guess were accepted. The exchange was not measured: one device.
 """
 
 
