@@ -158,8 +158,9 @@ HEADERS = (
 NOTES = """
 Milliseconds. The closure **waits** (sleep) as long as a gradient of {views} views takes, or of the
 part that a data-parallel rank has: {curve}.
-It is as a host that waits for its accelerator, and it returns a ready gradient: all that computes here is picardopt, gloo and Adam, on far fewer cores than ranks,
-so with many ranks the replicated rollouts stand in line for the cores. *drift*: the slowest rank's
+It is as a host that waits for its accelerator, and returns a ready gradient: all that computes here is
+picardopt, gloo and Adam, on far fewer cores than ranks, so with many ranks the replicated rollouts
+stand in line for the cores. *drift*: the slowest rank's
 closure; *sweep*: the slowest rank's wall time for one sweep and all its commits; *overhead*: their
 difference; *exchange, rollout, commits*: the parts, from `optimizer.stats.seconds` (the slowest
 rank's; medians over {repeats} sweeps, and steps). Window = ranks; everything is accepted, so a sweep

@@ -49,6 +49,7 @@ TINY = {
         *("--out", "r.json", "--scenes", "scenes"),
     ],
     "step_cost": ["--seconds", "0", "--cases", "1000x2", "--out", "r.md"],
+    "winner_map": ["--out", "r.json", "--image", "r.png"],
     "tolerances": ["--help"],  # whole stages, or none
     "side_by_side": ["--help"],  # of runs that `methods` made
 }
