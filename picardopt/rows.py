@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from picardopt.drift import replaced, map_tensors
+from picardopt.drift import map_tensors, replaced
 from picardopt.errors import BatchedCallError
 
 

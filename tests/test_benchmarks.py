@@ -9,7 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 MODULES = {"tables", "plain_loop", "result_store", "curves", "full_size_models", "paper_stages"}
-MODULES |= {"beyond_tables", "beyond_tasks", "plan_tables", "plan_tasks"}
+MODULES |= {"beyond_tables", "beyond_tasks", "plan_tables", "plan_tasks", "unet_task"}
 """What the scripts share."""
 TINY = {
     "beyond_3d": [
@@ -31,7 +31,16 @@ TINY = {
         ),
         *("--out", "r.json"),
     ],
-    "gpu_drift": ["--help"],  # one size: that of Stable Diffusion's UNet
+    "gpu_all": [
+        *("--device", "cpu", "--small", "--out", "gpu"),
+        *("--parts", "curve", "methods", "tests"),  # the others are below
+    ],
+    "gpu_curve": ["--help"],  # by gpu_all
+    "gpu_drift": [
+        *("--device", "cpu", "--small", "--batches", "1", "--compiled"),
+        *("--parameters", "1000", "--sweeps", "1", "--out", "r.md"),
+    ],
+    "gpu_methods": ["--help"],  # by gpu_all
     "gpu_smoke": ["--device", "cpu", "--parameters", "1000", "--skip-command"],
     "mesh_rasterizer": ["--subdivisions", "0", "--sizes", "16", "--repeats", "1"],
     "methods": ["--help"],  # whole recipes, or none
