@@ -6,6 +6,7 @@ import json
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -257,6 +258,59 @@ def test_a_plan_from_a_run() -> None:
     assert numbers.memory[4] == picardopt.needed_memory(run.optimizer).total
     assert numbers.memory[8] > numbers.memory[4]
     assert "a step" in str(found)
+
+
+def waiting(seconds: float, x: Tensor) -> Tensor:
+    time.sleep(seconds)
+    return x.clone()
+
+
+class SharedCall(Waits):
+    """The same with a batched call, which waits once however many slots share it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.quick, self.slow = (picardopt.batched(partial(waiting, s)) for s in (0.0, 0.05))
+
+    def closure(self, seconds: float = 0.002) -> Any:
+        shared = self.slow if seconds else self.quick
+
+        def evaluate(step: int) -> Tensor:
+            self.optimizer.zero_grad()
+            noise = torch.randn(50)
+            loss = (self.x * shared((self.x.detach() + noise)[None])[0]).sum()
+            loss.backward()
+            return loss.detach()
+
+        return evaluate
+
+    def take(self) -> Tensor:
+        self.optimizer.step(self.closure(0.0))
+        return self.x.detach().clone()
+
+
+def test_slots_that_share_calls_are_measured_together() -> None:
+    """Eight slots wait once; and the run goes on bitwise as one without a plan."""
+    plain, planned = SharedCall(audit="always"), SharedCall(audit="always")
+    plain.run(40)
+    planned.run(40)
+    before = torch.get_rng_state()
+    found = picardopt.plan(planned.optimizer, planned.closure(), devices=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    joined = found.measured.joined
+    assert sorted(joined) == [2, 4, 8]
+    assert all(0.05 <= min(times) < 0.095 for times in joined.values())
+    assert found.recommended.joined
+    assert found.recommended.slots > 1
+    for a, b in zip(plain.run(30), planned.run(30), strict=True):
+        assert torch.equal(a, b)
+    assert plain.optimizer.stats.calls_saved == planned.optimizer.stats.calls_saved
+
+
+def test_at_tolerance_0_no_calls_are_shared() -> None:
+    run = SharedCall(tolerance=0)
+    run.run(40)
+    assert picardopt.plan(run.optimizer, run.closure(), devices=2).measured.joined == {}
 
 
 def test_planning_changes_nothing_in_the_run() -> None:
