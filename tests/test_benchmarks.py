@@ -52,6 +52,7 @@ TINY = {
         *("--parameters", "1000", "--repeats", "12", "--cache", "cache"),
     ],
     "prompts": ["--steps", "2", "--seeds", "1", "--out", "r.json", "--scenes", "scenes"],
+    "recipe_curves": ["--only", "dreamfusion/small", "--steps", "48", "--out", "r.json"],
     "restructure": ["--steps", "12", "--every", "5", "--windows", "3", "--seeds", "2"],
     "rounds": [
         *("--guidance", "exact", "--steps", "4", "--seeds", "2", "--only", "window 8"),
