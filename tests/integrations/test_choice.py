@@ -23,10 +23,10 @@ from tests.integrations.test_pipeline import TINY
 STRIDES = {str(window): 0.95 * window if window > 1 else 1.0 for window in range(1, 17)}
 
 
-def entry(preset: str, joined: dict[str, list[float]]) -> dict[str, Any]:
+def entry(preset: str, joined: dict[str, list[float]], row_bytes: int = 4000) -> dict[str, Any]:
     """A curve: a gradient takes 0.1 s, and joined slots what is given."""
     measured = {"drifts": {"2": [0.1]}, "joined": joined, "strides": STRIDES}
-    measured |= {"commit": 1e-3, "ahead": 1e-3, "sweep": 1e-3, "row_bytes": 4000}
+    measured |= {"commit": 1e-3, "ahead": 1e-3, "sweep": 1e-3, "row_bytes": row_bytes}
     names = {"command": "text-to-3d", "method": "dreamfusion", "preset": preset, "device": "cpu"}
     return names | {"machine": "a machine", "measured": measured}
 
@@ -35,7 +35,7 @@ def entry(preset: str, joined: dict[str, list[float]]) -> dict[str, Any]:
 def curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two curves, and two cores."""
     file = tmp_path / "curves.json"
-    tiny = entry("tiny", {"4": [0.1]})
+    tiny = entry("tiny", {"4": [0.1]}, 4 * 10**9)
     file.write_text(json.dumps({"curves": [entry("small", {"4": [0.3]}), tiny]}))
     monkeypatch.setattr(choice, "CURVES", file)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
@@ -85,7 +85,7 @@ def test_one_device_has_nothing_to_choose(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_run_keeps_what_was_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Here one worker: four slots take as long as one."""
+    """Here one worker: four slots take as long as one, and an exchange takes longer."""
     presets: Any = METHODS["text-to-3d"]["dreamfusion"].presets
     monkeypatch.setitem(presets, "tiny", TINY)
     out = tmp_path / "cube"
