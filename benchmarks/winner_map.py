@@ -181,14 +181,16 @@ def measure_cpu(seconds: float) -> dict[str, Any]:
     known = measure(optimizer, {1: closures[1]}, [8])
     drifts: dict[int, list[float]] = {size: [] for size in CPU_BATCHES}
     joined: dict[int, dict[int, list[float]]] = {size: {} for size in CPU_BATCHES}
-    # In turns, because others may share the machine; the least of each counts.
+    # In turns, and in the processor's time, because others may share the machine; the least of each counts.
     while time.perf_counter() - begun < seconds or not drifts[CPU_BATCHES[-1]]:
         for size in CPU_BATCHES:
-            drifts[size] += seconds_of(optimizer, closures[size], repeats=2)
-            for slots, found in joined_seconds(optimizer, closures[size], SLOTS, repeats=1).items():
+            drifts[size] += seconds_of(optimizer, closures[size], 2, time.process_time)
+            known_slots = joined_seconds(optimizer, closures[size], SLOTS, 1, time.process_time)
+            for slots, found in known_slots.items():
                 joined[size].setdefault(slots, []).extend(found)
     return {
         "machine": where,
+        "command": "python benchmarks/winner_map.py --measure",
         "drifts": {size: min(found) for size, found in drifts.items()},
         "joined": {b: {k: min(s) for k, s in each.items()} for b, each in joined.items()},
         "commit": known.commit,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -132,7 +132,10 @@ def _rolled_out_once(stats: Stats, records: Sequence[SweepRecord]) -> Sequence[S
 
 
 def seconds_of(
-    optimizer: ParallelPicardOptimizer, closure: Closure, repeats: int = REPEATS
+    optimizer: ParallelPicardOptimizer,
+    closure: Closure,
+    repeats: int = REPEATS,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, ...]:
     """Returns the seconds of a closure's evaluations at the present parameters; the run stays as it is.
 
@@ -140,6 +143,7 @@ def seconds_of(
         optimizer: What steps the closure's parameters.
         closure: As for `step`.
         repeats: Number of evaluations that are timed, at different steps, after one that is not.
+        clock: Tells seconds; `time.process_time` where others share a CPU.
 
     Raises:
         ValueError: If the closure cannot be evaluated for any step.
@@ -149,9 +153,9 @@ def seconds_of(
     out, found = optimizer._ready().layout.row(), []
     with _evaluating(optimizer, closure) as evaluate:
         for repeat in range(repeats + 1):
-            start = time.perf_counter()
+            start = clock()
             drift = evaluate(repeat, out)
-            found.append(time.perf_counter() - start)
+            found.append(clock() - start)
             _require_finite(drift)
     return tuple(found[1:])
 
@@ -161,6 +165,7 @@ def joined_seconds(
     closure: Closure,
     slots: Sequence[int] = JOINED,
     repeats: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[int, tuple[float, ...]]:
     """Returns the seconds in which so many slots are evaluated together, by their number; the run stays as it is.
 
@@ -169,6 +174,7 @@ def joined_seconds(
         closure: As for `step`.
         slots: Their numbers, ascending.
         repeats: Number of evaluations of each that are timed, after one that is not.
+        clock: As for `seconds_of`.
 
     Returns:
         Nothing where the closure makes no batched calls (`picardopt.batched`), or the tolerance is 0; of numbers of
@@ -192,9 +198,9 @@ def joined_seconds(
             for _ in range(repeats + 1):
                 calls = SharedCalls(partial(spoil, layout.tensors), Stats())
                 joint = JointEvaluation(SharedBy(True, True), calls, layout.row, False)
-                start = time.perf_counter()
+                start = clock()
                 last = joint.evaluate_many(evaluate, range(count), rows, Outcome.NONFINITE)[-1]
-                times.append(time.perf_counter() - start)
+                times.append(clock() - start)
                 if isinstance(last.error, torch.OutOfMemoryError):
                     return found
                 _require_finite(last)
