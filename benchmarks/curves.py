@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from picardopt.stats import SweepRecord
 
 RESULTS = Path(__file__).parent / "results"
 GPU_DRIFT, GPU_CURVE = RESULTS / "gpu_drift.md", RESULTS / "gpu_curve.json"
@@ -70,6 +72,22 @@ def _device(text: str) -> str:
     """The GPU's name in a line of `tables.machine`."""
     found = re.search(r"NVIDIA [^;\n]+", text)
     return found[0] if found else "a GPU"
+
+
+def least_costs(records: Sequence[SweepRecord], sweep: float) -> dict[str, float]:
+    """The least seconds that a commit and a step ahead took in any sweep: others may share the machine.
+
+    Args:
+        records: Of a run in one process.
+        sweep: Seconds of a rollout whatever the window (`Measured.sweep`).
+    """
+    commits = [record.seconds["commit"] / record.stride for record in records]
+    steps = [
+        (record.seconds["rollout"] - sweep) / (record.slots + record.stride)
+        for record in records
+        if record.seconds["rollout"] > sweep
+    ]
+    return {"commit": min(commits), "ahead": min(steps), "sweep": sweep}
 
 
 def parse(texts: list[str]) -> Curve:

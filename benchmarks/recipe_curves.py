@@ -4,7 +4,7 @@
     python benchmarks/recipe_curves.py --only dreamfusion/small
 
 Each preset of a single stage that has its window from the number of workers takes its first steps on one core, with a
-window of 8. What a gradient takes is the processor's time, the least of several: others may share the machine.
+window of 8. Times are the least of several, those of gradients the processor's: others may share the machine.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from curves import least_costs
 from picardopt_3d.command import parse
 from picardopt_3d.io import write_json
 from picardopt_3d.methods import METHODS
@@ -66,7 +67,8 @@ def curve(command: str, method: str, preset: str, steps: int) -> dict[str, Any]:
     together = joined_seconds(optimizer, closure, JOINED, REPEATS, time.process_time)
     joined = {slots: (min(seconds),) for slots, seconds in together.items()}
     drifts = {stage.config.batch: (alone,)}
-    measured = asdict(replace(found, drifts=drifts, joined=joined))
+    costs = least_costs(optimizer.stats.records, found.sweep)
+    measured = asdict(replace(found, drifts=drifts, joined=joined, **costs))
     names = {"command": command, "method": method, "preset": preset, "device": "cpu"}
     return names | {"machine": where, "steps": optimizer.step_index, "measured": measured}
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curves import BEYOND, MEASURED, Curve, gpu, gpu_drift
+from curves import BEYOND, MEASURED, Curve, gpu, gpu_drift, least_costs
 from picardopt_3d.io import write_json
 from tables import document, machine, markdown, number
 
@@ -38,6 +38,8 @@ FAMILIES = {
     "Picard x data": "#CC79A7",
 }
 """Ways to use devices, with colours that everybody can tell apart (Okabe and Ito's)."""
+MOST_VIEWS = 64
+"""Of slots that are evaluated together on the CPU: more take much memory."""
 SETTING = "rough"
 """Of rounds.py: whose strides."""
 GPU_PARAMETERS = 12_599_920
@@ -185,17 +187,16 @@ def measure_cpu(seconds: float) -> dict[str, Any]:
     while time.perf_counter() - begun < seconds or not drifts[CPU_BATCHES[-1]]:
         for size in CPU_BATCHES:
             drifts[size] += seconds_of(optimizer, closures[size], 2, time.process_time)
-            known_slots = joined_seconds(optimizer, closures[size], SLOTS, 1, time.process_time)
-            for slots, found in known_slots.items():
+            few = [slots for slots in SLOTS if slots * size <= MOST_VIEWS]
+            together = joined_seconds(optimizer, closures[size], few, 1, time.process_time)
+            for slots, found in together.items():
                 joined[size].setdefault(slots, []).extend(found)
     return {
         "machine": where,
         "command": "python benchmarks/winner_map.py --measure",
         "drifts": {size: min(found) for size, found in drifts.items()},
         "joined": {b: {k: min(s) for k, s in each.items()} for b, each in joined.items()},
-        "commit": known.commit,
-        "ahead": known.ahead,
-        "sweep": known.sweep,
+        **least_costs(optimizer.stats.records, known.sweep),
         "row_bytes": known.row_bytes,
     }
 
