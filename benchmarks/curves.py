@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,14 +74,17 @@ def _device(text: str) -> str:
     return found[0] if found else "a GPU"
 
 
-def least_costs(records: Sequence[SweepRecord], sweep: float) -> dict[str, float]:
+def least_costs(records: Iterable[SweepRecord], sweep: float) -> dict[str, float]:
     """The least seconds that a commit and a step ahead took in any sweep: others may share the machine.
 
     Args:
         records: Of a run in one process.
         sweep: Seconds of a rollout whatever the window (`Measured.sweep`).
     """
-    commits = [record.seconds["commit"] / record.stride for record in records]
+    records = list(records)
+    # A record's seconds begin at the end of the sweep before, whose steps are committed in them.
+    pairs = zip(records, records[1:], strict=False)
+    commits = [record.seconds["commit"] / before.stride for before, record in pairs]
     steps = [
         (record.seconds["rollout"] - sweep) / (record.slots + record.stride)
         for record in records
