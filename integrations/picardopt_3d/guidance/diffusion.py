@@ -23,7 +23,7 @@ from picardopt_3d.prompts import ImagePrompt, TextPrompt
 
 
 class TextDiffusion:
-    """A `ScoreModel` in pixel space; a latent one overrides `to_model_space` and `to_views`.
+    """A `JoinableScore` in pixel space; a latent one has another `space`, `draw`, `to_model_space` and `to_views`.
 
     Args:
         unet: A `UNet2DConditionModel`; its weights are frozen.
@@ -44,6 +44,7 @@ class TextDiffusion:
         options: ModelOptions | None = None,
     ) -> None:
         self.device, self.options, self.size = torch.device(device), options or ModelOptions(), size
+        self.space: tuple[int, int, int] = (3, size, size)
         self.unet = unet.requires_grad_(False).eval()
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.float()
         self.prediction_type: str = scheduler.config.prediction_type
@@ -61,7 +62,11 @@ class TextDiffusion:
             embeddings = self._texts([*asked.texts(), asked.negative])
         return EncodedText(asked, embeddings[:-1], embeddings[-1:])
 
-    def to_model_space(self, views: Tensor) -> Tensor:
+    def draw(self, batch: int) -> Tensor | None:
+        """Returns None: pixels need no random numbers."""
+        return None
+
+    def to_model_space(self, views: Tensor, drawn: Tensor | None = None) -> Tensor:
         """Returns the views as pixels in [-1, 1], resized, `[batch, 3, size, size]`."""
         return pixels_to_model_space(views, self.size)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from picardopt import batched
 from picardopt_3d.cameras import Cameras
+from picardopt_3d.guidance.joinable import JoinableScore, draw_for, with_gradient
 from picardopt_3d.guidance.loss_config import WEIGHTINGS, GuidanceForm, SdsConfig
 from picardopt_3d.guidance.protocol import Encoded, Guidance, Prediction, ScoreModel
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
@@ -55,17 +59,91 @@ class ScoreDistillation(Guidance):
             ValueError: The shapes disagree, or the range is empty or outside [0, 1].
         """
         check_views(views, cameras)
-        clean = self.score.to_model_space(views)
-        timesteps, noise = draw_noise(clean, timestep_range, len(self.score.alphas_cumprod))
-        with torch.no_grad():
-            abar = abar_at(self.score, timesteps)
-            noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
-            predicted = self.score.predict_noise(noisy, timesteps, prompt, cameras)
-            config = self.config
-            guided = guided_noise(predicted, config.guidance_scale, config.guidance_form)
-            gradient = WEIGHTINGS[config.weighting](abar) * (guided - noise)
-            gradient = clip_gradient(gradient, config.clip_value, config.clip_norm)
-        return loss_with_gradient(clean, gradient)
+        score, options = self.score, {"prompt": prompt, "config": self.config}
+        if not isinstance(score, JoinableScore):
+            clean = score.to_model_space(views)
+            draws = draw_noise(clean.shape, views.device, timestep_range, len(score.alphas_cumprod))
+            with torch.no_grad():
+                gradient = gradient_of(clean, *draws, cameras, score=score, **options)
+            return loss_with_gradient(clean, gradient)
+        drawn, shape = draw_for(score, views), (len(views), *score.space)
+        draws = draw_noise(shape, views.device, timestep_range, len(score.alphas_cumprod))
+        share = torch.full((len(views),), 1 / len(views), device=views.device)
+        gradient, change = gradient_of_views(
+            views.detach(), drawn, *draws, share, cameras, score=score, **options
+        )
+        return with_gradient(views, gradient, 0.5 * change.square().sum() / len(views))
+
+
+@batched
+def gradient_of_views(
+    views: Tensor,
+    drawn: tuple[Tensor, ...],
+    timesteps: Tensor,
+    noise: Tensor,
+    share: Tensor,
+    cameras: Cameras,
+    *,
+    score: JoinableScore,
+    prompt: Encoded,
+    config: SdsConfig,
+) -> tuple[Tensor, Tensor]:
+    """Returns the gradient of score distillation by views, through the VAE of a latent model; no row needs another.
+
+    Args:
+        views: RGB in [0, 1], `[batch, 3, height, width]`.
+        drawn: From `draw_for`.
+        timesteps: Noise levels, `[batch]`.
+        noise: Of the model's space, `[batch, channels, ...]`.
+        share: What each view counts in the mean over its own step's views, `[batch]`.
+        cameras: The cameras of the views.
+        score: The score model.
+        prompt: From its `encode`.
+        config: Options of the loss.
+
+    Returns:
+        The gradient by the views, times their share, and the gradient in the model's space, without it.
+    """
+    with torch.enable_grad():
+        leaf = views.detach().requires_grad_()
+        clean = score.to_model_space(leaf, *drawn)
+    there = clean.detach()
+    # The gradient of half the squared distance from a target that stands still, to the last bit.
+    change = there - (
+        there
+        - gradient_of(there, timesteps, noise, cameras, score=score, prompt=prompt, config=config)
+    )
+    (gradient,) = torch.autograd.grad(clean, leaf, share.view(-1, 1, 1, 1) * change)
+    return gradient, change
+
+
+def gradient_of(
+    clean: Tensor,
+    timesteps: Tensor,
+    noise: Tensor,
+    cameras: Cameras,
+    *,
+    score: ScoreModel,
+    prompt: Encoded,
+    config: SdsConfig,
+) -> Tensor:
+    """Returns the gradient `w(t) (eps_hat - eps)`, clipped, of each view in the model's space.
+
+    Args:
+        clean: Views in the model's space, `[batch, channels, ...]`.
+        timesteps: See `gradient_of_views`, as for all that follow.
+        noise: Likewise.
+        cameras: Likewise.
+        score: Likewise.
+        prompt: Likewise.
+        config: Likewise.
+    """
+    abar = abar_at(score, timesteps)
+    noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
+    predicted = score.predict_noise(noisy, timesteps, prompt, cameras)
+    guided = guided_noise(predicted, config.guidance_scale, config.guidance_form)
+    gradient = WEIGHTINGS[config.weighting](abar) * (guided - noise)
+    return clip_gradient(gradient, config.clip_value, config.clip_norm)
 
 
 def guided_noise(predicted: Prediction, scale: float, form: GuidanceForm = "uncond") -> Tensor:
@@ -133,21 +211,26 @@ def abar_at(score: ScoreModel, timesteps: Tensor) -> Tensor:
 
 
 def draw_noise(
-    clean: Tensor, timestep_range: tuple[float, float], count: int
+    shape: Sequence[int], device: torch.device, timestep_range: tuple[float, float], count: int
 ) -> tuple[Tensor, Tensor]:
     """Draws a noise level for each view and then the noise, on the CPU so that all devices get the same.
 
     Args:
-        clean: Views in the model's space, `[batch, channels, height, width]`.
+        shape: Of the views in the model's space, `[batch, channels, height, width]`.
+        device: Device of the result.
         timestep_range: Smallest and largest noise level, as fractions of the schedule.
         count: Number of noise levels in the schedule.
 
     Returns:
-        Timesteps, `[batch]`, and noise, `[batch, channels, height, width]`, on the device of `clean`.
+        Timesteps, `[batch]`, and noise, float32, `[batch, channels, height, width]`.
     """
-    timesteps = draw_timesteps(len(clean), timestep_range, count)
-    noise = torch.randn(clean.shape, dtype=clean.dtype)
-    return timesteps.to(clean.device), noise.to(clean.device)
+    timesteps = draw_timesteps(shape[0], timestep_range, count)
+    return timesteps.to(device), draw_normal(shape, device)
+
+
+def draw_normal(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Draws normal noise, float32, on the CPU so that all devices get the same."""
+    return torch.randn(*shape, dtype=torch.float32).to(device)
 
 
 def draw_timesteps(batch: int, timestep_range: tuple[float, float], count: int) -> Tensor:

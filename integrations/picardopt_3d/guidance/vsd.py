@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from picardopt import batched
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.guidance.diffusion import TextDiffusion
 from picardopt_3d.guidance.loss_config import WEIGHTINGS, VsdConfig
@@ -158,8 +159,9 @@ class VSD(Guidance):
                 f"prompt of type {type(prompt).__name__}: give what this guidance's own `encode` returned"
             )
         clean = self.score.to_model_space(views)
-        draws = draw_noise(clean, timestep_range, len(self.score.alphas_cumprod))
-        lora_draws = draw_noise(clean, (0.0, 1.0), len(self.lora_score.alphas_cumprod))
+        like, levels = (clean.shape, clean.device), len(self.score.alphas_cumprod)
+        draws = draw_noise(*like, timestep_range, levels)
+        lora_draws = draw_noise(*like, (0.0, 1.0), len(self.lora_score.alphas_cumprod))
         shown = torch.rand(len(views)) >= self.config.drop_camera
         loss = loss_with_gradient(clean, self._gradient(clean, *draws, prompt, cameras))
         lora_loss = self._lora_loss(clean.detach(), *lora_draws, prompt, cameras, shown)
@@ -175,9 +177,7 @@ class VSD(Guidance):
         """Returns VSD's gradient, the weighted difference of the pretrained score and the LoRA's, clipped."""
         config, abar = self.config, abar_at(self.score, timesteps)
         noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
-        with self._pretrained():
-            predicted = self.score.predict_noise(noisy, timesteps, prompt, cameras)
-        wanted = guided_noise(predicted, config.guidance_scale, config.guidance_form)
+        wanted = pretrained_noise(noisy, timesteps, cameras, vsd=self, prompt=prompt)
         gradient = WEIGHTINGS[config.weighting](abar) * (
             wanted - self._present(noisy, timesteps, prompt, cameras)
         )
@@ -244,6 +244,25 @@ class VSD(Guidance):
         finally:
             unet.class_embedding = embedding
             unet.enable_adapters()
+
+
+@batched
+def pretrained_noise(
+    noisy: Tensor, timesteps: Tensor, cameras: Cameras, *, vsd: VSD, prompt: EncodedVsd
+) -> Tensor:
+    """Returns the pretrained model's guided noise, `[batch, channels, height, width]`; no row needs another.
+
+    Args:
+        noisy: Noisy views in the model's space, `[batch, channels, height, width]`.
+        timesteps: Noise levels, `[batch]`.
+        cameras: The cameras of the views.
+        vsd: The guidance; its LoRA is disabled meanwhile.
+        prompt: From its `encode`.
+    """
+    config = vsd.config
+    with vsd._pretrained():
+        predicted = vsd.score.predict_noise(noisy, timesteps, prompt, cameras)
+    return guided_noise(predicted, config.guidance_scale, config.guidance_form)
 
 
 _AS_PREDICTED: dict[str, Callable[[Tensor], Tensor]] = {
