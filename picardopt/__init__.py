@@ -1,10 +1,12 @@
 """Parallel-in-time training: run any torch optimizer ahead of itself across devices, exactly."""
 
+from picardopt.batched import batched as batched
 from picardopt.carry import Carry as Carry
 from picardopt.checkpoint import load_checkpoint as load_checkpoint
 from picardopt.checkpoint import save_checkpoint as save_checkpoint
 from picardopt.data import StepIndexedLoader as StepIndexedLoader
 from picardopt.drift_tolerance import DriftTolerance as DriftTolerance
+from picardopt.errors import BatchedCallError as BatchedCallError
 from picardopt.errors import CheckpointError as CheckpointError
 from picardopt.errors import DesynchronizedError as DesynchronizedError
 from picardopt.errors import ImpureClosureError as ImpureClosureError

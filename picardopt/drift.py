@@ -98,7 +98,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
             return leaf
         if is_dataclass(leaf):
             names = [item.name for item in fields(leaf) if hasattr(leaf, item.name)]
-            return _replaced(
+            return replaced(
                 leaf, {name: map_tensors(function, getattr(leaf, name)) for name in names}
             )
         attributes = getattr(leaf, "__dict__", None)
@@ -107,7 +107,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
         held = any(isinstance(part, Tensor) for part in tree_leaves(list(attributes.values())))
         if not held:
             return leaf
-        return _replaced(
+        return replaced(
             leaf, {name: tree_map(shallow, value) for name, value in attributes.items()}
         )
 
@@ -117,7 +117,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree_map(convert, tree)
 
 
-def _replaced(leaf: Any, values: dict[str, Any]) -> Any:
+def replaced(leaf: Any, values: dict[str, Any]) -> Any:
     """Returns the object itself if no attribute changes, else a copy with new attributes; frozen or not."""
     if all(getattr(leaf, name) is value for name, value in values.items()):
         return leaf

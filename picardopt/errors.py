@@ -15,6 +15,10 @@ class ImpureClosureError(PicardError):
     """The closure is not a function of (parameters, step)."""
 
 
+class BatchedCallError(PicardError):
+    """A function that was given to `picardopt.batched` cannot be called once for several slots."""
+
+
 class NonFiniteGradientError(PicardError, ArithmeticError):
     """The gradient of the present step, at committed parameters, has a NaN or an infinity."""
 
