@@ -23,13 +23,13 @@ from picardopt_3d.guidance import (
 )
 from picardopt_3d.guidance.deepfloyd import DeepFloyd
 from picardopt_3d.guidance.denoise import Denoising, refined_views
+from picardopt_3d.guidance.draws import draw_timesteps
 from picardopt_3d.guidance.joinable import JoinableScore, draw_for, with_gradient
 from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.guidance.loss_config import WEIGHTINGS
 from picardopt_3d.guidance.pixel_diffusion import PixelDiffusion
 from picardopt_3d.guidance.sds import (
     clip_gradient,
-    draw_timesteps,
     gradient_of_views,
     guided_noise,
 )
@@ -213,7 +213,9 @@ def test_a_views_gradient_depends_on_no_other_view(loaded: Loaded) -> None:
     noise, share = torch.randn(5, *score.space), torch.tensor([1.0, 0.5, 0.5, 0.25, 1.0])
     config = SdsConfig(guidance_scale=5.0, clip_norm=20.0, clip_value=2.0)
     given = (views, drawn, timesteps, noise, share, cameras)
-    check_rows(gradient_of_views, given, {"score": score, "prompt": prompt, "config": config})
+    for at_once in (5, 3, 1):
+        shared = {"score": score, "prompt": prompt, "config": config, "at_once": at_once}
+        check_rows(gradient_of_views, given, shared)
 
 
 def test_a_refined_view_depends_on_no_other_view(loaded: Loaded) -> None:
@@ -224,8 +226,9 @@ def test_a_refined_view_depends_on_no_other_view(loaded: Loaded) -> None:
     views, counts = pictures(4, 12), torch.tensor([2, 1, 4, 2])
     noise = torch.randn(4, *score.space)
     given = (views, draw_for(score, views), noise, counts, cameras_of(4))
-    shared = {"denoising": denoising, "prompt": denoising.encode(asked)}
-    check_rows(refined_views, given, shared)
+    for at_once in (4, 3):
+        shared = {"denoising": denoising, "prompt": denoising.encode(asked), "at_once": at_once}
+        check_rows(refined_views, given, shared)
 
 
 @pytest.mark.parametrize("networks", [1, 2])
@@ -238,7 +241,9 @@ def test_the_pretrained_noise_of_vsd_depends_on_no_other_view(
     )
     vsd = VSD(one, VsdConfig(guidance_scale=5.0), None if networks == 1 else two)
     given = (torch.randn(5, *one.space), torch.tensor([5, 99, 500, 700, 980]), cameras_of(5))
-    check_rows(pretrained_noise, given, {"vsd": vsd, "prompt": vsd.encode(PUSHED)})
+    for at_once in (5, 2):
+        shared = {"vsd": vsd, "prompt": vsd.encode(PUSHED), "at_once": at_once}
+        check_rows(pretrained_noise, given, shared)
 
 
 # -- what is drawn before ---------------------------------------------------------------------------------------

@@ -17,17 +17,12 @@ from torch.nn import functional
 
 from picardopt import batched
 from picardopt_3d.cameras import Cameras
-from picardopt_3d.guidance.joinable import JoinableScore, draw_for
+from picardopt_3d.guidance.draws import check_range, check_views, draw_normal
+from picardopt_3d.guidance.joinable import JoinableScore, draw_for, in_parts, most_at_once
 from picardopt_3d.guidance.loading import ModelOptions, explained
 from picardopt_3d.guidance.loss_config import DenoiseConfig
 from picardopt_3d.guidance.protocol import Encoded, Guidance, ScoreModel
-from picardopt_3d.guidance.sds import (
-    abar_at,
-    check_range,
-    check_views,
-    draw_normal,
-    guided_noise,
-)
+from picardopt_3d.guidance.sds import abar_at, guided_noise
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
 
 
@@ -115,7 +110,16 @@ class Denoising(Guidance):
             return self.denoised(views, clean, noise, counts, prompt, cameras)
         drawn = draw_for(score, views)
         noise = draw_normal((len(views), *score.space), views.device)
-        return refined_views(views, drawn, noise, counts, cameras, denoising=self, prompt=prompt)
+        return refined_views(
+            views,
+            drawn,
+            noise,
+            counts,
+            cameras,
+            denoising=self,
+            prompt=prompt,
+            at_once=most_at_once(score, len(views)),
+        )
 
     def denoised(
         self,
@@ -173,6 +177,7 @@ def refined_views(
     *,
     denoising: Denoising,
     prompt: Encoded,
+    at_once: int,
 ) -> Tensor:
     """Returns `Denoising.denoised` of views that are not yet in the model's space; no row needs another.
 
@@ -184,10 +189,16 @@ def refined_views(
         cameras: Likewise.
         denoising: The guidance.
         prompt: From its `encode`.
+        at_once: Most views of one pass.
     """
     score: Any = denoising.score
-    clean = score.to_model_space(views, *drawn)
-    return denoising.denoised(views, clean, noise, counts, prompt, cameras)
+    refined = []
+    for some, numbers, noises, steps, seen in in_parts(
+        at_once, views, drawn, noise, counts, cameras
+    ):
+        clean = score.to_model_space(some, *numbers)
+        refined.append(denoising.denoised(some, clean, noises, steps, prompt, seen))
+    return torch.cat(refined)
 
 
 def noise_levels(source: str | Path, options: ModelOptions) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class TextDiffusion:
     ) -> None:
         self.device, self.options, self.size = torch.device(device), options or ModelOptions(), size
         self.space: tuple[int, int, int] = (3, size, size)
+        self.joined_views = self.options.joined_views
         self.unet = unet.requires_grad_(False).eval()
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.float()
         self.prediction_type: str = scheduler.config.prediction_type
@@ -160,3 +162,11 @@ def as_noise(predicted: Tensor, noisy: Tensor, abar: Tensor, prediction_type: st
     raise ValueError(
         f"prediction_type={prediction_type!r}: give a model that predicts epsilon, v_prediction or sample"
     )
+
+
+ERROR_FACTORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "epsilon": torch.ones_like,
+    "v_prediction": lambda abar: 1 / abar,
+    "sample": lambda abar: (1 - abar) / abar,
+}
+"""Factor from the squared error of the noise to that of the predicted quantity, as a function of abar."""

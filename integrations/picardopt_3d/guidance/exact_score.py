@@ -144,7 +144,7 @@ class ExactScore:
     def __init__(self, view_set: ViewSet | None = None, timesteps: int = LEVELS) -> None:
         self.view_set: ViewSet = view_set or RenderedSubjects()
         self.size = self.view_set.size
-        self.space = (3, self.size, self.size)
+        self.space, self.joined_views = (3, self.size, self.size), 64
         self.alphas_cumprod = cosine_schedule(timesteps)
 
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> EncodedText:

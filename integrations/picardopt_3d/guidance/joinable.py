@@ -6,6 +6,8 @@ depend on each other, which `picardopt.batched` joins over the steps that one wo
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -22,9 +24,11 @@ class JoinableScore(ScoreModel, Protocol):
 
     Attributes:
         space: Channels, height and width of a view in the model's space.
+        joined_views: Most views of several steps in one pass.
     """
 
     space: tuple[int, int, int]
+    joined_views: int
 
     def draw(self, batch: int) -> Tensor | None:
         """Draws the random numbers of `to_model_space` before it is called.
@@ -55,6 +59,31 @@ def draw_for(score: JoinableScore, views: Tensor) -> tuple[Tensor, ...]:
     return () if drawn is None else (drawn.to(views.device),)
 
 
+def most_at_once(score: JoinableScore, batch: int) -> int:
+    """Returns how many views a pass may take: those of one step, or as many as several steps may share."""
+    return max(batch, score.joined_views)
+
+
+def in_parts(at_once: int, *rows: Any) -> Iterator[tuple[Any, ...]]:
+    """Splits rows into parts of similar length.
+
+    Args:
+        at_once: Most rows of a part.
+        rows: Tensors, cameras and tuples of tensors, all with the same number of rows, the first one a tensor.
+
+    Yields:
+        The same with some of their rows.
+    """
+    count = len(rows[0])
+    size = math.ceil(count / math.ceil(count / at_once))
+    for start in range(0, count, size):
+        some = slice(start, start + size)
+        yield tuple(
+            tuple(each[some] for each in given) if isinstance(given, tuple) else given[some]
+            for given in rows
+        )
+
+
 class _WithGradient(torch.autograd.Function):
     """A value that does not depend on views as far as it goes, but has a given gradient by them."""
 
@@ -65,7 +94,7 @@ class _WithGradient(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None, None]:
         """Returns the gradient times the weight that the value has in the loss."""
         (gradient,) = ctx.saved_tensors
         return weight * gradient, None, None

@@ -80,6 +80,7 @@ class Zero123:
         _check_unet(pipeline.unet, pipeline.vae)
         self.pipeline, self.pose, self.device = pipeline, pose, torch.device(device)
         self.options = options or ModelOptions()
+        self.joined_views = self.options.joined_views
         for name in ("vae", "unet", "image_encoder", "clip_camera_projection"):
             part = getattr(pipeline, name).requires_grad_(False).eval()
             if name != "unet":
