@@ -10,13 +10,16 @@ import functools
 import inspect
 import types
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
 
 import torch
 
 from picardopt.errors import BatchedCallError
 from picardopt.rng import RngState
-from picardopt.rows import check_result, count_rows, shared_tensors
+from picardopt.rows import check_result, count_rows, describe, tensors_in
+from picardopt.thread_state import ThreadState
+from picardopt.turns import present_turn
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,15 +47,34 @@ def batched(function: Callable[P, R]) -> Batched[P, R]:
     return function if isinstance(function, Batched) else Batched(function)
 
 
+@dataclass(eq=False)
+class Findings:
+    """What was found out about a function by calling it for several slots at once.
+
+    Attributes:
+        checked: Whether its rows were compared with those of a slot alone.
+        alone: Whether it is called for each slot, because the call for several raised.
+        hinted: Whether the user was told why its calls are not joined.
+    """
+
+    checked: bool = False
+    alone: bool = False
+    hinted: bool = False
+
+
 class Batched(Generic[P, R]):
     """A function marked by `batched`; its other attributes are the function's own.
 
     Attributes:
+        made: Number of calls in this process.
+        findings: What is known of the function.
         __wrapped__: The function.
     """
 
-    def __init__(self, function: Callable[P, R]) -> None:
-        self.__wrapped__ = function
+    made: ClassVar[int] = 0
+
+    def __init__(self, function: Callable[P, R], findings: Findings | None = None) -> None:
+        self.__wrapped__, self.findings = function, findings or Findings()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the function for this slot's rows, together with the other slots' where these wait for it.
@@ -62,14 +84,28 @@ class Batched(Generic[P, R]):
                 argument, or its arguments or results are not rows.
         """
         refuse_gradients(self, args, kwargs)
-        result: R = checked_call(self, args, kwargs)
+        Batched.made += 1
+        turn = present_turn()
+        if turn is None:
+            result: R = checked_call(self, args, kwargs)
+        else:
+            rows = count_rows(name_of(self), args)
+            result = turn.ask(Question(self, args, kwargs, rows, ThreadState.capture()))
         return result
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         """Binds a decorated method, whose `self` is no argument."""
         if instance is None:
             return self
-        return Batched(types.MethodType(self.__wrapped__, instance))
+        return Batched(types.MethodType(self.__wrapped__, instance), self.findings)
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Two of the same key call the same function, of the same object."""
+        function: Any = self.__wrapped__
+        if isinstance(function, types.MethodType):
+            return id(function.__func__), id(function.__self__)
+        return (id(function),)
 
     def __getattr__(self, name: str) -> Any:
         if name == "__wrapped__":  # not set yet: while it is unpickled
@@ -78,6 +114,29 @@ class Batched(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"batched({name_of(self)})"
+
+
+@dataclass(eq=False)
+class Question:
+    """A call for which a slot waits.
+
+    Attributes:
+        function: The function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        rows: Number of rows.
+        state: The settings of the slot's thread.
+    """
+
+    function: Batched[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rows: int
+    state: ThreadState
+
+    def rows_like(self) -> Any:
+        """Returns what must be equal for two calls to be joined, besides the keyword arguments."""
+        return self.function.key, self.state, describe(self.args, shared=False)
 
 
 def name_of(function: Batched[..., Any]) -> str:
@@ -97,7 +156,7 @@ def checked_call(function: Batched[..., Any], args: Any, kwargs: Any) -> Any:
     """
     name = name_of(function)
     rows = count_rows(name, args)
-    tensors = [t for t in shared_tensors((args, kwargs)) if not t.is_inference()]
+    tensors = [t for t in tensors_in((args, kwargs)) if not t.is_inference()]
     versions, before = [t._version for t in tensors], RngState.capture()
     with torch.no_grad():
         result = function.__wrapped__(*args, **kwargs)
@@ -124,7 +183,7 @@ def refuse_gradients(function: Batched[..., Any], args: Any, kwargs: Any) -> Non
     if not torch.is_grad_enabled():
         return
     for label, value in _labels(function, args, kwargs):
-        if any(tensor.requires_grad for tensor in shared_tensors(value)):
+        if any(tensor.requires_grad for tensor in tensors_in(value)):
             raise BatchedCallError(
                 f"{name_of(function)} is batched, but {label} requires a gradient, which would end there: no gradient "
                 "flows through a batched function. Detach the argument, or let the function compute the gradient and "

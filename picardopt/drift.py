@@ -30,6 +30,14 @@ class Outcome(enum.IntEnum):
     INTERRUPTED = 3  # KeyboardInterrupt, SystemExit or an error of a signal handler: raised at once
 
 
+class Calls(enum.IntEnum):
+    """What an evaluation's calls of batched functions were (`picardopt.batched`)."""
+
+    NONE = 0
+    ALONE = 1  # made for this slot alone
+    JOINED = 2  # made for several slots at once: the drift equals one evaluated alone to rounding
+
+
 @dataclass
 class Drift:
     """The gradient and the loss of one step at one point.
@@ -45,6 +53,7 @@ class Drift:
         trace: The exception's formatted traceback.
         uncleared: Indices of the parameters whose ``.grad`` the closure does not clear; None if that was not tested.
         tainted: Whether the test may have changed the gradients or made the closure raise.
+        calls: What its calls of batched functions were.
         correction: The coefficients that the row was corrected with, by group (`picardopt.correction`).
     """
 
@@ -58,6 +67,7 @@ class Drift:
     trace: str = field(default="", repr=False)
     uncleared: tuple[int, ...] | None = None
     tainted: bool = False
+    calls: Calls = Calls.NONE
     correction: list[Tensor] | None = field(default=None, repr=False)
 
 
