@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from torch import Tensor
 
 from picardopt import ParallelPicardOptimizer
 from picardopt.audit.sharing import CallSharing
+from picardopt.cli import main
 from picardopt.stats import Stats
 from tests.integrations.helpers.recipes import (
     ahead,
@@ -243,3 +246,24 @@ def test_what_says_nothing_of_joining_is_evaluated_step_by_step(
     assert torch.equal(one.losses[:1], ahead.losses[:1])
     exact = Picture(made()).run(tolerance=0.0)
     assert torch.equal(exact.after, one.after)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_command_joins_and_says_so(
+    workers: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One worker has four slots; of two workers, each."""
+    options = ["--workers", str(workers), "--window", str(4 * workers), "--tolerance", "inf"]
+    recipe = {"steps": 40, "pixels": 16, "batch": 1, "guidance.model": "exact", "scene.samples": 8}
+    for name, value in recipe.items():
+        options += [f"--recipe.{name}", str(value)]
+    out = tmp_path / "cube"
+    few = ["--picture-every", "0", "--device", "cpu"]
+    assert main(["text-to-3d", "a red cube", "--out", str(out), *few, *options]) == 0
+    report = json.loads((out / "report.json").read_text())
+    joined, saved = report["joined_calls"], report["calls_saved"]
+    assert 0 < joined <= report["sweeps"]
+    assert 2 * joined < saved <= 3 * joined
+    found = re.search(r"(\d+) calls of the guidance made as (\d+);", capfd.readouterr().out)
+    assert found is not None
+    assert [int(each) for each in found.groups()] == [joined + saved, joined]
