@@ -37,7 +37,7 @@ def add_note(error: BaseException, note: str) -> None:
     if sys.version_info >= (3, 11):
         error.add_note(note)
         return
-    error.__notes__ = [*getattr(error, "__notes__", ()), note]
+    vars(error).setdefault("__notes__", []).append(note)
     first, seen = error, {id(error)}
     while first.__cause__ is not None and id(first.__cause__) not in seen:
         first = first.__cause__
