@@ -188,7 +188,9 @@ def load_part(part: type[Any], source: str | Path, name: str, options: ModelOpti
     """
     keywords: dict[str, Any] = {"subfolder": name, "revision": options.revision}
     if issubclass(part, torch.nn.Module):  # tokenizers and schedulers have neither
-        keywords |= {"dtype": options.torch_dtype, "variant": options.variant}
+        from picardopt_3d.compat import precision
+
+        keywords |= precision(part, options.torch_dtype) | {"variant": options.variant}
     with explained(source):
         return part.from_pretrained(source, **keywords)
 

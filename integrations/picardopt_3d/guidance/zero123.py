@@ -19,9 +19,10 @@ from typing import Any, Literal, get_args
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
 
 from picardopt_3d.cameras import Cameras
+from picardopt_3d.compat import CLIPImageProcessorPil
 from picardopt_3d.guidance.diffusion import as_noise
 from picardopt_3d.guidance.loading import (
     ModelOptions,
