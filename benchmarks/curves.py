@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -83,8 +84,9 @@ def least_costs(records: Iterable[SweepRecord], sweep: float) -> dict[str, float
     """
     records = list(records)
     # A record's seconds begin at the end of the sweep before, whose steps are committed in them.
-    pairs = zip(records, records[1:], strict=False)
-    commits = [record.seconds["commit"] / before.stride for before, record in pairs]
+    commits = [
+        record.seconds["commit"] / before.stride for before, record in itertools.pairwise(records)
+    ]
     steps = [
         (record.seconds["rollout"] - sweep) / (record.slots + record.stride)
         for record in records
