@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from picardopt.layout import ParameterLayout, Row
 from picardopt.rng import RngState
+from picardopt.rows import traverse
 
 
 class LiveState:
@@ -37,6 +40,12 @@ class LiveState:
             with torch.no_grad():
                 torch._foreach_copy_(self._out.carry, layout.carry)
 
+    def kept(self, tree: Any) -> Any:
+        """Returns a tree with copies of the tensors that share memory with the live ones."""
+        live = {storage_of(tensor) for tensor in self._layout.tensors} - {-1}
+        with torch.no_grad():
+            return traverse(lambda t: t.clone() if storage_of(t) in live else t, tree)
+
     def enter(self) -> None:
         """Puts the state back."""
         layout = self._layout
@@ -47,6 +56,14 @@ class LiveState:
             parameter.grad = grad
         self._grads = []
         self._rng.restore()
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Returns where a tensor's memory begins; -1 if it has none of its own."""
+    try:
+        return int(tensor.untyped_storage().data_ptr()) or -1
+    except (RuntimeError, NotImplementedError):  # sparse tensors, some subclasses
+        return -1
 
 
 @torch.no_grad()

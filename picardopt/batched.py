@@ -90,7 +90,9 @@ class Batched(Generic[P, R]):
             result: R = checked_call(self, args, kwargs)
         else:
             rows = count_rows(name_of(self), args)
-            result = turn.ask(Question(self, args, kwargs, rows, ThreadState.capture()))
+            # Other slots' values overwrite the parameters, of which an argument may be a view.
+            own, shared = (args, kwargs) if turn.aside is None else turn.aside.kept((args, kwargs))
+            result = turn.ask(Question(self, own, shared, rows, ThreadState.capture()))
         return result
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:

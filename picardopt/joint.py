@@ -98,21 +98,22 @@ class JointEvaluation:
         return [turn.result for turn in found]
 
     def _compare(self, evaluate: EvaluateSlot, slots: Sequence[int], drifts: list[Drift]) -> None:
-        """Compares one slot's gradient with that of the slot alone, in the first sweep that joins calls.
+        """Compares two slots' gradients with those of the slots alone, in the first sweep that joins calls.
 
-        So a closure is found that leaves something changed while it waits, if that makes a difference to another slot.
+        So a closure is found that leaves something changed while it waits: the last slot sees what the first has left,
+        and the first alone what the sweep has left.
         """
         joined = [i for i, drift in enumerate(drifts) if drift.calls is Calls.JOINED]
-        if self._lockstep:
-            joined = [len(drifts) - 1]  # whatever became of it on this rank
+        if self._lockstep:  # whatever became of them on this rank
+            joined = list(range(len(drifts)))
         if not joined:
             return
-        self._known.compared = True
-        drift, alone = drifts[joined[-1]], evaluate(slots[joined[-1]], self._spare())
-        if max(drift.outcome, alone.outcome) > Outcome.FINITE:
-            return
-        if not differs(drift, alone) <= _LARGEST_DIFFERENCE**2:
-            drifts[0].outcome, drifts[0].error = Outcome.FAILED, _leaves_changes()
+        self._known.compared, row = True, self._spare()
+        for index in (joined[-1], joined[0]):
+            drift, alone = drifts[index], evaluate(slots[index], row)
+            both_finite = max(drift.outcome, alone.outcome) is Outcome.FINITE
+            if both_finite and not differs(drift, alone) <= _LARGEST_DIFFERENCE**2:
+                drifts[0].outcome, drifts[0].error = Outcome.FAILED, _leaves_changes()
 
     def _alone_again(self, failed: Drift, evaluate: Callable[[], Drift]) -> Drift:
         """Evaluates a slot again whose closure raised: it may need the main thread."""

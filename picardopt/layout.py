@@ -161,7 +161,7 @@ class ParameterLayout:
         """A 63-bit hash of shapes, dtypes and positions, equal on ranks that hold the same tensors."""
         kinds = [(tuple(shape), str(dtype)) for shape, dtype, *_ in self._kinds]
         text = repr((kinds, self._offsets, self.numels))
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
     def describes(self, parameters: Sequence[Tensor], carry: Sequence[Tensor] = ()) -> bool:
         """Returns whether these are the same tensors, with their shapes, dtypes, devices and `requires_grad`."""

@@ -29,6 +29,10 @@ class Aside(Protocol):
         """Puts it aside, before others run."""
         ...
 
+    def kept(self, tree: Any) -> Any:
+        """Returns a tree with copies of what lies in these places."""
+        ...
+
     def enter(self) -> None:
         """Puts it back where it belongs."""
         ...

@@ -6,8 +6,9 @@ import shlex
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
+from typing_extensions import Self
 from tyro.conf import Positional, arg
 
 from picardopt_3d.methods import METHODS, RecipeConfig
