@@ -112,16 +112,15 @@ def allocation(of: str, count: int, device: torch.device) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _lacks_memory(error):
+        if not lacks_memory(error):
             raise
         raise WindowMemoryError(f"no memory for {size(count)} of {of} on {device}") from error
 
 
-def _lacks_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
+def lacks_memory(error: BaseException) -> bool:
+    """Returns whether an error says that there is no more memory."""
     text = str(error).lower()
-    return any(sign in text for sign in _SIGNS)
+    return isinstance(error, MemoryError) or any(sign in text for sign in _SIGNS)
 
 
 def explained(

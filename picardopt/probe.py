@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-import torch
-
 from picardopt import replay_check
 from picardopt.aside import spoil
 from picardopt.audit.sharing import SharedBy
@@ -19,7 +17,7 @@ from picardopt.forecast import Forecast
 from picardopt.joint import JointEvaluation
 from picardopt.layout import Row
 from picardopt.links import NVLINK, Link
-from picardopt.memory import Memory
+from picardopt.memory import Memory, lacks_memory
 from picardopt.optimizer import ParallelPicardOptimizer
 from picardopt.planner import MOST_SLOTS, Measured, options
 from picardopt.recommendation import Plan
@@ -197,7 +195,7 @@ def joined_seconds(
                 start = time.perf_counter()
                 last = joint.evaluate_many(evaluate, range(count), rows, Outcome.NONFINITE)[-1]
                 times.append(time.perf_counter() - start)
-                if isinstance(last.error, torch.OutOfMemoryError):
+                if last.error is not None and lacks_memory(last.error):
                     return found
                 _require_finite(last)
             found[count] = tuple(times[1:])
