@@ -219,8 +219,9 @@ def _said(found: Cell) -> str:
     shape = ""
     if option.window > 1:
         shape = f" {option.picard} x {option.data}" if option.data > 1 else f" {option.picard}"
+        shape = shape if option.picard > 1 else ""
         shape += f" of {option.slots}" if option.slots > 1 else ""
-        shape += ", joined" if option.joined else ""
+        shape += ", joined" if option.joined and option.picard > 1 else ""
     elif option.data > 1:
         shape = f" {option.data}"
     ahead = f" ({found.margin:.1f} x {found.second})" if found.second else ""
@@ -266,16 +267,22 @@ def figure(maps: list[Map], known: Mapping[int, float], out: Path) -> None:
 NOTES = """
 Who takes the fewest seconds a step, with what shape; times as fast as one device; and in brackets times as fast as the
 best of another kind. *Picard 8 of 4, joined*: eight ranks that evaluate four slots each, whose calls are made once for
-all four. *Picard 4 x 2*: four ranks of two devices that share a step's batch.
+all four; *batched calls of 8*: one device that does so with eight. *Picard 4 x 2*: four ranks of two devices that
+share a step's batch. Data parallelism is exact, running ahead is to within the default tolerance.
 
 **Measured**: the seconds of a gradient by its views, those of the optimizer's steps ahead and of commits, and the
-steps a sweep. GPU: {gpu}: {gpu_points}; {parameters:,} parameters, a UNet of Stable Diffusion 2.1's size. CPU: the
-shipped pixel model on one core ({cpu}): {cpu_points}; there joined slots are measured too, where the table has any.
+steps a sweep.
+
+- GPU: a UNet of Stable Diffusion 2.1's size, {parameters:,} parameters, {gpu}: {gpu_points}.
+- CPU: the shipped pixel model on one core, in the processor's time ({cpu}): {cpu_points}. There
+  joined slots were measured too.
+
 Strides: DreamFusion on voxels ({setting} of [rounds.md](rounds.md), default tolerance): {strides}.
 
 **Modelled**: everything with more than one device, by `picardopt.planner`: nobody has run these on several GPUs.
 Straight lines between measured points (~) and beyond the last of them (*), in batches and in windows. On the GPU joined
-slots take what one gradient of all their views takes. Links: {links}. CPU devices have a core each.
+slots take what one gradient of all their views takes. CPU devices have a core each. Links:
+{links}.
 """
 
 
