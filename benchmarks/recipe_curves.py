@@ -4,7 +4,7 @@
     python benchmarks/recipe_curves.py --only dreamfusion/small
 
 Each preset of a single stage that has its window from the number of workers takes its first steps on one core, with a
-window of 8. Times are the least of several, those of gradients the processor's: others may share the machine.
+window of 8. Times are the processor's, those of gradients the least of several: others may share the machine.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from curves import least_costs
+from curves import processor_time
 from picardopt_3d.command import parse
 from picardopt_3d.io import write_json
 from picardopt_3d.methods import METHODS
@@ -28,7 +27,7 @@ from picardopt_3d.run.choice import CURVES, measured_of
 from picardopt_3d.world.pictures import write_examples
 from tables import machine
 
-from picardopt.probe import JOINED, REPEATS, joined_seconds, measure, seconds_of
+from picardopt.probe import measure
 
 STEPS, WINDOWS = 64, range(1, 17)
 PICTURE = ["red_chair.png", "--framed"]
@@ -63,12 +62,9 @@ def curve(command: str, method: str, preset: str, steps: int) -> dict[str, Any]:
         _, optimizer, closure = first_steps(config, steps)
     (stage,) = config.recipe.stages()
     found = measure(optimizer, {stage.config.batch: closure}, WINDOWS)
-    alone = min(seconds_of(optimizer, closure, REPEATS, time.process_time))
-    together = joined_seconds(optimizer, closure, JOINED, REPEATS, time.process_time)
-    joined = {slots: (min(seconds),) for slots, seconds in together.items()}
-    drifts = {stage.config.batch: (alone,)}
-    costs = least_costs(optimizer.stats.records, found.sweep)
-    measured = asdict(replace(found, drifts=drifts, joined=joined, **costs))
+    drifts = {batch: (min(seconds),) for batch, seconds in found.drifts.items()}
+    joined = {slots: (min(seconds),) for slots, seconds in found.joined.items()}
+    measured = asdict(replace(found, drifts=drifts, joined=joined))
     names = {"command": command, "method": method, "preset": preset, "device": "cpu"}
     return names | {"machine": where, "steps": optimizer.step_index, "measured": measured}
 
@@ -86,7 +82,8 @@ def main() -> None:
     known = {(each["command"], each["method"], each["preset"]): each for each in content}
     for key in presets():
         if "/".join(key[1:]) in given.only and (given.again or key not in known):
-            known[key] = curve(*key, given.steps)
+            with processor_time():
+                known[key] = curve(*key, given.steps)
             found = measured_of(known[key]["measured"])
             print(*key, found.drifts, found.joined, found.strides, file=sys.stderr, flush=True)
             curves = {

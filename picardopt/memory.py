@@ -20,7 +20,7 @@ class Memory:
 
     Attributes:
         iterates: The window before and after a sweep.
-        drifts: One for each slot of the window.
+        drifts: One for each slot of the window, and one for each rank that shares a step.
         gradients: The last step's while others are computed, and those that the audit puts in a closure's way.
         pair: A guess and its drift, from which drift errors are measured.
         secants: The pairs of drifts that correct others.
@@ -60,6 +60,7 @@ def memory(
     exact: bool = False,
     secants: int = 0,
     secant_bytes: int | None = None,
+    data: int = 1,
 ) -> Memory:
     """Returns what a window takes: 2 p + 1 iterates, p drifts, 2 gradients, a pair, 2 m for m secants, the state.
 
@@ -72,13 +73,14 @@ def memory(
         exact: Whether the tolerance is 0: no drift errors are measured, and nothing is corrected.
         secants: Pairs of drifts that correct others, m.
         secant_bytes: Bytes of half a pair (float32 or finer, of the measured parameters); default: `row_bytes`.
+        data: Ranks that share a step: each of them receives the others' gradients.
     """
     ahead = window > 1
     measured = ahead and not exact
     half = row_bytes if secant_bytes is None else secant_bytes
     return Memory(
         iterates=(2 * window + 1 if ahead else 2) * row_bytes,
-        drifts=window * row_bytes,
+        drifts=(window + (data if data > 1 else 0)) * row_bytes,
         gradients=2 * row_bytes,
         pair=2 * row_bytes if measured else 0,
         secants=2 * secants * half if measured else 0,
@@ -110,16 +112,15 @@ def allocation(of: str, count: int, device: torch.device) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _lacks_memory(error):
+        if not lacks_memory(error):
             raise
         raise WindowMemoryError(f"no memory for {size(count)} of {of} on {device}") from error
 
 
-def _lacks_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
+def lacks_memory(error: BaseException) -> bool:
+    """Returns whether an error says that there is no more memory."""
     text = str(error).lower()
-    return any(sign in text for sign in _SIGNS)
+    return isinstance(error, MemoryError) or any(sign in text for sign in _SIGNS)
 
 
 def explained(

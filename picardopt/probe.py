@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-
-import torch
 
 from picardopt import replay_check
 from picardopt.aside import spoil
@@ -19,7 +17,7 @@ from picardopt.forecast import Forecast
 from picardopt.joint import JointEvaluation
 from picardopt.layout import Row
 from picardopt.links import NVLINK, Link
-from picardopt.memory import Memory
+from picardopt.memory import Memory, lacks_memory
 from picardopt.optimizer import ParallelPicardOptimizer
 from picardopt.planner import MOST_SLOTS, Measured, options
 from picardopt.recommendation import Plan
@@ -29,7 +27,7 @@ from picardopt.stats import Stats, SweepRecord
 REPEATS = 5
 """Evaluations of each closure that are timed, after one that is not."""
 JOINED = 2, 4, 8
-"""Numbers of slots that are evaluated together, where the closure makes batched calls."""
+"""Numbers of slots that are evaluated together, up to the window, where the closure makes batched calls."""
 
 
 def plan(
@@ -119,7 +117,9 @@ def measure(
         row_bytes=optimizer._ready().layout.row_bytes,
         strides={window: forecast.mean_stride(window) for window in windows},
         drift_error=forecast.drift_error(),
-        joined=joined_seconds(optimizer, closures[max(closures)]),
+        joined=joined_seconds(
+            optimizer, closures[max(closures)], [n for n in JOINED if n <= optimizer.window]
+        ),
         memory={window: needed_memory(optimizer, window).total for window in windows},
     )
 
@@ -132,10 +132,7 @@ def _rolled_out_once(stats: Stats, records: Sequence[SweepRecord]) -> Sequence[S
 
 
 def seconds_of(
-    optimizer: ParallelPicardOptimizer,
-    closure: Closure,
-    repeats: int = REPEATS,
-    clock: Callable[[], float] = time.perf_counter,
+    optimizer: ParallelPicardOptimizer, closure: Closure, repeats: int = REPEATS
 ) -> tuple[float, ...]:
     """Returns the seconds of a closure's evaluations at the present parameters; the run stays as it is.
 
@@ -143,7 +140,6 @@ def seconds_of(
         optimizer: What steps the closure's parameters.
         closure: As for `step`.
         repeats: Number of evaluations that are timed, at different steps, after one that is not.
-        clock: Tells seconds; `time.process_time` where others share a CPU.
 
     Raises:
         ValueError: If the closure cannot be evaluated for any step.
@@ -153,9 +149,9 @@ def seconds_of(
     out, found = optimizer._ready().layout.row(), []
     with _evaluating(optimizer, closure) as evaluate:
         for repeat in range(repeats + 1):
-            start = clock()
+            start = time.perf_counter()
             drift = evaluate(repeat, out)
-            found.append(clock() - start)
+            found.append(time.perf_counter() - start)
             _require_finite(drift)
     return tuple(found[1:])
 
@@ -164,8 +160,7 @@ def joined_seconds(
     optimizer: ParallelPicardOptimizer,
     closure: Closure,
     slots: Sequence[int] = JOINED,
-    repeats: int = 3,
-    clock: Callable[[], float] = time.perf_counter,
+    repeats: int = 2,
 ) -> dict[int, tuple[float, ...]]:
     """Returns the seconds in which so many slots are evaluated together, by their number; the run stays as it is.
 
@@ -174,7 +169,6 @@ def joined_seconds(
         closure: As for `step`.
         slots: Their numbers, ascending.
         repeats: Number of evaluations of each that are timed, after one that is not.
-        clock: As for `seconds_of`.
 
     Returns:
         Nothing where the closure makes no batched calls (`picardopt.batched`), or the tolerance is 0; of numbers of
@@ -187,7 +181,7 @@ def joined_seconds(
     """
     layout = optimizer._ready().layout
     found: dict[int, tuple[float, ...]] = {}
-    rows = [layout.row() for _ in range(max(slots))]
+    rows = [layout.row() for _ in range(max(slots, default=1))]
     with _evaluating(optimizer, closure) as evaluate:
         alone = evaluate(0, rows[0])
         _require_finite(alone)
@@ -198,10 +192,10 @@ def joined_seconds(
             for _ in range(repeats + 1):
                 calls = SharedCalls(partial(spoil, layout.tensors), Stats())
                 joint = JointEvaluation(SharedBy(True, True), calls, layout.row, False)
-                start = clock()
+                start = time.perf_counter()
                 last = joint.evaluate_many(evaluate, range(count), rows, Outcome.NONFINITE)[-1]
-                times.append(clock() - start)
-                if isinstance(last.error, torch.OutOfMemoryError):
+                times.append(time.perf_counter() - start)
+                if last.error is not None and lacks_memory(last.error):
                     return found
                 _require_finite(last)
             found[count] = tuple(times[1:])

@@ -61,12 +61,13 @@ class Rollout:
         with self._stepper.speculation(self._layout.tensors, self._window.head):
             yield
 
-    def memory(self, window: int, *, exact: bool) -> Memory:
+    def memory(self, window: int, *, exact: bool, data: int) -> Memory:
         """Returns what a window takes besides the plain loop's own memory; an unknown state counts as none.
 
         Args:
             window: Steps evaluated per sweep.
             exact: Whether the tolerance is 0.
+            data: Ranks that share a step.
         """
         return memory(
             window,
@@ -75,6 +76,7 @@ class Rollout:
             exact=exact,
             secants=0 if self._correction is None else self._correction.pairs,
             secant_bytes=self._layout.measured_bytes,
+            data=data,
         )
 
     def forget(self) -> None:

@@ -88,7 +88,8 @@ class Speculator:
 
     def memory(self, window: int) -> Memory:
         """Returns what a window takes besides the plain loop's own memory."""
-        return self.rollout.memory(window, exact=self._tolerance.exact)
+        exact, data = self._tolerance.exact, self._engine.data_size
+        return self.rollout.memory(window, exact=exact, data=data)
 
     def drop(self) -> None:
         """Forgets the queue; the window's iterates stay as guesses."""

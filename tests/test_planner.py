@@ -290,7 +290,7 @@ class SharedCall(Waits):
 
 
 def test_slots_that_share_calls_are_measured_together() -> None:
-    """Eight slots wait once; and the run goes on bitwise as one without a plan."""
+    """As many as the window has wait once; and the run goes on bitwise as one without a plan."""
     plain, planned = SharedCall(audit="always"), SharedCall(audit="always")
     plain.run(40)
     planned.run(40)
@@ -298,7 +298,7 @@ def test_slots_that_share_calls_are_measured_together() -> None:
     found = picardopt.plan(planned.optimizer, planned.closure(), devices=2)
     assert torch.equal(torch.get_rng_state(), before)
     joined = found.measured.joined
-    assert sorted(joined) == [2, 4, 8]
+    assert sorted(joined) == [2, 4]
     assert all(0.05 <= min(times) < 0.095 for times in joined.values())
     assert found.recommended.joined
     assert found.recommended.slots > 1
