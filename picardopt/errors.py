@@ -47,6 +47,10 @@ class RemoteClosureError(PicardError):
     """Another rank's closure raised an exception that cannot be pickled."""
 
 
+class WindowMemoryError(PicardError, MemoryError):
+    """There is no memory for the iterates, drifts or secants of a window; the message says what they take."""
+
+
 class CheckpointError(PicardError, ValueError):
     """A checkpoint could not be written, read or loaded; nothing was changed."""
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from picardopt.compat import accelerator, accelerator_module
+
 
 @dataclass(frozen=True)
 class ThreadState:
@@ -30,12 +32,12 @@ class ThreadState:
     def capture(cls) -> ThreadState:
         """Reads the settings of the calling thread."""
         kinds, stream = ["cpu"], None
-        accelerator = torch.accelerator.current_accelerator()
-        if accelerator is not None and torch.accelerator.is_available():
-            kinds.append(accelerator.type)
-            initialized = getattr(torch.get_device_module(accelerator), "is_initialized", None)
-            if initialized is None or initialized():
-                stream = torch.accelerator.current_stream()
+        device, module = accelerator(), accelerator_module()
+        if device is not None and module is not None:
+            kinds.append(device.type)
+            used = getattr(module, "is_initialized", lambda: True)()
+            if used and hasattr(module, "set_stream"):  # MPS has one stream
+                stream = module.current_stream()
         autocast = tuple(
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in kinds
@@ -60,4 +62,4 @@ class ThreadState:
             torch.set_autocast_enabled(kind, enabled)
             torch.set_autocast_dtype(kind, dtype)
         if self.stream is not None:
-            torch.accelerator.set_stream(self.stream)
+            torch.get_device_module(self.stream.device).set_stream(self.stream)

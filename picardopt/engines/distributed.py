@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from picardopt.compat import add_note, broadcast
 from picardopt.ddp_guard import DdpGuard
 from picardopt.drift import Drift, EvaluateSlot, Outcome
 from picardopt.engines.average import RowAverage, average_drifts
@@ -68,7 +68,7 @@ class DistributedEngine(ManySlots):
             buffer = head.buffer.to(self._transport.device)
             for ranks in (self._grid.picard, self._grid.data):
                 if ranks.size > 1:
-                    dist.broadcast(buffer, group=ranks.group, group_src=ranks.peers[0])
+                    broadcast(buffer, ranks.group, ranks.peers[0])
             head.buffer.copy_(buffer)
 
     def evaluate(
@@ -161,7 +161,7 @@ class DistributedEngine(ManySlots):
             except RankLostError as lost:
                 if error is not None:
                     trace = "".join(traceback.format_exception(error))
-                    lost.add_note(f"before that the closure raised on this rank:\n{trace}")
+                    add_note(lost, f"before that the closure raised on this rank:\n{trace}")
                 raise
             return
         timeout = self._transport.timeout

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picardopt.compat import add_note
 from picardopt.drift import Drift, Outcome, map_tensors
 from picardopt.errors import RemoteClosureError
 from picardopt.layout import Row
@@ -52,7 +53,7 @@ def unpack(fields: dict[str, Any], row: Row, rank: int) -> Drift:
     drift = Drift(row=row, **fields)
     if drift.outcome >= Outcome.FAILED:
         drift.error = _unpack_error(error)
-        drift.error.add_note(f"raised by the closure on rank {rank}:\n{drift.trace}")
+        add_note(drift.error, f"raised by the closure on rank {rank}:\n{drift.trace}")
     return drift
 
 

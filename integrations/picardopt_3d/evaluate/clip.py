@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer
 
+from picardopt_3d.compat import CLIPImageProcessorPil, precision
 from picardopt_3d.guidance.loading import HUB_ID, explained
 from picardopt_3d.guidance.text_context import TextContext
 
@@ -50,7 +51,7 @@ class ClipJudge:
         _check_kind(source)
         self.name = Path(source).name if Path(source).is_dir() else str(source)
         with explained(source), _loaded_whole(source):
-            model: Any = CLIPModel.from_pretrained(source, dtype=torch.float32)
+            model: Any = CLIPModel.from_pretrained(source, **precision(CLIPModel, torch.float32))
             # Pillow's, even if torchvision is installed: features must not depend on other packages.
             self.processor: Any = CLIPImageProcessorPil.from_pretrained(source)
             self._tokenizer: Any = CLIPTokenizer.from_pretrained(source)

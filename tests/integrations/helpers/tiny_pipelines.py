@@ -15,9 +15,9 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from picardopt_3d.compat import CLIPImageProcessorPil
 from picardopt_3d.guidance.zero123_pipeline import CLIPCameraProjection, Zero123Pipeline
 from transformers import (
-    CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
