@@ -152,7 +152,8 @@ class Turn:
         except Unwound:
             pass
         self.ended = True
-        self._back.release()
+        if self._back.locked():  # a caller whose wait was ended by a signal has not taken it
+            self._back.release()
 
 
 def _nothing() -> None:
