@@ -39,8 +39,7 @@ class ModelOptions:
         offload: Keeps the UNet in main memory: "model" moves it to the device for each use, "sequential" layer by layer
             (least memory, slowest). The VAE stays on the device, because gradients flow through it.
         compile: Whether to compile the UNet with `torch.compile`; the first passes take minutes.
-        joined_views: Most views that the steps which one worker evaluates share a pass with; the views of one step are
-            never split. More of them take more memory.
+        joined_views: Most views of several steps in one pass (a step's own are never split); more take more memory.
         embeddings: Folder for the embeddings of prompts, so that the text encoder is loaded for new texts only; None
             stores them in memory alone.
     """
@@ -88,9 +87,7 @@ class ModelOptions:
             ""
             if self.offload == "sequential" or self.compile
             else 'offload="model" or "sequential"',
-            ""
-            if self.joined_views == 1
-            else "joined_views=1 (where one worker evaluates several steps)",
+            "" if self.joined_views == 1 else "joined_views=1 (several steps a worker)",
             "fewer or smaller views a step",
         ]
         return ", ".join(option for option in left if option)
