@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from picardopt.adapters import amp
 from picardopt.aside import LiveState, spoil
 from picardopt.audit import Audit
+from picardopt.audit.modules import any_ddp
 from picardopt.audit.options import options_of, refuse_changed_options
 from picardopt.batched import Batched
 from picardopt.carry import Carry
@@ -104,8 +105,13 @@ class Evaluator:
         bits = self._tolerance.exact or self._audit.due(sweep, ahead=True)
         if known is None or bits or not self._speculates:
             return None
+        lockstep = self._engine.data_size > 1
+        if lockstep and not known.compared and any_ddp():
+            # It averages one backward after each forward; here several forwards would come first.
+            known.given_up = True
+            return None
         calls = SharedCalls(partial(spoil, self._layout.tensors), self._stats)
-        return JointEvaluation(known, calls, self._layout.row, self._engine.data_size > 1)
+        return JointEvaluation(known, calls, self._layout.row, lockstep)
 
     def _header(self, head: Row, step: int, slots: int) -> SweepHeader:
         return SweepHeader(

@@ -63,7 +63,7 @@ class Turn:
         self.result: Any = None
         self.error: BaseException | None = None
         self.aside: Aside | None = None
-        self._cancelled = False
+        self._cancelled = self._unwindable = False
         self._answer: Any = None
         self._refusal: BaseException | None = None
         self._go, self._back = threading.Lock(), threading.Lock()
@@ -125,31 +125,38 @@ class Turn:
 
     def cancel(self) -> None:
         """Ends the function wherever it is, by raising `Unwound` there, and waits for its end."""
-        if self._thread.ident is None or self.ended:
-            self.ended = True
-            return
         self._cancelled = True
-        if self.question is None:  # it runs, because a signal ended the caller's wait
-            target, error = ctypes.c_ulong(self._thread.ident), ctypes.py_object(Unwound)
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(target, error)
-        if self._go.locked():
-            self._go.release()
-        self._thread.join()
+        if self._thread.ident is not None:
+            if self.question is None and self._unwindable:  # a signal ended the caller's wait
+                target, error = ctypes.c_ulong(self._thread.ident), ctypes.py_object(Unwound)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(target, error)
+            if self._go.locked():
+                self._go.release()
+            self._thread.join()
         self.ended = True
 
     def _run(self) -> None:
-        _TURN.set(self)
-        torch.get_num_threads()  # gives this thread the number that was set for the process
         try:
+            self._unwindable = True
+            _TURN.set(self)
+            torch.get_num_threads()  # gives this thread the number that was set for the process
             torch.clear_autocast_cache()
             with self._state.applied():
                 self.result = self._function()
+            torch.clear_autocast_cache()
         except BaseException as error:
             self.error = error
-        finally:
-            torch.clear_autocast_cache()
-            self.ended = True
-            self._back.release()
+        try:
+            self._unwindable = False
+            _nothing()  # an error raised in this thread from outside arrives at the next call at the latest
+        except Unwound:
+            pass
+        self.ended = True
+        self._back.release()
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from picardopt import (
 from picardopt.rng import RngState
 from picardopt.turns import Unwound, turns
 from tests.helpers.shared import SIZE, Scene, assert_same, one_call, run, slot_by_slot, target
+from tests.test_interrupts import Interrupter
 
 
 @pytest.fixture(autouse=True)
@@ -412,3 +414,39 @@ def test_cancelled_functions_are_unwound_once_each() -> None:
         raise ZeroDivisionError
     assert found == [0, 1]
     assert all_turns[2].ended
+
+
+@pytest.mark.parametrize("every", [211, pytest.param(29, marks=pytest.mark.slow)])
+def test_ctrl_c_at_any_line_of_a_joined_sweep(every: int) -> None:
+    """In picardopt's own lines on the main thread and on the slots' threads."""
+    undisturbed, states = Loop(nothing), {}
+    for step in range(20):
+        states[step] = undisturbed.state()
+        undisturbed.steps(1)
+    hit, at, threads = 0, 1, threading.enumerate()
+    while True:
+        loop = Loop(nothing)
+        loop.steps(9)
+        while loop.optimizer._speculator is not None and loop.optimizer._speculator.queue:
+            loop.steps(1)
+        generators = RngState.capture()
+        interrupter = Interrupter(at)
+        sys.settrace(interrupter)
+        threading.settrace(interrupter)
+        try:
+            loop.steps(1)
+        except KeyboardInterrupt:
+            hit += 1
+        finally:
+            sys.settrace(None)
+            threading.settrace(None)  # type: ignore[arg-type]
+        assert RngState.capture().same(generators), at
+        step = loop.optimizer.step_index
+        assert all(torch.equal(a, b) for a, b in zip(loop.state(), states[step], strict=True)), at
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert threading.enumerate() == threads, at
+        loop.steps(2)
+        if interrupter.count < at:
+            break
+        at += every
+    assert hit > 3

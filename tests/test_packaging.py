@@ -1,6 +1,7 @@
 """The two distributions: their metadata, what they import, and the command that joins them."""
 
 import ast
+import re
 import subprocess
 import sys
 import sysconfig
@@ -83,6 +84,26 @@ def test_both_distributions_agree():
     assert bounds[0]["numpy"] == bounds[1]["numpy"]
     assert "picardopt" in bounds[1]
     assert [Requirement(r).name for r in core["optional-dependencies"]["3d"]] == ["picardopt-3d"]
+
+
+def test_the_lowest_versions_are_tested():
+    """The first line of .ci/versions is what pyproject.toml allows at the least; the nightly runs every line."""
+    table = project_table("picardopt")
+    lines = (ROOT / ".ci" / "versions").read_text().splitlines()
+    lines = [line.split() for line in lines if not line.startswith("#")]
+    workflow = (ROOT / ".github" / "workflows" / "nightly.yml").read_text()
+    entries = re.findall(r'python: "(.+)", torch: "(.+)", more: "(.*)"', workflow)
+    assert [[f"python{p}", f"torch=={t}", *more.split()] for p, t, more in entries] == lines
+    (python, *fixed), lowest = lines[0], {}
+    extra = table["optional-dependencies"]["test-core"]
+    for requirement in map(Requirement, [*table["dependencies"], *extra]):
+        lowest[requirement.name] = requirement.specifier
+    assert table["requires-python"] == f">={python.removeprefix('python')}"
+    for name, _, version in (pin.partition("==") for pin in fixed):
+        bound = str(lowest[name]).removeprefix(">=")
+        assert version in lowest[name]
+        assert version.startswith(bound), f"{name}: {version} is tested, {bound} is allowed"
+    assert {"torch", "numpy"} <= {pin.partition("==")[0] for pin in fixed}
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

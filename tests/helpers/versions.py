@@ -10,9 +10,11 @@ import pytest
 import torch
 
 if sys.version_info >= (3, 11):
-    import tomllib as tomllib
+    import tomllib
 else:  # Python 3.11 has it
-    pass
+    import tomli as tomllib
+
+__all__ = ["needs_3d", "needs_package", "needs_python", "needs_torch", "tomllib"]
 
 
 def needs_torch(version: str, has: str) -> pytest.MarkDecorator:

@@ -40,6 +40,7 @@ from picardopt_3d.prompts import ImagePrompt, PerpNeg, TextPrompt, ViewWords
 from picardopt_3d.world import Subject
 from torch import Tensor
 
+from picardopt import batched
 from tests.integrations.helpers.tiny_pipelines import (
     save_deepfloyd,
     save_stable_diffusion,
@@ -188,7 +189,7 @@ def rows_of(given: Any, rows: slice) -> Any:
 
 def check_rows(call: Callable[..., Any], given: tuple[Any, ...], shared: dict[str, Any]) -> None:
     """All rows at once, against one by one and in another split; what is drawn is drawn before."""
-    before = torch.get_rng_state()
+    before, call = torch.get_rng_state(), batched(call)
     whole = call(*given, **shared)
     assert torch.equal(before, torch.get_rng_state())
     whole = whole if isinstance(whole, tuple) else (whole,)

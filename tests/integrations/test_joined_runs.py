@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -246,6 +247,31 @@ def test_what_says_nothing_of_joining_is_evaluated_step_by_step(
     assert torch.equal(one.losses[:1], ahead.losses[:1])
     exact = Picture(made()).run(tolerance=0.0)
     assert torch.equal(exact.after, one.after)
+
+
+def test_where_joined_calls_exceed_the_memory_slots_call_for_themselves(
+    folders: dict[str, Path], alone: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the call that failed had in memory is free again by then."""
+    options = ModelOptions(embeddings=None)
+    score = StableDiffusion.from_pretrained(folders["stable-diffusion"], options=options)
+    forward, held = score.unet.forward, []
+
+    def small_device(sample: Tensor, *rest: Any, **more: Any) -> Any:
+        assert not [ref for ref in held if ref() is not None]
+        if len(sample) > 4:  # two views, with and without the prompt
+            activations = sample.repeat(1, 2, 1, 1)
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return forward(sample, *rest, **more)
+
+    monkeypatch.setattr(score.unet, "forward", small_device)
+    with pytest.warns(UserWarning, match=r"(?s)20\.00 MiB.*called for each from now on"):
+        joined = Picture(ScoreDistillation(score)).run()
+    assert held
+    assert joined.stats.joined_calls == 0
+    alone()
+    assert torch.equal(joined.after, Picture(ScoreDistillation(score)).run().after)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

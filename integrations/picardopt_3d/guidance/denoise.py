@@ -42,6 +42,7 @@ class Denoising(Guidance):
         self.config = config or DenoiseConfig()
         self.size = score.size
         self._scheduler = ddim_scheduler(score.alphas_cumprod, self.config.steps)
+        self._refined_views = batched(refined_views)
 
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> Encoded:
         """Encodes a prompt with the score model."""
@@ -110,7 +111,7 @@ class Denoising(Guidance):
             return self.denoised(views, clean, noise, counts, prompt, cameras)
         drawn = draw_for(score, views)
         noise = draw_normal((len(views), *score.space), views.device)
-        return refined_views(
+        return self._refined_views(
             views,
             drawn,
             noise,
@@ -167,7 +168,6 @@ class Denoising(Guidance):
         return int(torch.randint(low, high + 1, ()))
 
 
-@batched
 def refined_views(
     views: Tensor,
     drawn: tuple[Tensor, ...],

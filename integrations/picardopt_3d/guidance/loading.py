@@ -295,6 +295,7 @@ def memory_explained(options: ModelOptions) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        error.__traceback__ = None  # its frames hold activations
         raise torch.OutOfMemoryError(
             f"the score model does not fit on the device beside everything else: {error}\nTo save memory, use "
             f"{options.memory_advice()}"

@@ -32,6 +32,7 @@ class ScoreDistillation(Guidance):
         self.score = score
         self.config = config or SdsConfig()
         self.size = score.size
+        self._gradient_of_views = batched(gradient_of_views)
 
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> Encoded:
         """Encodes a prompt with the score model."""
@@ -75,7 +76,7 @@ class ScoreDistillation(Guidance):
         drawn, shape = draw_for(score, views), (len(views), *score.space)
         draws = draw_noise(shape, device, timestep_range, levels)
         share = torch.full((len(views),), 1 / len(views), device=device)
-        gradient, change = gradient_of_views(
+        gradient, change = self._gradient_of_views(
             views.detach(),
             drawn,
             *draws,
@@ -89,7 +90,6 @@ class ScoreDistillation(Guidance):
         return with_gradient(views, gradient, 0.5 * change.square().sum() / len(views))
 
 
-@batched
 def gradient_of_views(
     views: Tensor,
     drawn: tuple[Tensor, ...],

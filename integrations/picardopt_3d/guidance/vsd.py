@@ -74,6 +74,7 @@ class VSD(Guidance):
         self.score, self.config = score, config or VsdConfig()
         self.lora_score = score if lora_score is None else lora_score
         self.size, self.repeatable = score.size, self.config.lora == "inside"
+        self._pretrained_noise = batched(pretrained_noise)
         _check_pair(score, self.lora_score)
         # The shipped pixel model takes cameras; other models get an embedding of the camera's matrix.
         self._knows_cameras = self.lora_score.unet.class_embedding is not None
@@ -177,7 +178,7 @@ class VSD(Guidance):
         """Returns VSD's gradient, the weighted difference of the pretrained score and the LoRA's, clipped."""
         config, abar = self.config, abar_at(self.score, timesteps)
         noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
-        wanted = pretrained_noise(
+        wanted = self._pretrained_noise(
             noisy,
             timesteps,
             cameras,
@@ -253,7 +254,6 @@ class VSD(Guidance):
             unet.enable_adapters()
 
 
-@batched
 def pretrained_noise(
     noisy: Tensor,
     timesteps: Tensor,
