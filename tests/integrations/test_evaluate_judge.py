@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from picardopt_3d.cameras import turntable_cameras
-from picardopt_3d.compat import CLIPImageProcessorPil
+from picardopt_3d.compat import CLIPImageProcessorPil, CLIPTokenizer
 from picardopt_3d.evaluate.clip import SHIPPED_CLIP, ClipJudge
 from picardopt_3d.evaluate.frechet import (
     Statistics,
@@ -27,7 +27,7 @@ from picardopt_3d.world.statistics import world_statistics
 from PIL import Image
 from torch import Tensor
 from torchmetrics.image.fid import _compute_fid
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel
 
 CAPTIONS = [subject.caption for subject in all_subjects()]
 CAMERAS = turntable_cameras(4, 12.0)

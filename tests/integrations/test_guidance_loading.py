@@ -170,8 +170,17 @@ def test_without_the_hub_it_is_said_how_to_get_the_model(monkeypatch: pytest.Mon
 def hub_error(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
     """An error as the hub's client makes it of an answer."""
     module = sys.modules[errors.HfHubHTTPError.__mro__[1].__module__.split(".")[0]]
-    request = module.Request("GET", "https://huggingface.co/x")
-    return kind(f"{status} Client Error.", response=module.Response(status, request=request))
+    if module.__name__ == "requests":  # huggingface_hub before 1.0
+        response = module.Response()
+        response.status_code = status
+    else:
+        request = module.Request("GET", "https://huggingface.co/x")
+        response = module.Response(status, request=request)
+    return kind(f"{status} Client Error.", response=response)
+
+
+# Before huggingface_hub 1.0 it had the name of its base.
+REMOTE_ENTRY = getattr(errors, "RemoteEntryNotFoundError", errors.EntryNotFoundError)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +212,7 @@ def hub_error(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTT
         ),
         (
             "someone/thing",
-            hub_error(errors.RemoteEntryNotFoundError, 404),
+            hub_error(REMOTE_ENTRY, 404),
             FileNotFoundError,
             "not a pipeline in diffusers' layout",
         ),

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
-from picardopt_3d.compat import CLIPImageProcessorPil, precision
+from picardopt_3d.compat import CLIPImageProcessorPil, CLIPTokenizer, precision
 from picardopt_3d.guidance.loading import HUB_ID, explained
 from picardopt_3d.guidance.text_context import TextContext
 

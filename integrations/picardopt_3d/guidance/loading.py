@@ -234,7 +234,7 @@ def _what_to_do(source: str, error: Exception, causes: Sequence[BaseException]) 
             f"source={source!r} could not be loaded: {error}. Give a complete pipeline folder; if it holds only "
             f"weights of another precision, name them with variant (such as 'fp16')"
         )
-    if any_is(errors.RemoteEntryNotFoundError):
+    if any_is(errors.EntryNotFoundError) and not any_is(errors.LocalEntryNotFoundError):
         return f"source={source!r} is not a pipeline in diffusers' layout: {error}"
     mirror = (
         f" (its owner removed it from the hub; the mirror is {REMOVED[source]!r})"

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from picardopt_3d.cameras import CONDITION_SIZE, Cameras
+from picardopt_3d.compat import CLIPTokenizer, precision
 from picardopt_3d.guidance.diffusion import TextDiffusion
 from picardopt_3d.guidance.embeddings import TextEmbeddings
-from picardopt_3d.guidance.loading import ModelOptions, explained, locate
+from picardopt_3d.guidance.loading import ModelOptions, explained, load_part, locate
 from picardopt_3d.guidance.text_context import TextContext
 from picardopt_3d.guidance.text_to_view import TextToViewPipeline
 
@@ -65,10 +67,13 @@ class PixelDiffusion(TextDiffusion):
         with explained(source):
             pipeline = TextToViewPipeline.from_pretrained(
                 folder,
-                dtype=options.torch_dtype,
+                tokenizer=None,  # before transformers 5 the index names one that does not read these files
+                **precision(DiffusionPipeline, options.torch_dtype),
                 variant=options.variant,
                 low_cpu_mem_usage=False,
             )
+        tokenizer = load_part(CLIPTokenizer, folder, "tokenizer", options)
+        pipeline.register_modules(tokenizer=tokenizer)
         pipeline.text_encoder.to(device)
         return cls(pipeline, options)
 
