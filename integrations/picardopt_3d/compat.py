@@ -7,13 +7,16 @@ versions of torch and Python lack is in `picardopt.compat`.
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from packaging.version import Version
+from safetensors.torch import load_file
+from transformers.utils import logging
 
-__all__ = ["CLIPImageProcessorPil", "CLIPTokenizer", "T5Tokenizer", "precision"]
+__all__ = ["CLIPImageProcessorPil", "CLIPTokenizer", "T5Tokenizer", "load_model", "precision"]
 
 # The processor that prepares pictures with Pillow; before transformers 5 it was the one without a suffix.
 if TYPE_CHECKING or hasattr(transformers, "CLIPImageProcessorPil"):
@@ -43,3 +46,34 @@ def precision(part: type[Any], dtype: torch.dtype) -> dict[str, Any]:
     since = _DTYPE.get(package)
     old = since is not None and Version(version(package)) < Version(since)
     return {"torch_dtype" if old else "dtype": dtype}
+
+
+def load_model(part: type[Any], source: str | Path, **keywords: Any) -> Any:
+    """Returns ``part.from_pretrained(source, **keywords)``, with the weights that the files hold.
+
+    CLIP's text encoder of the models that ship was saved by transformers 5, without a prefix. Older ones would not
+    find its weights and silently leave it random.
+
+    Args:
+        part: Class of the model.
+        source: A folder, or a hub id.
+        keywords: Of `from_pretrained`.
+    """
+    if not issubclass(part, transformers.CLIPTextModel):
+        return part.from_pretrained(source, **keywords)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would list the names that are repaired below
+    try:
+        loaded: Any = part.from_pretrained(source, output_loading_info=True, **keywords)
+    finally:
+        logging.set_verbosity(level)
+    model, found = loaded
+    names = {name.removeprefix(_PREFIX): name for name in found["missing_keys"]}
+    if names and names.keys() <= set(found["unexpected_keys"]):
+        variant = f".{keywords['variant']}" if keywords.get("variant") else ""
+        file = Path(source, keywords.get("subfolder", ""), f"model{variant}.safetensors")
+        model.load_state_dict({names[name]: weight for name, weight in load_file(file).items()})
+    return model
+
+
+_PREFIX = "text_model."

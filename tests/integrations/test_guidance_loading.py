@@ -15,14 +15,15 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import errors
-from picardopt_3d.guidance import embeddings
+from picardopt_3d.guidance import embeddings, stable_diffusion
 from picardopt_3d.guidance.deepfloyd import DeepFloyd
 from picardopt_3d.guidance.embeddings import identity
-from picardopt_3d.guidance.loading import ModelOptions, locate
+from picardopt_3d.guidance.loading import ModelOptions, load_part, locate
 from picardopt_3d.guidance.pixel_diffusion import SHIPPED, PixelDiffusion
 from picardopt_3d.guidance.stable_diffusion import StableDiffusion
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
 
 from tests.integrations.helpers.tiny_pipelines import save_deepfloyd, save_stable_diffusion
 
@@ -156,6 +157,16 @@ def test_a_hub_id_is_a_folder_once_it_is_found(
     for one, other in zip(score.unet.parameters(), mine.unet.parameters(), strict=True):
         assert torch.equal(one, other)
     assert identity(model / "snapshots" / commit, ()) == f"models--someone--small@{commit}"
+
+
+@pytest.mark.parametrize("shipped", [SHIPPED, stable_diffusion.SHIPPED])
+def test_the_text_encoder_has_the_weights_of_its_file(shipped: Path) -> None:
+    """Older versions of transformers name them otherwise, and leave random what they do not find."""
+    encoder = load_part(CLIPTextModel, shipped, "text_encoder", ModelOptions())
+    stored = load_file(shipped / "text_encoder" / "model.safetensors")
+    live = {name.removeprefix("text_model."): p for name, p in encoder.named_parameters()}
+    assert live.keys() == stored.keys()
+    assert all(torch.equal(live[name], weight) for name, weight in stored.items())
 
 
 def test_without_the_hub_it_is_said_how_to_get_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

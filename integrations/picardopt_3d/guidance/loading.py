@@ -187,12 +187,14 @@ def load_part(part: type[Any], source: str | Path, name: str, options: ModelOpti
         FileNotFoundError: The part is missing or incomplete.
     """
     keywords: dict[str, Any] = {"subfolder": name, "revision": options.revision}
-    if issubclass(part, torch.nn.Module):  # tokenizers and schedulers have neither
-        from picardopt_3d.compat import precision
+    if not issubclass(part, torch.nn.Module):  # tokenizers and schedulers have neither
+        with explained(source):
+            return part.from_pretrained(source, **keywords)
+    from picardopt_3d.compat import load_model, precision
 
-        keywords |= precision(part, options.torch_dtype) | {"variant": options.variant}
+    keywords |= precision(part, options.torch_dtype) | {"variant": options.variant}
     with explained(source):
-        return part.from_pretrained(source, **keywords)
+        return load_model(part, source, **keywords)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
+from transformers import CLIPTextModel
 
 from picardopt_3d.cameras import CONDITION_SIZE, Cameras
 from picardopt_3d.compat import CLIPTokenizer, precision
@@ -67,13 +68,16 @@ class PixelDiffusion(TextDiffusion):
         with explained(source):
             pipeline = TextToViewPipeline.from_pretrained(
                 folder,
-                tokenizer=None,  # before transformers 5 the index names one that does not read these files
+                tokenizer=None,  # as older versions of transformers can read both
+                text_encoder=None,
                 **precision(DiffusionPipeline, options.torch_dtype),
                 variant=options.variant,
                 low_cpu_mem_usage=False,
             )
-        tokenizer = load_part(CLIPTokenizer, folder, "tokenizer", options)
-        pipeline.register_modules(tokenizer=tokenizer)
+        pipeline.register_modules(
+            tokenizer=load_part(CLIPTokenizer, folder, "tokenizer", options),
+            text_encoder=load_part(CLIPTextModel, folder, "text_encoder", options),
+        )
         pipeline.text_encoder.to(device)
         return cls(pipeline, options)
 
