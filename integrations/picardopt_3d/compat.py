@@ -16,7 +16,15 @@ from packaging.version import Version
 from safetensors.torch import load_file
 from transformers.utils import logging
 
-__all__ = ["CLIPImageProcessorPil", "CLIPTokenizer", "T5Tokenizer", "load_model", "precision"]
+__all__ = [
+    "CLIPImageProcessorPil",
+    "CLIPTokenizer",
+    "T5Tokenizer",
+    "load_model",
+    "needs_transformers_5",
+    "pooled",
+    "precision",
+]
 
 # The processor that prepares pictures with Pillow; before transformers 5 it was the one without a suffix.
 if TYPE_CHECKING or hasattr(transformers, "CLIPImageProcessorPil"):
@@ -42,9 +50,10 @@ def precision(part: type[Any], dtype: torch.dtype) -> dict[str, Any]:
         part: Class of the model.
         dtype: The precision.
     """
-    package = part.__module__.partition(".")[0]
-    since = _DTYPE.get(package)
-    old = since is not None and Version(version(package)) < Version(since)
+    packages = {
+        kind.__module__.partition(".")[0] for kind in part.__mro__
+    }  # ours are made of theirs
+    old = any(Version(version(p)) < Version(_DTYPE[p]) for p in packages & _DTYPE.keys())
     return {"torch_dtype" if old else "dtype": dtype}
 
 
@@ -59,7 +68,8 @@ def load_model(part: type[Any], source: str | Path, **keywords: Any) -> Any:
         source: A folder, or a hub id.
         keywords: Of `from_pretrained`.
     """
-    if not issubclass(part, transformers.CLIPTextModel):
+    older = Version(transformers.__version__) < Version("5.23")
+    if not (older and issubclass(part, transformers.CLIPTextModel)):
         return part.from_pretrained(source, **keywords)
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # it would list the names that are repaired below
@@ -77,3 +87,21 @@ def load_model(part: type[Any], source: str | Path, **keywords: Any) -> Any:
 
 
 _PREFIX = "text_model."
+
+
+def pooled(output: Any) -> torch.Tensor:
+    """Returns CLIP's features of texts or pictures: before transformers 5 they were all of the output."""
+    features: torch.Tensor = getattr(output, "pooler_output", output)
+    return features
+
+
+def needs_transformers_5(what: str) -> None:
+    """Raises where transformers is older than 5.
+
+    Raises:
+        RuntimeError: Names what needs it.
+    """
+    if Version(transformers.__version__) < Version("5"):
+        raise RuntimeError(
+            f"{what} needs transformers 5 or later, and this is {transformers.__version__}: pip install -U transformers"
+        )

@@ -43,7 +43,7 @@ def encoders(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
 
     def watched(*args: Any, **keywords: Any) -> Any:
         encoder = original(*args, **keywords)
-        loaded.append(weakref.ref(encoder))
+        loaded.append(weakref.ref(encoder[0] if isinstance(encoder, tuple) else encoder))
         return encoder
 
     monkeypatch.setattr(transformers.CLIPTextModel, "from_pretrained", watched)

@@ -25,6 +25,10 @@ from picardopt_3d.training.text_to_view import (
 from picardopt_3d.world import all_subjects, held_out_subjects
 from transformers import CLIPTextModel
 
+from tests.helpers.versions import needs_transformers_5
+
+pytestmark = needs_transformers_5
+
 TINY = TextToViewConfig(
     out=Path("unused"),
     size=16,

@@ -28,6 +28,10 @@ from picardopt_3d.training.text_to_view import TextToViewConfig, TextToViewTrain
 from picardopt_3d.training.zero123 import Zero123Config, Zero123Trainer
 from transformers import CLIPModel
 
+from tests.helpers.versions import needs_transformers_5
+
+pytestmark = needs_transformers_5
+
 UNET = UNetSizes((8, 16), (False, True), heads=2, embedding=16)
 TEXT = TextSizes(channels=16, layers=1, heads=2)
 VISION = VisionSizes(size=16, patch=8, channels=16, layers=1, heads=2, embedding=16)
