@@ -13,6 +13,9 @@ DIST ?= dist
 # A value given here is remembered in the environment; without one, an existing environment keeps the torch it has.
 GIVEN_TORCH := $(TORCH)
 TORCH ?= torch==2.13.0
+# The other packages have the versions that the tests ran with, on Python 3.11 or later. `make env PINS=` takes what pip finds, as
+# Python 3.10 and older releases of torch need (`make test-torch` has its own environment).
+PINS ?= --constraint constraints.txt
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
@@ -30,7 +33,7 @@ export OMP_NUM_THREADS ?= 1
 run = XDG_CACHE_HOME="$(CURDIR)/.cache" MPLCONFIGDIR="$(CURDIR)/.cache/matplotlib"
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow nightly bench lint format types wheels check clean
+.PHONY: help env demo test test-slow test-torch test-matrix nightly bench lint format types wheels check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -38,11 +41,11 @@ help:  ## list the targets
 env: $(STAMP)  ## make the virtual environment (PYTHON=python3.12, TORCH="torch==...", VENV=dir)
 
 $(STAMP): $(INPUTS)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "$(PYTHON) is older than Python 3.11 or missing; name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, $(if $(PINS),11,10)))' || { \
+	  echo "$(PYTHON) is older than Python 3.$(if $(PINS),11,10) or missing; name another one: make PYTHON=python3.12 ...$(if $(PINS), (make PINS= ... takes 3.10))" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable ./integrations
+	$(BIN)/python -m pip install --quiet $(PINS) $(TORCH)
+	$(BIN)/python -m pip install --quiet $(PINS) --editable '.[dev]' --editable ./integrations
 	@echo '$(TORCH)' > $(VENV)/torch.txt
 	@touch $@
 
@@ -58,6 +61,12 @@ test-slow: $(STAMP)  ## the long tests, the benchmarks' smoke among them
 nightly: test-slow  ## the long tests, and the property tests on random examples (what fails is kept in .hypothesis/)
 	$(run) $(BIN)/python -m pytest -m "hypothesis and not gpu" --hypothesis-profile=nightly --timeout=1800 --durations=10
 	$(run) $(BIN)/python -m pytest tests/test_readme.py tests/test_doc_blocks.py tests/frameworks/test_page.py
+
+test-torch:  ## the core's tests on another torch, in an environment of its own (TORCH="torch==2.6.0", PYTHON=python3.12, TESTS="-x tests/test_theorem.py")
+	.ci/test-torch $(PYTHON) $(TORCH)
+
+test-matrix:  ## the same on every line of .ci/versions: the lowest versions, two between, the newest
+	.ci/test-torch
 
 bench: $(STAMP)  ## cost of rollout, snapshot and commit, and the overhead of a sweep
 	@mkdir -p .benchmarks

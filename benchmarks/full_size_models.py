@@ -114,28 +114,28 @@ def full_size_guidance(stage: StageConfig, device: torch.device, tiny: bool) -> 
     if stage.guidance.lora_source is None:
         return VSD(score, stage.vsd)
     own = {"sample_size": 96} if not tiny else {}
-    unet = _unet(STABLE_DIFFUSION | own, device, options, tiny)
+    unet = build_unet(STABLE_DIFFUSION | own, device, options, tiny)
     scheduler = _latent_schedule("v_prediction")
     beside = StableDiffusion(unet, score.vae, scheduler, score._texts, device, options)
     return VSD(score, stage.vsd, beside)
 
 
 def _stable_diffusion(device: torch.device, options: ModelOptions, tiny: bool) -> StableDiffusion:
-    unet = _unet(STABLE_DIFFUSION, device, options, tiny)
+    unet = build_unet(STABLE_DIFFUSION, device, options, tiny)
     texts = _texts(unet.config.cross_attention_dim, device)
     vae = _autoencoder(device, options, tiny)
     return StableDiffusion(unet, vae, _latent_schedule("epsilon"), texts, device, options)
 
 
 def _deepfloyd(device: torch.device, options: ModelOptions, tiny: bool) -> DeepFloyd:
-    unet = _unet(DEEPFLOYD, device, options, tiny)
+    unet = build_unet(DEEPFLOYD, device, options, tiny)
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="learned_range")
     texts = _texts(unet.config.encoder_hid_dim, device)
     return DeepFloyd(unet, scheduler, texts, device, options)
 
 
 def _zero123(device: torch.device, options: ModelOptions, tiny: bool) -> Zero123:
-    unet = _unet(ZERO123, device, options, tiny)
+    unet = build_unet(ZERO123, device, options, tiny)
     width = unet.config.cross_attention_dim
     vision = VISION | {"projection_dim": width} | (_TINY_VISION if tiny else {})
     config = CLIPVisionConfig(**vision)
@@ -150,7 +150,7 @@ def _zero123(device: torch.device, options: ModelOptions, tiny: bool) -> Zero123
     return Zero123(pipeline, device, options)
 
 
-def _unet(
+def build_unet(
     config: dict[str, Any], device: torch.device, options: ModelOptions, tiny: bool
 ) -> UNet2DConditionModel:
     if tiny:

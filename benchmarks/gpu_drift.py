@@ -1,27 +1,24 @@
-"""What a sweep costs besides one gradient of real size: score distillation through a Stable-Diffusion-2.1-sized UNet.
+"""What a sweep costs besides one gradient of real size, and what one device gains by joined calls.
 
     python benchmarks/gpu_drift.py --out benchmarks/results/gpu_drift.md
 
-The UNet has SD 2.1's architecture with random weights in half precision (its cost does not depend on them), the scene
-12.6 million parameters as the hash grid of the published NeRF pipelines, the base is Adam. One process, so the window's
-slots run one after the other: the table holds what would be parallel (one drift) and what would not (rollout, commits).
-The exchange between devices is not in it.
+Score distillation through a UNet with Stable Diffusion 2.1's architecture and random weights (its cost does not depend
+on them), a scene of 12.6 million parameters as in the hash grid of the published NeRF pipelines, and Adam. One process,
+so the window's slots run one after the other, or share a call of the UNet. The exchange between devices is not in it.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
-from diffusers import UNet2DConditionModel
-from tables import document, machine, markdown, number
-from torch import Tensor
+from tables import document, machine, markdown, number, publish
+from unet_task import PARAMETERS, Distillation, Unet, milliseconds
 
+import picardopt
 from picardopt import ParallelPicardOptimizer, StepRelativeTolerance
 
 
@@ -31,8 +28,9 @@ class Options:
 
     Attributes:
         batches: Views a step.
+        compiled: Views of the rows with a compiled UNet.
         window: Steps a sweep.
-        sweeps: Sweeps a row, after one that is not timed.
+        sweeps: Sweeps of each timing, after one that is not timed.
         parameters: Of the scene.
         device: Where.
         small: A tiny UNet, to check this script itself.
@@ -40,123 +38,95 @@ class Options:
     """
 
     batches: tuple[int, ...] = (1, 4, 16)
+    compiled: tuple[int, ...] = (1,)
     window: int = 8
     sweeps: int = 3
-    parameters: int = 12_599_920
+    parameters: int = PARAMETERS
     device: str = "cuda"
     small: bool = False
     out: Path | None = None
 
 
-def build_unet(options: Options) -> UNet2DConditionModel:
-    """SD 2.1's UNet (its published configuration), random weights."""
-    sizes = {
-        "block_out_channels": (320, 640, 1280, 1280),
-        "attention_head_dim": (5, 10, 20, 20),
-        "cross_attention_dim": 1024,
-        "use_linear_projection": True,
-    }
-    if options.small:
-        sizes = {
-            "block_out_channels": (32, 32, 32, 32),
-            "attention_head_dim": 8,
-            "cross_attention_dim": 1024,
-        }
-    kind = torch.float32 if options.device == "cpu" else torch.float16
-    with torch.device(options.device):
-        unet = UNet2DConditionModel(sample_size=64, **sizes)
-    return unet.to(kind).requires_grad_(False).eval()
+@dataclass(frozen=True)
+class Sweep:
+    """Milliseconds of a sweep and of its parts."""
+
+    whole: float
+    drifts: float
+    rollout: float
+    commits: float
 
 
-class Task:
-    """A table of features that is looked up, decoded and scored: a hash grid's memory traffic without its library."""
-
-    def __init__(self, options: Options, unet: UNet2DConditionModel, batch: int) -> None:
-        self.unet, self.batch, self.device = unet, batch, torch.device(options.device)
-        self.table = torch.nn.Parameter(
-            1e-2 * torch.randn(options.parameters // 2, 2, device=self.device)
-        )
-        self.decoder = torch.nn.Linear(16, 4).to(self.device)
-        self.text = torch.randn(1, 77, 1024, device=self.device, dtype=unet.dtype)
-        self.parameters = [self.table, *self.decoder.parameters()]
-
-    def closure(self) -> Tensor:
-        for parameter in self.parameters:
-            parameter.grad = None
-        pixels = self.batch * 64 * 64
-        rows = torch.randint(len(self.table), (pixels, 8), device=self.device)
-        views = self.decoder(self.table[rows].flatten(1)).view(self.batch, 64, 64, 4)
-        latents = views.permute(0, 3, 1, 2)
-        noise = torch.randn_like(latents)
-        times = torch.randint(20, 980, (self.batch,), device=self.device)
-        with torch.no_grad():
-            both = (latents + noise).to(self.unet.dtype).repeat(2, 1, 1, 1)
-            text = self.text.expand(2 * self.batch, -1, -1)
-            plain, prompted = self.unet(both, times.repeat(2), text).sample.float().chunk(2)
-            gradient = plain + 7.5 * (prompted - plain) - noise
-        loss = (latents * gradient).sum() / self.batch
-        loss.backward()
-        return loss
+def adam(parameters: list[torch.nn.Parameter], device: torch.device) -> torch.optim.Adam:
+    fused = {"fused": True} if device.type == "cuda" else {}
+    return torch.optim.Adam(parameters, lr=1e-2, betas=(0.9, 0.99), eps=1e-15, **fused)
 
 
-def measure(options: Options, unet: UNet2DConditionModel, batch: int) -> list[str]:
-    """Measures one row: milliseconds of a drift, of a sweep's sequential part, and their ratio."""
-    task = Task(options, unet, batch)
-    fused = {"fused": True} if options.device != "cpu" else {}
-    base = torch.optim.Adam(task.parameters, lr=1e-2, betas=(0.9, 0.99), eps=1e-15, **fused)
+def sweep(options: Options, unet: Unet, batch: int, *, joined: bool) -> Sweep:
+    """Times sweeps that keep all their steps, with the default's measurements."""
+    gradient = picardopt.batched(unet.gradient) if joined else unet.gradient
+    task = Distillation(unet, batch, options.parameters, gradient)
     optimizer = ParallelPicardOptimizer(
-        base,
+        adam(task.parameters, unet.device),
         window=options.window,
-        tolerance=StepRelativeTolerance(
-            1e30
-        ),  # the default's measurements, and everything accepted
+        tolerance=StepRelativeTolerance(1e30),
         audit="never",
-        total_steps=options.window * (options.sweeps + 1),
     )
-    for _ in range(options.window):
-        optimizer.step(task.closure)
-    plain = timed(options, lambda: (task.closure(), base.step()), 2 * options.window)
-    before = dict(optimizer.stats.seconds)
-    count = options.window * options.sweeps
-    sweep = timed(options, lambda: optimizer.step(task.closure), count) * options.window
-    spent = {k: 1e3 * (v - before[k]) / options.sweeps for k, v in optimizer.stats.seconds.items()}
-    drift = spent["drift"] / options.window
-    ceiling = options.window * plain / (sweep - spent["drift"] + drift)
-    times = map(number, (plain, drift, spent["rollout"], spent["commit"], sweep))
-    return [str(batch), *times, f"{ceiling:.1f}"]
+    for _ in range(2 * options.window):  # joined calls begin in the second sweep
+        optimizer.step(task)
+    before, count = dict(optimizer.stats.seconds), options.sweeps
+    step = milliseconds(lambda: optimizer.step(task), options.window * count, unet.device)
+    spent = {k: 1e3 * (v - before[k]) / count for k, v in optimizer.stats.seconds.items()}
+    return Sweep(step * options.window, spent["drift"], spent["rollout"], spent["commit"])
 
 
-def timed(options: Options, function: Callable[[], object], calls: int) -> float:
-    """Returns the milliseconds of a call."""
-    wait = torch.cuda.synchronize if options.device != "cpu" else (lambda: None)
-    wait()
-    start = time.perf_counter()
-    for _ in range(calls):
-        function()
-    wait()
-    return 1e3 * (time.perf_counter() - start) / calls
+def measure(options: Options, unet: Unet, batch: int) -> list[str]:
+    """Measures one row."""
+    task = Distillation(unet, batch, options.parameters)
+    base = adam(task.parameters, unet.device)
+
+    def plain_step() -> None:
+        task()
+        base.step()
+
+    milliseconds(plain_step, 3, unet.device)
+    plain = milliseconds(plain_step, 2 * options.window, unet.device)
+    one_by_one = sweep(options, unet, batch, joined=False)
+    joined = sweep(options, unet, batch, joined=True)
+    drift = one_by_one.drifts / options.window
+    ceiling = options.window * plain / (one_by_one.whole - one_by_one.drifts + drift)
+    gain = options.window * plain / joined.whole
+    times = plain, drift, one_by_one.rollout, one_by_one.commits, one_by_one.whole, joined.whole
+    return [str(batch), *map(number, times), f"{ceiling:.1f}", f"{gain:.2f}"]
 
 
 def main(options: Options) -> None:
     """Prints the table, and writes it."""
-    unet = build_unet(options)
-    rows = [measure(options, unet, batch) for batch in options.batches]
-    headers = ("views", "plain step", "drift", "rollout", "commits", "sweep", "ceiling")
-    table = markdown(headers, rows)
-    print(table)
-    if options.out is not None:
-        command = "python benchmarks/gpu_drift.py " + " ".join(sys.argv[1:])
-        text = document("A sweep beside drifts of real size", command, machine(), NOTES, table)
-        options.out.write_text(text)
+    where, device, rows = machine(), torch.device(options.device), []
+    for compiled, batches in ((False, options.batches), (True, options.compiled)):
+        if batches:
+            unet = Unet("sd21", device, small=options.small, compiled=compiled)
+            kind = "compiled" if compiled else "eager"
+            for batch in batches:
+                rows.append([kind, *measure(options, unet, batch)])
+                print(*rows[-1], file=sys.stderr, flush=True)
+    parts = ("plain step", "drift", "rollout", "commits", "sweep", "joined sweep")
+    table = markdown(("UNet", "views", *parts, "ceiling", "one device"), rows)
+    command = " ".join(["python benchmarks/gpu_drift.py", *sys.argv[1:]])
+    notes = NOTES.format(window=options.window)
+    publish(
+        document("A sweep beside drifts of real size", command, where, notes, table), options.out
+    )
 
 
 NOTES = """
 Milliseconds. Score distillation through a UNet of SD 2.1's architecture (865 M parameters, random, half precision) with
-classifier-free guidance at 64 x 64 latents; a scene of 12.6 M parameters in a table; fused Adam; a window of 8 in one
-process on one device, so its drifts run one after the other. *Plain step*: drift and `base.step()` in an ordinary
-loop. *Drift*: one slot's evaluation in a sweep; *rollout* and *commits*: all that a sweep does besides its drifts.
-*Ceiling*: the speed-up on eight devices if every guess were accepted and the exchange of gradients cost nothing,
-eight plain steps over one drift and the rest of the sweep. The exchange was not measured: one device.
+classifier-free guidance at 64 x 64 latents; a scene of 12.6 M parameters in a table; fused Adam; a window of {window}
+in one process on one device. *Plain step*: drift and `base.step()` in an ordinary loop. *Drift*: one slot's evaluation
+in a sweep; *rollout* and *commits*: all that a sweep does besides its drifts. *Joined sweep*: the same with the UNet
+called once for all slots (`picardopt.batched`). *Ceiling*: the speed-up on as many devices as slots if every guess were
+accepted and the exchange of gradients cost nothing. *One device*: plain steps in the time of a joined sweep, if every
+guess were accepted. The exchange was not measured: one device.
 """
 
 

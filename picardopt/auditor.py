@@ -90,7 +90,7 @@ class Auditor:
             opinion = _DROP
         opinions = [each for (each,) in self._engine.share_numbers([opinion])]
         valid = max(opinions) == _KEEP
-        if max(opinions) == _RECHECK:
+        if max(opinions) == _RECHECK and self._audit.sharing.comparable(accepted.drift):
             differences, _ = self._evaluate_again(closure, accepted.drift)
             valid = not any(differences)
             if isinstance(verdict, Recheck):
@@ -142,6 +142,8 @@ class Auditor:
         if not self._speculates or accepted.remapped or not self._audit.due(sweep, ahead=ahead):
             return
         if not self._audit.draws(accepted.slot, self._stride, self._seed, sweep):
+            return
+        if not self._audit.sharing.comparable(accepted.drift):
             return
         differences, again = self._evaluate_again(closure, accepted.drift)
         if any(differences):

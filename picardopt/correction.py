@@ -22,6 +22,7 @@ from torch import Tensor
 
 from picardopt.drift import Drift
 from picardopt.layout import ParameterLayout, Row, blocks
+from picardopt.memory import allocation
 from picardopt.sweep import squares
 
 SECANTS = 8
@@ -44,7 +45,7 @@ class Secants:
     """
 
     def __init__(self, layout: ParameterLayout, pairs: int, ridge: float = 0.1) -> None:
-        self._pairs, self._ridge, self._next = pairs, ridge, 0
+        self.pairs, self._ridge, self._next = pairs, ridge, 0
         self._groups: list[list[_Part]] = []  # made with the first secant
         self._eye = torch.eye(pairs, dtype=torch.float64, device=layout.device)
         zeros = torch.zeros_like(self._eye).repeat(len(layout.numels), 1, 1)
@@ -75,9 +76,9 @@ class Secants:
             By group, the squared length of the drift's change per parameter, float64 [groups], without the correction.
         """
         if not self._groups:
-            self._groups = [[_Part(like, self._pairs) for like in group] for group in drift.groups]
+            self._groups = [[_Part(like, self.pairs) for like in group] for group in drift.groups]
         index, squared_changes = self._next, []
-        self._next = (index + 1) % self._pairs
+        self._next = (index + 1) % self.pairs
         for group, parts in enumerate(self._groups):
             given = coefficients[group] if coefficients is not None else None
             points = iterate.groups[group], guess.groups[group]
@@ -154,8 +155,10 @@ class _Part:
 
     def __init__(self, like: Tensor, pairs: int) -> None:
         dtype = torch.promote_types(like.dtype, torch.float32)
-        self.steps = torch.zeros((pairs, like.numel()), dtype=dtype, device=like.device)
-        self.changes = torch.zeros_like(self.steps)
+        count = 2 * pairs * like.numel() * dtype.itemsize
+        with allocation(f"{pairs} secants", count, like.device):
+            self.steps = torch.zeros((pairs, like.numel()), dtype=dtype, device=like.device)
+            self.changes = torch.zeros_like(self.steps)
 
     def replace(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from picardopt.compat import accelerator, gives_in_order
 from picardopt.rng import step_rng
 
 _REMEMBERED = 1024
@@ -43,8 +44,8 @@ class StepIndexedLoader:
     def __init__(self, loader: DataLoader[Any], *, seed: int = 0) -> None:
         _check(loader)
         self._loader, self._epochs = loader, _Epochs(loader, seed)
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        self._pin = loader.pin_memory and accelerator is not None and accelerator.type != "mps"
+        device = accelerator()
+        self._pin = loader.pin_memory and device is not None and device.type != "mps"
         self._length = len(self._epochs.batches(0))
         if not self._length:
             raise ValueError(
@@ -193,7 +194,7 @@ def _check(loader: DataLoader[Any]) -> None:
         raise ValueError(
             "loader has a worker_init_fn, but its workers are not used: leave it out, and do its work in the dataset"
         )
-    if loader.num_workers > 1 and not loader.in_order:
+    if loader.num_workers > 1 and not gives_in_order(loader):
         raise ValueError(
             "loader has in_order=False: its batches come in the order in which workers finish, which no step names; "
             "leave it out"

@@ -30,6 +30,14 @@ class Outcome(enum.IntEnum):
     INTERRUPTED = 3  # KeyboardInterrupt, SystemExit or an error of a signal handler: raised at once
 
 
+class Calls(enum.IntEnum):
+    """What an evaluation's calls of batched functions were (`picardopt.batched`)."""
+
+    NONE = 0
+    ALONE = 1  # made for this slot alone
+    JOINED = 2  # made for several slots at once: the drift equals one evaluated alone to rounding
+
+
 @dataclass
 class Drift:
     """The gradient and the loss of one step at one point.
@@ -45,6 +53,7 @@ class Drift:
         trace: The exception's formatted traceback.
         uncleared: Indices of the parameters whose ``.grad`` the closure does not clear; None if that was not tested.
         tainted: Whether the test may have changed the gradients or made the closure raise.
+        calls: What its calls of batched functions were.
         correction: The coefficients that the row was corrected with, by group (`picardopt.correction`).
     """
 
@@ -58,6 +67,7 @@ class Drift:
     trace: str = field(default="", repr=False)
     uncleared: tuple[int, ...] | None = None
     tainted: bool = False
+    calls: Calls = Calls.NONE
     correction: list[Tensor] | None = field(default=None, repr=False)
 
 
@@ -98,7 +108,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
             return leaf
         if is_dataclass(leaf):
             names = [item.name for item in fields(leaf) if hasattr(leaf, item.name)]
-            return _replaced(
+            return replaced(
                 leaf, {name: map_tensors(function, getattr(leaf, name)) for name in names}
             )
         attributes = getattr(leaf, "__dict__", None)
@@ -107,7 +117,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
         held = any(isinstance(part, Tensor) for part in tree_leaves(list(attributes.values())))
         if not held:
             return leaf
-        return _replaced(
+        return replaced(
             leaf, {name: tree_map(shallow, value) for name, value in attributes.items()}
         )
 
@@ -117,7 +127,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree_map(convert, tree)
 
 
-def _replaced(leaf: Any, values: dict[str, Any]) -> Any:
+def replaced(leaf: Any, values: dict[str, Any]) -> Any:
     """Returns the object itself if no attribute changes, else a copy with new attributes; frozen or not."""
     if all(getattr(leaf, name) is value for name, value in values.items()):
         return leaf

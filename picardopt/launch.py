@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from picardopt.compat import accelerator_module, select_accelerator
 from picardopt.errors import RankLostError
 
 if TYPE_CHECKING:
@@ -146,8 +147,9 @@ def _own_signal_handlers() -> Iterator[None]:
 
 def default_workers() -> int:
     """Returns one worker per accelerator of this host, or one per two CPU cores."""
-    if torch.accelerator.is_available():
-        return torch.accelerator.device_count()
+    module = accelerator_module()
+    if module is not None:
+        return int(module.device_count())
     return max(1, (os.cpu_count() or 1) // 2)
 
 
@@ -166,8 +168,9 @@ def _work(target: Callable[..., Any], args: tuple[Any, ...], workers: int) -> An
     """Runs one worker: sets its threads and accelerator, joins the process group, calls the function."""
     # What the imports left is never garbage; looking through it again takes most of a second when the process ends.
     gc.freeze()
-    if torch.accelerator.is_available() and torch.accelerator.device_count() >= workers:
-        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+    module = accelerator_module()
+    if module is not None and module.device_count() >= workers:
+        select_accelerator(int(os.environ["LOCAL_RANK"]))
         backend = None  # one for each kind of device
     else:
         backend = "gloo"

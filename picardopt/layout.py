@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from picardopt.memory import allocation
+
 _BLOCK = 1 << 16  # elements
 _LARGE = 1 << 14
 """Elements of a tensor from which it is better compared by itself than copied into a row with the others."""
@@ -165,12 +167,19 @@ class ParameterLayout:
         """The tensors' shapes when the layout was made: the parameters', then the carry's."""
         return [kind[0] for kind in self._kinds]
 
+    @property
+    def measured_bytes(self) -> int:
+        """Bytes of the measured parameters, in float32 or finer."""
+        spans = [span for own in self._group_spans for span in own]
+        wide = torch.float32
+        return sum(self._numel(s) * torch.promote_types(s[0], wide).itemsize for s in spans)
+
     @cached_property
     def digest(self) -> int:
         """A 63-bit hash of shapes, dtypes and positions, equal on ranks that hold the same tensors."""
         kinds = [(tuple(shape), str(dtype)) for shape, dtype, *_ in self._kinds]
         text = repr((kinds, self._offsets, self.numels))
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
     def describes(self, parameters: Sequence[Tensor], carry: Sequence[Tensor] = ()) -> bool:
         """Returns whether these are the same tensors, with their shapes, dtypes, devices and `requires_grad`."""
@@ -198,7 +207,8 @@ class ParameterLayout:
     def row(self, buffer: Tensor | None = None) -> Row:
         """Returns a new row, on a given uint8 buffer [row_bytes] or a new zeroed one."""
         if buffer is None:
-            buffer = torch.zeros(self.row_bytes, dtype=torch.uint8, device=self.device)
+            with allocation("one iterate or drift", self.row_bytes, self.device):
+                buffer = torch.zeros(self.row_bytes, dtype=torch.uint8, device=self.device)
         segments = [_flat(buffer, *span) for span in self._parameter_spans]
         groups = [[_flat(buffer, *span) for span in spans] for spans in self._group_spans]
         views = [

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from picardopt.numpy_rng import NUMPY, NumpyState
+from picardopt.compat import accelerator_module
+from picardopt.numpy_rng import NUMPY, NumpyState, equal_states
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -45,6 +46,16 @@ class RngState:
             python=random.getstate(),
         )
 
+    def same(self, other: RngState) -> bool:
+        """Returns whether these are the same states, of the generators that both have read."""
+        seen = self.accelerator is not None and other.accelerator is not None
+        return (
+            torch.equal(self.cpu, other.cpu)
+            and (not seen or torch.equal(self.accelerator, other.accelerator))  # type: ignore[arg-type]
+            and equal_states(self.numpy, other.numpy)
+            and self.python == other.python
+        )
+
     def restore(self) -> None:
         """Restores the global generators to this state."""
         torch.default_generator.set_state(self.cpu)
@@ -58,9 +69,10 @@ class RngState:
 def seed_all(value: int) -> None:
     """Seeds torch CPU, this rank's accelerator, numpy and random with one 64-bit value."""
     torch.default_generator.manual_seed(value)
-    if torch.accelerator.is_available():
+    module = accelerator_module()
+    if module is not None:
         # The device module's own function seeds the current device only, and lazily before its context is made.
-        _accelerator_module().manual_seed(value)
+        module.manual_seed(value)
     NUMPY.restore((value & 0xFFFFFFFF, value >> 32))
     random.seed(value)
 
@@ -99,15 +111,8 @@ def step_rng(seed: int, step: int) -> Iterator[None]:
         yield
 
 
-def _accelerator_module() -> Any:
-    device = torch.accelerator.current_accelerator()
-    return torch.get_device_module(device)
-
-
 def _live_accelerator() -> Any | None:
     """Returns the accelerator's module if it holds a context; reading a state must not create one."""
-    if not torch.accelerator.is_available():
-        return None
-    module = _accelerator_module()
+    module = accelerator_module()
     initialized = getattr(module, "is_initialized", None)
     return module if initialized is None or initialized() else None

@@ -18,9 +18,11 @@ from picardopt.correction import Secants
 from picardopt.drift import Drift
 from picardopt.gauge import Gauge
 from picardopt.layout import ParameterLayout, Row
+from picardopt.memory import Memory, memory
 from picardopt.predictor import Predictor
 from picardopt.rng import seed_all, step_seed
 from picardopt.shortcuts import Shortcuts
+from picardopt.state_size import state_bytes
 from picardopt.stepper import BaseStepper
 from picardopt.sweep import measure
 from picardopt.tolerance import Tolerance
@@ -63,6 +65,24 @@ class Rollout:
         tensors, head = self._layout.tensors, self._window.head
         with self._stepper.speculation(tensors, head, self.shortcuts):
             yield
+
+    def memory(self, window: int, *, exact: bool, data: int) -> Memory:
+        """Returns what a window takes besides the plain loop's own memory; an unknown state counts as none.
+
+        Args:
+            window: Steps evaluated per sweep.
+            exact: Whether the tolerance is 0.
+            data: Ranks that share a step.
+        """
+        return memory(
+            window,
+            self._layout.row_bytes,
+            state_bytes(self._stepper.base) or 0,
+            exact=exact,
+            secants=0 if self._correction is None else self._correction.pairs,
+            secant_bytes=self._layout.measured_bytes,
+            data=data,
+        )
 
     def forget(self) -> None:
         """Forgets the secants, which are those of another closure now."""

@@ -256,7 +256,8 @@ def copies_on_a_rank() -> list[str]:
     _, optimizer, _ = wrap(CASE, window=2)
     with pytest.warns(PicardWarning, match="no process group") as told:
         twins = [copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
-    assert [warning.filename for warning in told] == [__file__, __file__]
+    ours = [w.filename for w in told if issubclass(w.category, PicardWarning)]
+    assert ours == [__file__, __file__]
     return [repr(twin) for twin in (optimizer, *twins)]
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers.versions import needs_3d
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -74,6 +76,7 @@ def test_image_fitting(on: str, tmp_path: Path) -> None:
     assert size_of(out) == (48, 48)
 
 
+@needs_3d
 def test_gaussian_fitting(tmp_path: Path) -> None:
     out = tmp_path / "fitted.png"
     text = start(
@@ -86,6 +89,7 @@ def test_gaussian_fitting(tmp_path: Path) -> None:
     assert size_of(out) == (32, 32)
 
 
+@needs_3d
 def test_score_distillation(tmp_path: Path) -> None:
     out = tmp_path / "views.png"
     text = start(str(EXAMPLES / "score_distillation.py"), "--steps", "40", "--out", str(out))

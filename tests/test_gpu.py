@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from picardopt import ParallelPicardOptimizer, step_rng
+from picardopt.compat import accelerator
 from tests.helpers.problems import Problem, network, quantize
 from tests.helpers.runs import Trace, assert_parallel, assert_same_trace, make_closure, stats_of
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator"),
+    pytest.mark.skipif(not accelerator(), reason="needs an accelerator"),
 ]
 STEPS = 14
 NAMES = ("Adadelta", "Adam", "Adamax", "AdamW", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
@@ -59,7 +60,7 @@ def samples() -> dict[str, tuple[Any, dict[str, Any]]]:
     return found
 
 
-SAMPLES = samples() if torch.accelerator.is_available() else {}
+SAMPLES = samples() if accelerator() else {}
 
 
 def run(kind: Any, options: dict[str, Any], device: torch.device, window: int | None) -> Trace:
@@ -84,7 +85,7 @@ def run(kind: Any, options: dict[str, Any], device: torch.device, window: int | 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_exact_on_the_accelerator(name: str) -> None:
-    device = torch.accelerator.current_accelerator()
+    device = accelerator()
     assert device is not None
     kind, options = SAMPLES[name]
     trace = run(kind, options, device, window=4)
@@ -93,7 +94,7 @@ def test_exact_on_the_accelerator(name: str) -> None:
 
 
 def test_the_devices_generator_is_put_back() -> None:
-    device = torch.accelerator.current_accelerator()
+    device = accelerator()
     assert device is not None
     module = torch.get_device_module(device)
     before = module.get_rng_state()

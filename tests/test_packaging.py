@@ -1,26 +1,27 @@
 """The two distributions: their metadata, what they import, and the command that joins them."""
 
 import ast
+import re
 import subprocess
 import sys
 import sysconfig
-import tomllib
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-import picardopt_3d
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import picardopt
+from tests.helpers.versions import needs_3d, tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = {
     "picardopt": ROOT / "pyproject.toml",
     "picardopt-3d": ROOT / "integrations/pyproject.toml",
 }
+DISTRIBUTIONS = ["picardopt", pytest.param("picardopt-3d", marks=needs_3d)]
 PACKAGES = {"picardopt": "picardopt", "picardopt-3d": "picardopt_3d"}
 
 
@@ -59,7 +60,7 @@ def run(*command: str, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("distribution", PROJECTS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_installed_metadata_is_the_clones(distribution):
     table = project_table(distribution)
     installed = metadata.metadata(distribution)
@@ -68,7 +69,10 @@ def test_installed_metadata_is_the_clones(distribution):
     assert installed["License-Expression"] == "Apache-2.0"
 
 
+@needs_3d
 def test_both_distributions_agree():
+    import picardopt_3d
+
     core, threed = map(project_table, PROJECTS)
     assert metadata.version("picardopt") == metadata.version("picardopt-3d")
     assert picardopt.__version__ == picardopt_3d.__version__
@@ -82,7 +86,27 @@ def test_both_distributions_agree():
     assert [Requirement(r).name for r in core["optional-dependencies"]["3d"]] == ["picardopt-3d"]
 
 
-@pytest.mark.parametrize("distribution", PROJECTS)
+def test_the_lowest_versions_are_tested():
+    """The first line of .ci/versions is what pyproject.toml allows at the least; the nightly runs every line."""
+    table = project_table("picardopt")
+    lines = (ROOT / ".ci" / "versions").read_text().splitlines()
+    lines = [line.split() for line in lines if not line.startswith("#")]
+    workflow = (ROOT / ".github" / "workflows" / "nightly.yml").read_text()
+    entries = re.findall(r'python: "(.+)", torch: "(.+)", more: "(.*)"', workflow)
+    assert [[f"python{p}", f"torch=={t}", *more.split()] for p, t, more in entries] == lines
+    (python, *fixed), lowest = lines[0], {}
+    extra = table["optional-dependencies"]["test-core"]
+    for requirement in map(Requirement, [*table["dependencies"], *extra]):
+        lowest[requirement.name] = requirement.specifier
+    assert table["requires-python"] == f">={python.removeprefix('python')}"
+    for name, _, version in (pin.partition("==") for pin in fixed):
+        bound = str(lowest[name]).removeprefix(">=")
+        assert version in lowest[name]
+        assert version.startswith(bound), f"{name}: {version} is tested, {bound} is allowed"
+    assert {"torch", "numpy"} <= {pin.partition("==")[0] for pin in fixed}
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_marked_as_typed(distribution):
     assert (package_folder(distribution) / "py.typed").is_file()
 
@@ -97,6 +121,7 @@ NOT_ON_THE_INDEX = {"nvdiffrast"}
 """What a user builds from its sources: no requirement can name it."""
 
 
+@needs_3d
 def test_3d_declares_what_it_imports():
     owners = metadata.packages_distributions()
     extras = project_table("picardopt-3d")["optional-dependencies"].values()
@@ -123,6 +148,7 @@ def test_importing_the_core_loads_no_optional_package(tmp_path):
     assert not after & unwanted
 
 
+@needs_3d
 def test_command_lists_and_runs_the_entry_points(tmp_path):
     command = Path(sysconfig.get_path("scripts"), "picardopt")
     assert command.is_file(), f"{command} is missing: install both distributions (make env)"
@@ -143,6 +169,7 @@ def test_command_lists_and_runs_the_entry_points(tmp_path):
         assert option in page, option
 
 
+@needs_3d
 def test_unknown_command_fails_and_names_the_known_ones(tmp_path):
     command = Path(sysconfig.get_path("scripts"), "picardopt")
     done = subprocess.run(

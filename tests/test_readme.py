@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import picardopt_3d
 import pytest
 import torch
 
 import picardopt
+from tests.helpers.versions import needs_3d
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/guide.md", "docs/closures.md", "docs/tolerances.md", "docs/plan.md")
@@ -94,6 +94,8 @@ def resolve(name: str) -> object:
             except ImportError:
                 continue
             return functools.reduce(getattr, parts[split:], found)
+    import picardopt_3d
+
     classes: dict[str, object] = {}
     for package in (picardopt_3d, picardopt):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
@@ -102,6 +104,7 @@ def resolve(name: str) -> object:
     return functools.reduce(getattr, rest, classes[first])
 
 
+@needs_3d
 def test_the_names_in_paper_to_code_exist():
     text = (ROOT / "docs" / "paper-to-code.md").read_text()
     cells = [line.split("|")[2] for line in text.splitlines() if line.startswith("| ")]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from picardopt import ParallelPicardOptimizer, UnsupportedOptimizerError, step_rng
+from picardopt.compat import accelerator
 from tests.helpers.catalog import HIDDEN
 from tests.helpers.optimizer_table import (
     LONG,
@@ -31,7 +32,16 @@ from tests.helpers.runs import (
     sequential,
     wrap,
 )
-from tests.helpers.third_party import QUICK, Entry, entries, imported, shapes, surroundings
+from tests.helpers.third_party import (
+    QUICK,
+    Entry,
+    entries,
+    imported,
+    needs_all,
+    shapes,
+    surroundings,
+)
+from tests.helpers.versions import needs_package
 
 quick = [entry for entry in entries() if QUICK.fullmatch(entry.name)]
 rest = [entry for entry in entries() if entry not in quick]
@@ -42,6 +52,7 @@ def listed(entry: Entry) -> Verdict:
     return read_table()[entry.name]
 
 
+@needs_all
 def test_the_table_lists_what_these_packages_export() -> None:
     """Every optimizer of every package, at the versions that run; no other."""
     assert list(read_table()) == [entry.name for entry in entries()]
@@ -54,7 +65,7 @@ def test_the_table_lists_what_these_packages_export() -> None:
 @pytest.mark.parametrize("entry", EVERYONE, ids=lambda entry: entry.name)
 def test_the_table_is_true(entry: Entry) -> None:
     """Bitwise at tolerance 0 with several strides longer than 1, or refused with that reason."""
-    if listed(entry).word == "fails alone" and torch.accelerator.is_available():
+    if listed(entry).word == "fails alone" and accelerator():
         pytest.skip("it may run on this machine")
     verdict = judge(entry, pace=False)
     assert verdict.word == listed(entry).word
@@ -182,6 +193,7 @@ def test_state_in_a_tensor_subclass() -> None:
     check(wrapped(Paired(problems[1].groups, lr=1e-3), problems[1], tolerance=0), expected)
 
 
+@needs_package("optimi")
 def test_stepping_inside_backward_is_refused() -> None:
     """Gradient release: a hook on each parameter steps as soon as its gradient is there."""
     optimi = imported("optimi")
@@ -200,6 +212,7 @@ def test_other_hooks_on_parameters_are_not() -> None:
     ParallelPicardOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
 
 
+@needs_package("schedulefree")
 @pytest.mark.parametrize("every", [1, 3, 5])
 @pytest.mark.parametrize("name", ["AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree"])
 def test_schedule_free_with_validation_in_between(name: str, every: int) -> None:
@@ -233,6 +246,7 @@ def test_schedule_free_with_validation_in_between(name: str, every: int) -> None
         assert max(optimizer.stats.strides) >= 2
 
 
+@needs_package("schedulefree")
 def test_schedule_free_in_eval_mode_raises_its_own_error() -> None:
     problem = shapes()
     base = imported("schedulefree").AdamWScheduleFree(problem.parameters, lr=1e-3)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picardopt.compat import add_note
 from picardopt.drift import Drift, Outcome, map_tensors
 from picardopt.errors import RemoteClosureError
 from picardopt.layout import Row
@@ -32,6 +33,7 @@ def pack(drift: Drift) -> dict[str, Any]:
         "error": _pack_error(drift.error),
         "trace": drift.trace,
         "uncleared": drift.uncleared,
+        "calls": drift.calls,
     }
 
 
@@ -51,7 +53,7 @@ def unpack(fields: dict[str, Any], row: Row, rank: int) -> Drift:
     drift = Drift(row=row, **fields)
     if drift.outcome >= Outcome.FAILED:
         drift.error = _unpack_error(error)
-        drift.error.add_note(f"raised by the closure on rank {rank}:\n{drift.trace}")
+        add_note(drift.error, f"raised by the closure on rank {rank}:\n{drift.trace}")
     return drift
 
 

@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from picardopt.compat import irecv, isend
 from picardopt.errors import DesynchronizedError, RankLostError
 from picardopt.interrupts import interrupts_allowed
 from picardopt.ranks import RankGroup
@@ -165,7 +166,7 @@ class PairwiseTransport:
             for offset in range(1, ranks.size):
                 peer = ranks.peers[ranks.rank - offset]
                 with suppress(RuntimeError):
-                    work: Any = dist.irecv(never, group=group, group_src=peer, tag=_UNUSED_TAG)
+                    work = irecv(never, group, peer, _UNUSED_TAG)
                     work.wait(soon)
 
 
@@ -188,10 +189,10 @@ def _start(out: Tensor, ranks: RankGroup, tag: int) -> _Works:
     """Begins to send this rank's row of `out` to all peers, and to receive theirs."""
     works, offsets = [], range(1, ranks.size)
     for index in ((ranks.rank + offset) % ranks.size for offset in offsets):
-        work = dist.irecv(out[index], group=ranks.group, group_src=ranks.peers[index], tag=tag)
+        work = irecv(out[index], ranks.group, ranks.peers[index], tag)
         works.append((ranks.labels[index], work))
     for index in ((ranks.rank - offset) % ranks.size for offset in offsets):
-        work = dist.isend(out[ranks.rank], group=ranks.group, group_dst=ranks.peers[index], tag=tag)
+        work = isend(out[ranks.rank], ranks.group, ranks.peers[index], tag)
         works.append((ranks.labels[index], work))
     return works
 

@@ -10,6 +10,7 @@ import torch
 from tests.golden import core, recipes
 from tests.golden.results import assert_near, assert_same, digest, fingerprint, is_here, load
 from tests.helpers.pool import Pools
+from tests.helpers.versions import needs_3d
 
 RECORDED = load()
 
@@ -33,6 +34,7 @@ def test_the_core(name: str, pools: Pools) -> None:
     compare(ranks[0], RECORDED["core"][name])
 
 
+@needs_3d
 @pytest.mark.parametrize("name", recipes.RUNS)
 def test_a_recipe(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

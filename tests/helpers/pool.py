@@ -67,6 +67,8 @@ def _work(rank: int, world_size: int, store: str, connection: Connection) -> Non
 
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    # Torch 2.4 and 2.5 warn of how they themselves read pickled tensors.
+    warnings.filterwarnings("ignore", "You are using `torch.load` with", FutureWarning)
     dist.init_process_group(
         "gloo",
         store=dist.FileStore(store, world_size),  # type: ignore[attr-defined]

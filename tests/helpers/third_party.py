@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from tests.helpers.problems import Problem, draw, quantize
+from tests.helpers.versions import needs_package
 
 # Distribution on PyPI -> modules to look in, with the names that count (None: all of the package's own).
 PACKAGES: dict[str, dict[str, re.Pattern[str] | None]] = {
@@ -43,6 +45,10 @@ PACKAGES: dict[str, dict[str, re.Pattern[str] | None]] = {
     "torch-sgld": {"torch_sgld": None},
     "transformers": {"transformers.optimization": re.compile("Adafactor")},
 }
+needs_all = needs_package(
+    *dict.fromkeys(m.partition(".")[0] for modules in PACKAGES.values() for m in modules)
+)
+"""Skips a test of all of them where some are not installed."""
 # These take longest; each is one of a package's many, all of which run in the slow suite.
 QUICK = re.compile(r"(?!heavyball\.).*|heavyball\.(AdamW|SOAP|Muon|SFAdamW|PSGDKron)")
 
@@ -259,9 +265,11 @@ def imported(module: str) -> Any:
 
 @functools.cache
 def entries() -> tuple[Entry, ...]:
-    """Every optimizer of the packages above, by what they export."""
+    """Every optimizer of those packages above that are installed, by what they export."""
     found = []
     for package, modules in PACKAGES.items():
+        if not all(find_spec(module.partition(".")[0]) for module in modules):
+            continue  # as in an environment of another torch: `needs_all` skips what wants them all
         seen = set()
         for module, pattern in modules.items():
             for name, kind in sorted(vars(imported(module)).items()):

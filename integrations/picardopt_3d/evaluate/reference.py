@@ -68,7 +68,8 @@ def folder_statistics(judge: ClipJudge, folder: Path) -> Statistics:
 def _opened(path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGB")
+            converted: Image.Image = picture.convert("RGB")
+            return converted
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(
             f"{path} cannot be opened as a picture ({error}): repair it or remove it"

@@ -129,7 +129,7 @@ def _is_our_picture(path: Path) -> bool:
     """Returns whether an earlier export wrote a picture."""
     try:
         with Image.open(path) as image:
-            return image.info.get("Software") == _OURS
+            return bool(image.info.get("Software") == _OURS)
     except OSError:  # no picture at all
         return False
 

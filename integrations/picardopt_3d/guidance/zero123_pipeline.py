@@ -22,7 +22,9 @@ from diffusers import (
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
+
+from picardopt_3d.compat import CLIPImageProcessorPil
 
 
 class CLIPCameraProjection(ModelMixin, ConfigMixin):  # type: ignore[misc]

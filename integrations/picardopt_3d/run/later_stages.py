@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from picardopt.compat import add_note
 from picardopt_3d.config import RunConfig
 from picardopt_3d.devices import pick_device
 from picardopt_3d.guidance.choose import check_denoising, check_source
@@ -89,7 +90,7 @@ def explained_stage(config: RunConfig[Any], index: int) -> Iterator[None]:
         raise _user_error(error, said) from error
     except Exception as error:
         if index:
-            error.add_note(_kept(config, index))
+            add_note(error, _kept(config, index))
         raise
 
 

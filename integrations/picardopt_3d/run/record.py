@@ -22,7 +22,7 @@ RECORD_KEY = "trained"
 HISTORY = 10_000
 """Most recent sweeps that are kept one by one; totals count all of them."""
 
-_TOTALS = ("sweeps", "drift_evaluations", "wasted_evaluations")
+_TOTALS = ("sweeps", "drift_evaluations", "wasted_evaluations", "joined_calls", "calls_saved")
 _HISTORIES = ("strides", "residuals", "tolerances")
 
 
@@ -37,6 +37,8 @@ class RunRecord:
         sweeps: Sweeps in all.
         drift_evaluations: Slots evaluated, over all workers.
         wasted_evaluations: Those that never became a step.
+        joined_calls: Calls of the guidance that the first worker made for several slots at once.
+        calls_saved: Calls that it would have made besides, one for each slot.
         strides: Steps made final by each of the last `HISTORY` sweeps.
         residuals: Of the same sweeps, the squared distance per parameter of every slot.
         tolerances: Of the same sweeps, the thresholds that those were compared with.
@@ -56,6 +58,8 @@ class RunRecord:
     sweeps: int = 0
     drift_evaluations: int = 0
     wasted_evaluations: int = 0
+    joined_calls: int = 0
+    calls_saved: int = 0
     strides: list[int] = field(default_factory=list)
     residuals: list[list[float]] = field(default_factory=list)
     tolerances: list[list[float]] = field(default_factory=list)

@@ -8,11 +8,11 @@ look-up.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from picardopt_3d.scenes.field import Field, FieldSample
 from picardopt_3d.scenes.networks import Background

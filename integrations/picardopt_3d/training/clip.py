@@ -17,8 +17,9 @@ import torch
 import tyro
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from transformers import CLIPConfig, CLIPModel
 
+from picardopt_3d.compat import CLIPImageProcessorPil
 from picardopt_3d.training.data import caption_table
 from picardopt_3d.training.loop import LoopConfig, Trainer, load_views, run
 from picardopt_3d.training.models import (

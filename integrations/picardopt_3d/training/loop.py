@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from picardopt_3d.cameras import CameraConfig
+from picardopt_3d.compat import precision
 from picardopt_3d.io import replacing
 from picardopt_3d.training.data import WIDE_CAMERAS, Views
 from picardopt_3d.training.sheets import save_loss_curve
@@ -256,7 +257,7 @@ class Trainer(ABC):
 def _take_weights(module: Any, folder: Path, name: str) -> None:
     """Loads a part's weights from a model's folder, or from the part's own folder."""
     part = folder / name if (folder / name).is_dir() else folder
-    saved = type(module).from_pretrained(part, dtype=torch.float32)
+    saved = type(module).from_pretrained(part, **precision(type(module), torch.float32))
     module.load_state_dict(saved.state_dict())
 
 

@@ -16,9 +16,10 @@ import torch
 import tyro
 from diffusers import AutoencoderKL
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
 
 from picardopt_3d.cameras import CameraConfig, orbit_cameras
+from picardopt_3d.compat import CLIPImageProcessorPil
 from picardopt_3d.guidance.zero123_pipeline import (
     CLIPCameraProjection,
     Zero123Pipeline,

@@ -201,7 +201,8 @@ class ModuleReader:
 
 def is_module(value: object) -> bool:
     """Whether this is a torch module that is written in Python and whose constructor has run."""
-    return issubclass(type(value), nn.Module) and type(vars(value).get("_modules")) is dict
+    # Before torch 2.5 the table was an OrderedDict; of a scripted module it is none of these.
+    return issubclass(type(value), nn.Module) and isinstance(vars(value).get("_modules"), dict)
 
 
 def _getter(names: tuple[str, ...]) -> Callable[[dict[str, Any]], Sequence[Any]]:

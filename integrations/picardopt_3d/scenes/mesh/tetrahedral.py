@@ -7,10 +7,11 @@ of them is kept from one step to the next.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.scenes.mesh.colours import Colours
