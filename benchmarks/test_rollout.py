@@ -12,7 +12,7 @@ import torch
 
 from picardopt.drift import Drift
 from picardopt.layout import ParameterLayout, Row
-from picardopt.shortcuts import Shortcuts
+from picardopt.lending import Lending
 from picardopt.snapshot import Snapshot
 from picardopt.stepper import BaseStepper
 from picardopt.sweep import measure
@@ -33,7 +33,7 @@ class Case:
     drift: Drift
     rows: list[Row]
     stepper: BaseStepper
-    shortcuts: Shortcuts
+    lending: Lending
 
 
 @pytest.fixture(autouse=True)
@@ -76,8 +76,7 @@ def case(numel: int, tensors: int, foreach: bool, request) -> Case:
     rows = [layout.row() for _ in range(WINDOW + 1)]
     for row in rows:
         row.store([p.detach() for p in parameters])
-    shortcuts = Shortcuts(base, layout, exact=False)
-    return Case(parameters, base, layout, drift, rows, stepper, shortcuts)
+    return Case(parameters, base, layout, drift, rows, stepper, Lending(base, layout))
 
 
 def commit(stepper: BaseStepper, parameters: list[torch.Tensor], drift: Drift) -> None:
@@ -113,9 +112,9 @@ def test_rollout(benchmark, case: Case):
     head = case.rows[0]
 
     def sweep_without_drifts():
-        with case.stepper.speculation(case.parameters, head, case.shortcuts):
+        with case.stepper.speculation(case.parameters, head):
             for row in case.rows[1:]:
-                case.stepper.advance(case.drift, case.shortcuts)
+                case.stepper.advance(case.drift, case.lending)
                 row.store(case.parameters)
 
     benchmark(sweep_without_drifts)

@@ -18,10 +18,10 @@ from picardopt.correction import Secants
 from picardopt.drift import Drift
 from picardopt.gauge import Gauge
 from picardopt.layout import ParameterLayout, Row
+from picardopt.lending import Lending
 from picardopt.memory import Memory, memory
 from picardopt.predictor import Predictor
 from picardopt.rng import seed_all, step_seed
-from picardopt.shortcuts import Shortcuts
 from picardopt.state_size import state_bytes
 from picardopt.stepper import BaseStepper
 from picardopt.sweep import measure
@@ -40,7 +40,7 @@ class Rollout:
         carry: Applies the carry's changes.
         predictor: Fills the window's new slots.
         window: The iterates.
-        shortcuts: What steps ahead may do faster than steps that commit.
+        lending: Sets the gradients of steps ahead.
         correction: Corrects drifts that were evaluated at a wrong guess, if anything does.
     """
 
@@ -51,19 +51,19 @@ class Rollout:
         carry: Carry,
         predictor: Predictor,
         window: Window,
-        shortcuts: Shortcuts,
+        lending: Lending,
         correction: Secants | None = None,
     ) -> None:
         self._stepper, self._layout, self._carry = stepper, layout, carry
         self._predictor, self._window, self._correction = predictor, window, correction
-        self.shortcuts = shortcuts
+        self._lending = lending
         self._zeros = layout.zeros()
 
     @contextmanager
     def speculation(self) -> Iterator[None]:
         """Allows steps ahead inside the block; on exit everything is as at the head again."""
         tensors, head = self._layout.tensors, self._window.head
-        with self._stepper.speculation(tensors, head, self.shortcuts):
+        with self._stepper.speculation(tensors, head):
             yield
 
     def memory(self, window: int, *, exact: bool, data: int) -> Memory:
@@ -91,7 +91,7 @@ class Rollout:
 
     def draws(self) -> bool:
         """Returns whether a step after a drift may draw from the generators as its closure left them."""
-        return self._carry.update is not None or self._stepper.draws(self.shortcuts)
+        return self._carry.update is not None or self._stepper.draws(self._lending)
 
     def learn(self, gauge: Gauge, drifts: Sequence[Drift]) -> Tensor:
         """Learns a secant from the gauge's pair, if there is one; returns what the gauge measures."""
@@ -114,10 +114,6 @@ class Rollout:
             The head and the new iterates, and the error that ended the rollout early, if one did.
         """
         after, error = self._iterates(drifts)
-        if error is not None and self.shortcuts.give_up():
-            self._window.release(after[1:])
-            self._stepper.rewind(self._layout.tensors, self._window.head)
-            after, error = self._iterates(drifts)
         if error is not None or not check_replay:
             return after, error
         self._stepper.rewind(self._layout.tensors, self._window.head)
@@ -158,7 +154,7 @@ class Rollout:
         return replay_check.repeats(end, again, self._window.head)
 
     def _advance(self, guess: Row, drift: Drift) -> None:
-        self._stepper.advance(drift, self.shortcuts)
+        self._stepper.advance(drift, self._lending)
         self._carry.apply(self._layout.carry, guess, drift)
 
     def measure(self, after: Sequence[Row], tolerance: Tolerance) -> Tensor:
@@ -188,7 +184,7 @@ class Rollout:
 
         def coast(row: Row) -> bool:
             try:
-                self._stepper.advance(zero_drift, self.shortcuts)
+                self._stepper.advance(zero_drift, self._lending)
             except Exception:
                 return False
             row.store(self._layout.tensors)

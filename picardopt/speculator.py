@@ -62,8 +62,6 @@ class Speculator:
         self.queue: deque[Accepted] = deque()
         self._engine, self._auditor = engine, auditor
         self._tolerance, self._options, self._stats = tolerance, options, stats
-        self._reached: int | None = None
-        """The step at which the window's head is where the last rollout came to, unless the queue is dropped before."""
         self._incidents = Incidents(stats, options.nonfinite, warns=engine.rank == 0)
 
     def next(self, closure: StepClosure, step: int) -> Accepted:
@@ -99,7 +97,6 @@ class Speculator:
         """Forgets the queue; the window's iterates stay as guesses."""
         self._stats.dropped += len(self.queue)
         self.queue.clear()
-        self._reached = None
         if self._gauge is not None:
             self._gauge.forget()
 
@@ -116,8 +113,6 @@ class Speculator:
     def _sweep(self, closure: StepClosure, step: int) -> None:
         """Runs one pass of the paper's while loop; the comments quote its lines."""
         window, stats, slots = self.window, self._stats, self._slots(step)
-        if self._reached == step and replay_check.due(stats.sweeps):
-            self.rollout.shortcuts.check(window.head)
         window.head.store(self.layout.tensors)
         if len(window.rows) == 1 and step > 0 and self._options.window > 1:
             self.rollout.guess(step, slots, self._options.seed)
@@ -135,7 +130,6 @@ class Speculator:
         for slot, drift in enumerate(drifts[: record.stride]):
             threshold = record.accepts[slot - 1] if slot else float("inf")
             self.queue.append(Accepted(drift, stats.sweeps, slot, threshold))
-        self._reached = step + record.stride if record.measures is not None else None
         stats.end_sweep(record)
         self._auditor.end_sweep(closure, record.stride)
         self._incidents.warn()

@@ -18,8 +18,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from picardopt.drift import Drift, Outcome, set_gradients
 from picardopt.layout import Row, parameters_of
+from picardopt.lending import Lending
 from picardopt.rng import preserved_rng
-from picardopt.shortcuts import Shortcuts
 from picardopt.snapshot import Snapshot
 
 
@@ -47,17 +47,13 @@ class BaseStepper:
         self._ahead = Snapshot([self.base, lr_scheduler], skip=[wrapper])
 
     @contextmanager
-    def speculation(
-        self, tensors: Sequence[Tensor], head: Row, shortcuts: Shortcuts
-    ) -> Iterator[None]:
+    def speculation(self, tensors: Sequence[Tensor], head: Row) -> Iterator[None]:
         """Allows steps of the base inside the block; on exit parameters, state and generators are the head's again.
 
         Args:
             tensors: The live parameters, then the carry, with the head's values.
             head: The head's row.
-            shortcuts: May be taken by the steps.
         """
-        shortcuts.begin()
         grads = [tensor.grad for tensor in tensors]
         with preserved_rng(), hooks_disabled(self.base, own=True):
             self._ahead.capture(tensors)
@@ -73,10 +69,9 @@ class BaseStepper:
         self._ahead.restore()
         head.load(tensors)
 
-    def advance(self, drift: Drift, shortcuts: Shortcuts) -> None:
+    def advance(self, drift: Drift, lending: Lending) -> None:
         """Steps the base and then the scheduler ahead. Only inside `speculation`."""
-        shortcuts.set_options()
-        shortcuts.set_gradients(drift)
+        lending.set_gradients(drift)
         self._step(drift)
         scheduler = self.lr_scheduler
         if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
@@ -117,9 +112,9 @@ class BaseStepper:
             for function in then:
                 function()
 
-    def draws(self, shortcuts: Shortcuts) -> bool:
+    def draws(self, lending: Lending) -> bool:
         """Returns whether a step of the base, its hooks or its scheduler may draw random numbers."""
-        known = shortcuts.only_reads and self.lr_scheduler is None
+        known = lending.only_reads and self.lr_scheduler is None
         return not known or any(_own_hooks(self.base))
 
     @contextmanager
