@@ -189,6 +189,12 @@ def test_keywords_that_always_differ_are_named_once() -> None:
 
 def test_other_tolerances_and_a_step_of_another_optimizer_inside() -> None:
     """A closure that takes steps of its own: its inner calls are not the outer sweep's."""
+    rows = set()
+
+    @batched
+    def own(x: Tensor, level: Tensor) -> Tensor:
+        rows.add(len(x))
+        return target(x, level)
 
     def loss(scene: Scene, score: Any, step: int) -> Tensor:
         inner = nn.Parameter(torch.zeros(3, SIZE, dtype=torch.float64))
@@ -199,7 +205,7 @@ def test_other_tolerances_and_a_step_of_another_optimizer_inside() -> None:
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            value = (inner - score(inner.detach(), torch.rand(3, 1))).square().sum()
+            value = (inner - own(inner.detach(), torch.rand(3, 1))).square().sum()
             value.backward()
             return value
 
@@ -209,6 +215,7 @@ def test_other_tolerances_and_a_step_of_another_optimizer_inside() -> None:
         return (scene.second(seen) - wanted - inner.detach()).square().mean()
 
     both(Scene, loss, tolerance=AdaptiveTolerance(1e-3), window=3, steps=8, audit="never")
+    assert rows == {3}
 
 
 def test_autocast_and_other_settings_are_the_callers() -> None:

@@ -184,12 +184,14 @@ def load_part(part: type[Any], source: str | Path, name: str, options: ModelOpti
         FileNotFoundError: The part is missing or incomplete.
     """
     keywords: dict[str, Any] = {"subfolder": name, "revision": options.revision}
-    if issubclass(part, torch.nn.Module):  # tokenizers and schedulers have neither
-        from picardopt_3d.compat import precision
+    if not issubclass(part, torch.nn.Module):  # tokenizers and schedulers have neither
+        with explained(source):
+            return part.from_pretrained(source, **keywords)
+    from picardopt_3d.compat import load_model, precision
 
-        keywords |= precision(part, options.torch_dtype) | {"variant": options.variant}
+    keywords |= precision(part, options.torch_dtype) | {"variant": options.variant}
     with explained(source):
-        return part.from_pretrained(source, **keywords)
+        return load_model(part, source, **keywords)
 
 
 @contextlib.contextmanager
@@ -231,7 +233,7 @@ def _what_to_do(source: str, error: Exception, causes: Sequence[BaseException]) 
             f"source={source!r} could not be loaded: {error}. Give a complete pipeline folder; if it holds only "
             f"weights of another precision, name them with variant (such as 'fp16')"
         )
-    if any_is(errors.RemoteEntryNotFoundError):
+    if any_is(errors.EntryNotFoundError) and not any_is(errors.LocalEntryNotFoundError):
         return f"source={source!r} is not a pipeline in diffusers' layout: {error}"
     mirror = (
         f" (its owner removed it from the hub; the mirror is {REMOVED[source]!r})"
