@@ -337,7 +337,9 @@ def test_a_pure_closure_is_never_accused(audit: str) -> None:
 
 def test_a_counter_that_changes_does_not_drop_joined_gradients() -> None:
     """It is told from a harmful change by the bits of slots evaluated alone."""
-    scene, score, log = Scene(), batched(target), {"count": 0}
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Linear(SIZE, 64), nn.Tanh(), nn.Linear(64, SIZE))
+    scene, score, log = Scene().float(), batched(network), {"count": 0}
     optimizer = ParallelPicardOptimizer(
         torch.optim.Adam(scene.parameters(), lr=0.01),
         window=4,
@@ -347,7 +349,8 @@ def test_a_counter_that_changes_does_not_drop_joined_gradients() -> None:
     def closure(step: int) -> Tensor:
         optimizer.zero_grad()
         assert log["count"] >= 0
-        loss = one_call(scene, score, step)
+        seen = scene.first(torch.randn(3, SIZE))
+        loss = (scene.second(seen) - 100 * score(seen.detach())).square().mean()
         loss.backward()
         return loss
 
