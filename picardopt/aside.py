@@ -32,7 +32,8 @@ class LiveState:
         """Puts the state aside; the next evaluation finds no gradients."""
         layout = self._layout
         self._rng = RngState.capture()
-        self._versions = _unsafe_preserve_version_counter(tuple(layout.tensors))
+        # One by one: before torch 2.7 it takes no more than one tensor.
+        self._versions = [_unsafe_preserve_version_counter(tensor) for tensor in layout.tensors]
         self._grads = [parameter.grad for parameter in layout.parameters]
         for parameter in layout.parameters:
             parameter.grad = None
@@ -51,7 +52,8 @@ class LiveState:
         layout = self._layout
         with torch.no_grad():
             torch._foreach_copy_(layout.tensors, [*self._guess.tensors, *self._out.carry])
-        self._versions.__exit__(None, None, None)
+        for version in self._versions:
+            version.__exit__(None, None, None)
         for parameter, grad in zip(layout.parameters, self._grads, strict=True):
             parameter.grad = grad
         self._grads = []

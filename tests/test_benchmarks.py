@@ -16,6 +16,10 @@ TINY = {
         *("--steps", "4", "--windows", "1", "8", "--rules", "sequential", "drift error"),
         *("--out", "r.json", "--cache", "cache"),
     ],
+    "batched_calls": [
+        *("--scenes", "voxels", "--batches", "1", "--window", "2", "--rounds", "1"),
+        *("--warm-up", "4", "--out", "r.md"),
+    ],
     "gaussians_restructure": [
         *(
             "--texts",

@@ -123,7 +123,7 @@ def target_without_gradient(x: Tensor, level: Tensor) -> Tensor:
 def test_networks_are_joined_to_rounding() -> None:
     """Kernels differ by shape: the same to rounding, not to the bit."""
     torch.manual_seed(1)
-    network = nn.Sequential(nn.Linear(SIZE, 64), nn.Tanh(), nn.Linear(64, SIZE)).double()
+    network = nn.Sequential(nn.Linear(SIZE, 512), nn.Tanh(), nn.Linear(512, SIZE)).double()
 
     def loss(scene: Scene, score: Any, step: int) -> Tensor:
         seen = scene.view(2)
