@@ -112,8 +112,7 @@ def locate(
     read_index(source, classes, options)
     if Path(source).is_dir():
         return Path(source)
-    # Imported here because diffusers takes seconds to import.
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline  # here: it takes seconds
 
     with explained(source):
         unneeded: dict[str, Any] = dict.fromkeys(without)
@@ -183,13 +182,11 @@ def load_part(part: type[Any], source: str | Path, name: str, options: ModelOpti
     Raises:
         FileNotFoundError: The part is missing or incomplete.
     """
-    keywords: dict[str, Any] = {"subfolder": name, "revision": options.revision}
-    if not issubclass(part, torch.nn.Module):  # tokenizers and schedulers have neither
-        with explained(source):
-            return part.from_pretrained(source, **keywords)
-    from picardopt_3d.compat import load_model, precision
+    from picardopt_3d.compat import load_model, precision  # here: transformers takes seconds
 
-    keywords |= precision(part, options.torch_dtype) | {"variant": options.variant}
+    keywords: dict[str, Any] = {"subfolder": name, "revision": options.revision}
+    if issubclass(part, torch.nn.Module):  # tokenizers and schedulers have neither
+        keywords |= precision(part, options.torch_dtype) | {"variant": options.variant}
     with explained(source):
         return load_model(part, source, **keywords)
 
