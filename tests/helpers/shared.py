@@ -25,7 +25,7 @@ def target(x: Tensor, level: Tensor) -> Tensor:
 def slot_by_slot() -> Iterator[None]:
     """Sweeps as without joined calls: what joined ones are compared with."""
     real = JointEvaluation.evaluate_many
-    JointEvaluation.evaluate_many = lambda *_: []  # type: ignore[assignment, method-assign, return-value]
+    JointEvaluation.evaluate_many = lambda *_: []  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -51,7 +51,7 @@ class Attribute(nn.Module):
         self.weight = nn.Parameter(torch.linspace(0.5, 1.5, SIZE))
 
     def forward(self, x: Tensor) -> Tensor:
-        return KeepsAttribute.apply(x, self.weight)  # type: ignore[no-any-return, no-untyped-call]
+        return KeepsAttribute.apply(x, self.weight)
 
 
 class Checkpointed(nn.Module):
@@ -61,7 +61,7 @@ class Checkpointed(nn.Module):
         self.reentrant = reentrant
 
     def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(self.inner, x, use_reentrant=self.reentrant)  # type: ignore[no-any-return]
+        return checkpoint(self.inner, x, use_reentrant=self.reentrant)
 
 
 class Convolution(nn.Module):
@@ -70,7 +70,7 @@ class Convolution(nn.Module):
         self.conv = nn.Conv1d(1, 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x[:, None])[:, 0]  # type: ignore[no-any-return]
+        return self.conv(x[:, None])[:, 0]
 
 
 class Flat(nn.Module):
@@ -109,7 +109,7 @@ class Scene(nn.Module):
         self.double()
 
     def view(self, rows: int = 3) -> Tensor:
-        return self.first(torch.randn(rows, SIZE, dtype=torch.float64))  # type: ignore[no-any-return]
+        return self.first(torch.randn(rows, SIZE, dtype=torch.float64))
 
 
 Loss = Callable[[Scene, Callable[..., Any], int], Tensor]
@@ -141,7 +141,7 @@ def backward_before(scene: Scene, score: Callable[..., Any], step: int) -> Tenso
 def varying(scene: Scene, score: Callable[..., Any], step: int) -> Tensor:
     """Other numbers of rows, other shapes and no call at all, by step."""
     if step % 5 == 4:
-        return scene.second(scene.view()).square().mean()  # type: ignore[no-any-return]
+        return scene.second(scene.view()).square().mean()
     seen = scene.view(1 + step % 3)
     pieces = seen.detach().reshape(len(seen), 1 + (step + 1) // 2 % 2, -1)
     level = torch.rand(len(seen), 1, 1, dtype=torch.float64)
