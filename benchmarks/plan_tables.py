@@ -83,6 +83,7 @@ def seconds_table(numel: int, found: Figures) -> str:
     ]
     title = f"## Seconds, {numel:,} parameters\n\nMessages: {links}. Off by at most {most[0]}"
     beside = f"; beside the others by at most {most[1]}" if len(most) > 1 else ""
+    beside = beside or "; predicted before plans knew of cores that ranks share"
     return f"{title}{beside}.\n\n{markdown(heads, rows)}"
 
 

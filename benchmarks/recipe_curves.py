@@ -3,8 +3,9 @@
     python benchmarks/recipe_curves.py                 # all that are missing in the package's curves.json
     python benchmarks/recipe_curves.py --only dreamfusion/small
 
-Each preset of a single stage that has its window from the number of workers takes its first steps on one core, with a
-window of 8. Times are the processor's, those of gradients the least of several: others may share the machine.
+Each preset of a single stage, from a text, with one batch size and its window from the number of workers, takes its
+first steps on one core, with a window of 8. Times are the processor's, those of gradients the least of several: others
+may share the machine.
 """
 
 from __future__ import annotations
@@ -24,54 +25,45 @@ from picardopt_3d.io import write_json
 from picardopt_3d.methods import METHODS
 from picardopt_3d.plan import first_steps
 from picardopt_3d.run.choice import CURVES, measured_of
-from picardopt_3d.world.pictures import write_examples
 from tables import machine
 
 from picardopt.probe import measure
 
 STEPS, WINDOWS = 64, range(1, 17)
-PICTURE = ["red_chair.png", "--framed"]
-TASKS = {
-    "text-to-3d": ["a blue chair"],
-    "image-to-3d": [*PICTURE, "--elevation", "20", "--azimuth", "30"],
-}
+COMMAND, TEXT = "text-to-3d", "a blue chair"
 
 
-def presets() -> list[tuple[str, str, str]]:
-    """Command, method and name of the presets that a curve can serve."""
+def presets() -> list[tuple[str, str]]:
+    """Method and name of the presets that a curve can serve."""
     found = []
-    for command, methods in METHODS.items():
-        for method, entry in methods.items():
-            for name, recipe in entry.presets.items():
-                (stage, *later) = recipe.stages()
-                if name.startswith("small") and not later and stage.config.picard.window is None:
-                    found.append((command, method, name))
+    for method, entry in METHODS[COMMAND].items():
+        for name, recipe in entry.presets.items():
+            stage, *later = (each.config for each in recipe.stages())
+            steady = not later and isinstance(stage.batch, int) and stage.picard.window is None
+            if name.startswith("small") and steady:
+                found.append((method, name))
     return found
 
 
-def curve(command: str, method: str, preset: str, steps: int) -> dict[str, Any]:
+def curve(method: str, preset: str, steps: int) -> dict[str, Any]:
     """Measures one preset on one core."""
     where = machine()
     with tempfile.TemporaryDirectory() as folder:
-        first, *rest = TASKS[command]
-        if command == "image-to-3d":
-            write_examples(Path(folder))
-            first = str(Path(folder, first))
-        options = ["--method", method, "--preset", preset, "--device", "cpu"]
-        config = parse(command, [first, *rest, "--out", f"{folder}/run", *options], "")
+        options = ["--method", method, "--preset", preset, "--device", "cpu", "--out", folder]
+        config = parse(COMMAND, [TEXT, *options], "")
         _, optimizer, closure = first_steps(config, steps)
     (stage,) = config.recipe.stages()
     found = measure(optimizer, {stage.config.batch: closure}, WINDOWS)
     drifts = {batch: (min(seconds),) for batch, seconds in found.drifts.items()}
     joined = {slots: (min(seconds),) for slots, seconds in found.joined.items()}
     measured = asdict(replace(found, drifts=drifts, joined=joined))
-    names = {"command": command, "method": method, "preset": preset, "device": "cpu"}
+    names = {"command": COMMAND, "method": method, "preset": preset, "device": "cpu"}
     return names | {"machine": where, "steps": optimizer.step_index, "measured": measured}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    names = ["/".join(each[1:]) for each in presets()]
+    names = ["/".join(each) for each in presets()]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--again", action="store_true", help="also those that are there")
@@ -79,9 +71,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     content = json.loads(given.out.read_text())["curves"] if given.out.exists() else []
-    known = {(each["command"], each["method"], each["preset"]): each for each in content}
+    known = {(each["method"], each["preset"]): each for each in content}
     for key in presets():
-        if "/".join(key[1:]) in given.only and (given.again or key not in known):
+        if "/".join(key) in given.only and (given.again or key not in known):
             with processor_time():
                 known[key] = curve(*key, given.steps)
             found = measured_of(known[key]["measured"])

@@ -47,7 +47,7 @@ class Drift:
         row: The gradients, one per parameter; meaningless where `present` is False.
         present: By parameter, whether it received a gradient (otherwise it keeps ``.grad = None``).
         returned: The closure's return value; its tensors are detached copies.
-        rng: The generators' states after the closure: the base's step continues from them.
+        rng: The generators' states after the closure: the base's step continues from them. None if it draws nothing.
         outcome: Whether the drift can be used.
         error: The closure's exception, if any.
         trace: The exception's formatted traceback.
@@ -146,6 +146,7 @@ def evaluate_drift(
     around: AbstractContextManager[None],
     *,
     test_clearing: bool = False,
+    keep_rng: bool = True,
 ) -> Drift:
     """Evaluates one drift at the parameters' present values; records the closure's exceptions instead of raising them.
 
@@ -159,6 +160,7 @@ def evaluate_drift(
         seed: The run's seed.
         around: Entered around the closure; its exceptions count as the closure's.
         test_clearing: Whether to test that the closure clears ``.grad``, by putting NaN there first.
+        keep_rng: Whether to note the generators' states for the base's step.
 
     Returns:
         The drift. If it is `tainted`, evaluate again without `test_clearing`: its gradients, outcome and error are
@@ -176,7 +178,7 @@ def evaluate_drift(
         seed_all(step_seed(seed, step))
         with torch.enable_grad(), around, interrupts_allowed():
             returned = call(step)
-        drift.rng = RngState.capture()
+        drift.rng = RngState.capture() if keep_rng else None
         if test_clearing:
             drift.uncleared = _uncleared(parameters)
         drift.returned = map_tensors(lambda tensor: tensor.detach().clone(), returned)

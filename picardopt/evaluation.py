@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -61,6 +61,8 @@ class Evaluator:
         self._engine, self._options, self._tolerance = engine, options, tolerance
         self._audit, self._stats = audit, stats
         self._speculates = options.window > 1 or engine.size > 1
+        self.keeps_rng: Callable[[], bool] = lambda: True
+        """Whether a step after a drift may draw from the generators as its closure left them."""
 
     def start(self, window: Window, step: int) -> None:
         """Checks that the ranks agree and broadcasts rank 0's parameters.
@@ -186,6 +188,7 @@ class Evaluator:
                 self._options.seed,
                 around,
                 test_clearing=test_clearing,
+                keep_rng=self.keeps_rng(),
             )
         if Batched.made != made:
             drift.calls = Calls.ALONE

@@ -75,6 +75,8 @@ class Speculator:
         try:
             if self.queue and not self._auditor.valid(closure, self.queue[0]):
                 self.drop()
+            elif self.queue and self.queue[0].drift.rng is None and self.rollout.draws():
+                self.drop()  # a hook, say, was added since
             if not self.queue:
                 self._sweep(closure, step)
             self._auditor.check(closure, self.queue[0])

@@ -17,6 +17,7 @@ from tests.helpers.runs import (
     Trace,
     attempt,
 )
+from tests.helpers.versions import needs_torch
 
 
 def wrongly_wrapped(how: str) -> dict[str, Any]:
@@ -74,7 +75,13 @@ def sharded(how: str) -> dict[str, Any]:
     return {"error": error, "message": message}
 
 
-@pytest.mark.parametrize("how", ["fully_shard", "tensor parallel"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("fully_shard", marks=needs_torch("2.6", "torch.distributed.fsdp.fully_shard")),
+        "tensor parallel",
+    ],
+)
 def test_sharded_parameters_are_refused(pools: Pools, how: str) -> None:
     for report in pools(2).run(sharded, how):
         assert report["error"] == "UnsupportedOptimizerError", report

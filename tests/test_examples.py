@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers.versions import needs_3d
+from tests.helpers.versions import needs_3d, needs_package
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -58,6 +58,7 @@ def load(name: str) -> ModuleType:
 @pytest.mark.parametrize(
     "on", ["one process", pytest.param("two processes", marks=pytest.mark.slow)]
 )
+@needs_package("tyro")
 def test_image_fitting(on: str, tmp_path: Path) -> None:
     out = tmp_path / "fitted.png"
     before = TORCHRUN if on == "two processes" else []
@@ -100,6 +101,7 @@ def test_score_distillation(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@needs_package("tyro")
 def test_finetune_llama() -> None:
     text = start(str(EXAMPLES / "finetune_llama.py"), "--steps", "30", "--width", "32")
     assert_ran_ahead(text, 30)
@@ -108,6 +110,7 @@ def test_finetune_llama() -> None:
     assert after < before - 0.3
 
 
+@needs_package("tyro")
 def test_finetune_llama_goes_on_from_its_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

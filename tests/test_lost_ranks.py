@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from picardopt import PicardError, RankLostError
+from picardopt.compat import irecv, isend
 from picardopt.ranks import make_grid
 from picardopt.transport import PairwiseTransport
 from tests.helpers.pool import fresh_pool
@@ -102,8 +103,8 @@ def half_an_exchange(timeout: float) -> dict[str, Any]:
     group, rows = grid.everyone, torch.zeros((3, 8), dtype=torch.uint8)
     message = torch.full((8,), group.rank, dtype=torch.uint8)
     if group.rank == 2:
-        received = [dist.irecv(rows[peer], group_src=peer) for peer in (0, 1)]
-        for work in (*received, dist.isend(message, group_dst=0)):
+        received = [irecv(rows[peer], group.group, peer, 0) for peer in (0, 1)]
+        for work in (*received, isend(message, group.group, 0, 0)):
             work.wait()
         time.sleep(1.0)  # the others have begun to wait
         os.kill(os.getpid(), signal.SIGKILL)

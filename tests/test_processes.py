@@ -25,6 +25,7 @@ from tests.helpers.runs import (
     parallel,
     sequential,
 )
+from tests.helpers.versions import needs_package, needs_torch
 
 CASES = [
     Case("network", "Adam: amsgrad & foreach"),
@@ -60,7 +61,17 @@ def check(trace: Trace, case: Case) -> None:
     assert_parallel(trace)
 
 
-@pytest.mark.parametrize("case", CASES, ids=case_id)
+MARKS = {
+    "Adafactor: default": needs_torch("2.5", "Adafactor"),
+    "Muon: default": needs_torch("2.9", "Muon"),
+    "pypi: Lamb": needs_package("torch_optimizer"),
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case_id(case), marks=MARKS.get(case.optimizer, ())) for case in CASES],
+)
 def test_exact_on_processes(pool: Pool, case: Case) -> None:
     """Every rank ends every step with the sequential bits, in fewer sweeps than steps."""
     for trace in pool.run(traced, case.packed(), {}):

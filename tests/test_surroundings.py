@@ -433,6 +433,41 @@ def test_imported_modules_and_classes_by_the_names_that_are_used(
     assert surroundings.changed(closure) == ["Config.scale"]
 
 
+class LazyModule(types.ModuleType):
+    """As transformers and diffusers are: an attribute is imported when it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"module {self.__name__} has no attribute {name}")
+
+
+def test_a_module_of_a_class_of_its_own_is_one_object() -> None:
+    lazy = LazyModule("lazy")
+    cell = Cell(lazy)
+    assert cell.changed() == []
+    cell.put(LazyModule("lazy"))
+    assert cell.changed() == ["box"]
+
+
+@pytest.mark.parametrize(
+    ("file", "entered"),
+    [
+        ("/opt/env/lib/python3.10/site-packages/lib/a.py", False),
+        ("/usr/lib/python3/dist-packages/lib/a.py", False),
+        ("/home/someone/.local/lib/python3.12/site-packages/lib/a.py", False),
+        ("/home/someone/train.py", True),
+    ],
+)
+def test_functions_of_libraries_are_not_entered_wherever_these_lie(
+    file: str, entered: bool
+) -> None:
+    """Beside this environment too: a virtual one that sees the system's packages, a user's own ones."""
+    names = {"weight": 1.0}
+    exec(compile("def function(): return weight", file, "exec"), names)
+    cell = Cell(names["function"])
+    names["weight"] = 2.0
+    assert bool(cell.changed()) is entered
+
+
 def test_modules_that_contain_themselves() -> None:
     """As torch does, in a function that names an attribute "torch", or two modules each other."""
     first, second = types.ModuleType("first"), types.ModuleType("second")

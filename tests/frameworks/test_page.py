@@ -26,7 +26,7 @@ pytestmark = [
     ),
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*logging interval.*"),
-    pytest.mark.filterwarnings("ignore:CUDA is not available.*Disabling autocast:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*CUDA is not available.*Disabling:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*ModelCheckpoint.*"),
 ]
 

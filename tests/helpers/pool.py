@@ -69,6 +69,7 @@ def _work(rank: int, world_size: int, store: str, connection: Connection) -> Non
     warnings.simplefilter("error")
     # Torch 2.4 and 2.5 warn of how they themselves read pickled tensors.
     warnings.filterwarnings("ignore", "You are using `torch.load` with", FutureWarning)
+    warnings.filterwarnings("ignore", "DTensor random operators may not have", UserWarning)
     dist.init_process_group(
         "gloo",
         store=dist.FileStore(store, world_size),  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@
 """
 
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import pytest
@@ -14,19 +15,26 @@ if sys.version_info >= (3, 11):
 else:  # Python 3.11 has it
     import tomli as tomllib
 
-__all__ = ["needs_3d", "needs_package", "needs_python", "needs_torch", "tomllib"]
+__all__ = [
+    "needs_3d",
+    "needs_package",
+    "needs_python",
+    "needs_torch",
+    "needs_transformers_5",
+    "tomllib",
+]
 
 
-def needs_torch(version: str, has: str) -> pytest.MarkDecorator:
+def needs_torch(minimum: str, has: str) -> pytest.MarkDecorator:
     """Skips a test where torch is older than it needs.
 
     Args:
-        version: The first that will do, such as "2.6".
+        minimum: The first that will do, such as "2.6".
         has: What that one has.
     """
     return pytest.mark.skipif(
-        torch.torch_version.TorchVersion(torch.__version__) < version,
-        reason=f"torch {version} has {has}; this is {torch.__version__}",
+        torch.torch_version.TorchVersion(torch.__version__) < minimum,
+        reason=f"torch {minimum} has {has}; this is {torch.__version__}",
     )
 
 
@@ -42,3 +50,7 @@ def needs_package(*names: str) -> pytest.MarkDecorator:
 
 
 needs_3d = needs_package("picardopt_3d")
+needs_transformers_5 = pytest.mark.skipif(
+    find_spec("transformers") is not None and version("transformers") < "5",
+    reason="transformers 5 makes tokenizers of what training has learned",
+)

@@ -106,3 +106,12 @@ def test_the_shipped_curves_are_of_presets() -> None:
         assert measured.batch == stage.config.batch
         assert set(range(1, 17)) <= set(measured.strides)
         assert 0 < measured.commit < min(measured.drifts[measured.batch])
+
+
+def test_a_bare_run_of_the_first_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two cores two workers and a step each: on a CPU slots gain nothing by sharing their calls."""
+    monkeypatch.setattr(choice, "CURVES", CURVES)
+    chosen, why = with_choice(config(tmp_path))
+    assert (chosen.workers, chosen.window) == (2, 2)
+    assert why is not None
+    assert "Intel(R) Xeon(R)" in why

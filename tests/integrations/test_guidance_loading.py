@@ -15,14 +15,15 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import errors
-from picardopt_3d.guidance import embeddings
+from picardopt_3d.guidance import embeddings, stable_diffusion
 from picardopt_3d.guidance.deepfloyd import DeepFloyd
 from picardopt_3d.guidance.embeddings import identity
-from picardopt_3d.guidance.loading import ModelOptions, locate
+from picardopt_3d.guidance.loading import ModelOptions, load_part, locate
 from picardopt_3d.guidance.pixel_diffusion import SHIPPED, PixelDiffusion
 from picardopt_3d.guidance.stable_diffusion import StableDiffusion
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
 
 from tests.integrations.helpers.tiny_pipelines import save_deepfloyd, save_stable_diffusion
 
@@ -42,7 +43,7 @@ def encoders(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
 
     def watched(*args: Any, **keywords: Any) -> Any:
         encoder = original(*args, **keywords)
-        loaded.append(weakref.ref(encoder))
+        loaded.append(weakref.ref(encoder[0] if isinstance(encoder, tuple) else encoder))
         return encoder
 
     monkeypatch.setattr(transformers.CLIPTextModel, "from_pretrained", watched)
@@ -158,6 +159,16 @@ def test_a_hub_id_is_a_folder_once_it_is_found(
     assert identity(model / "snapshots" / commit, ()) == f"models--someone--small@{commit}"
 
 
+@pytest.mark.parametrize("shipped", [SHIPPED, stable_diffusion.SHIPPED])
+def test_the_text_encoder_has_the_weights_of_its_file(shipped: Path) -> None:
+    """Older versions of transformers name them otherwise, and leave random what they do not find."""
+    encoder = load_part(CLIPTextModel, shipped, "text_encoder", ModelOptions())
+    stored = load_file(shipped / "text_encoder" / "model.safetensors")
+    live = {name.removeprefix("text_model."): p for name, p in encoder.named_parameters()}
+    assert live.keys() == stored.keys()
+    assert all(torch.equal(live[name], weight) for name, weight in stored.items())
+
+
 def test_without_the_hub_it_is_said_how_to_get_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the hub switched off, as its own variable does it: nothing is replaced."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -170,8 +181,17 @@ def test_without_the_hub_it_is_said_how_to_get_the_model(monkeypatch: pytest.Mon
 def hub_error(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
     """An error as the hub's client makes it of an answer."""
     module = sys.modules[errors.HfHubHTTPError.__mro__[1].__module__.split(".")[0]]
-    request = module.Request("GET", "https://huggingface.co/x")
-    return kind(f"{status} Client Error.", response=module.Response(status, request=request))
+    if module.__name__ == "requests":  # huggingface_hub before 1.0
+        response = module.Response()
+        response.status_code = status
+    else:
+        request = module.Request("GET", "https://huggingface.co/x")
+        response = module.Response(status, request=request)
+    return kind(f"{status} Client Error.", response=response)
+
+
+# Before huggingface_hub 1.0 it had the name of its base.
+REMOTE_ENTRY = getattr(errors, "RemoteEntryNotFoundError", errors.EntryNotFoundError)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +223,7 @@ def hub_error(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTT
         ),
         (
             "someone/thing",
-            hub_error(errors.RemoteEntryNotFoundError, 404),
+            hub_error(REMOTE_ENTRY, 404),
             FileNotFoundError,
             "not a pipeline in diffusers' layout",
         ),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from picardopt_3d.cameras import random_cameras, turntable_cameras
+from picardopt_3d.compat import CLIPTokenizer
 from picardopt_3d.guidance import ExactScore, RenderedSubjects, ScoreDistillation, ScoreModel
 from picardopt_3d.guidance.pixel_diffusion import PixelDiffusion
 from picardopt_3d.guidance.text_to_view import TextToViewPipeline
@@ -22,7 +23,11 @@ from picardopt_3d.training.text_to_view import (
     save_half_precision,
 )
 from picardopt_3d.world import all_subjects, held_out_subjects
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
+
+from tests.helpers.versions import needs_transformers_5
+
+pytestmark = needs_transformers_5
 
 TINY = TextToViewConfig(
     out=Path("unused"),

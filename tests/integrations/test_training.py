@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from picardopt_3d.compat import CLIPTokenizer
 from picardopt_3d.guidance.pixel_diffusion import PixelDiffusion
 from picardopt_3d.guidance.zero123_pipeline import Zero123Pipeline
 from picardopt_3d.training.autoencoder import AutoencoderConfig, AutoencoderTrainer
@@ -25,7 +26,11 @@ from picardopt_3d.training.models import TextSizes, UNetSizes, VisionSizes
 from picardopt_3d.training.tables import EvaluationConfig
 from picardopt_3d.training.text_to_view import TextToViewConfig, TextToViewTrainer
 from picardopt_3d.training.zero123 import Zero123Config, Zero123Trainer
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
+
+from tests.helpers.versions import needs_transformers_5
+
+pytestmark = needs_transformers_5
 
 UNET = UNetSizes((8, 16), (False, True), heads=2, embedding=16)
 TEXT = TextSizes(channels=16, layers=1, heads=2)

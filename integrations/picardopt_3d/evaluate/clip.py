@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
-from picardopt_3d.compat import CLIPImageProcessorPil, precision
+from picardopt_3d.compat import CLIPImageProcessorPil, CLIPTokenizer, pooled, precision
 from picardopt_3d.guidance.loading import HUB_ID, explained
 from picardopt_3d.guidance.text_context import TextContext
 
@@ -68,8 +68,8 @@ class ClipJudge:
             self._tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings
         )
         tokens = TextContext(self._tokenizer, longest).tokenize(texts).input_ids
-        pooled = self.model.get_text_features(input_ids=tokens.to(self.device)).pooler_output
-        return functional.normalize(pooled, dim=-1)
+        features = pooled(self.model.get_text_features(input_ids=tokens.to(self.device)))
+        return functional.normalize(features, dim=-1)
 
     @torch.no_grad()
     def image_features(self, pictures: Tensor | Sequence[Image.Image]) -> Tensor:
@@ -88,10 +88,7 @@ class ClipJudge:
         else:
             images = [picture.convert("RGB") for picture in pictures]
         pixels = self.processor(images=images, return_tensors="pt").pixel_values
-        pooled: Tensor = self.model.get_image_features(
-            pixel_values=pixels.to(self.device)
-        ).pooler_output
-        return pooled
+        return pooled(self.model.get_image_features(pixel_values=pixels.to(self.device)))
 
     def similarity(self, views: Tensor) -> Tensor:
         """Returns the cosine similarities of RGB views in [0, 1] and the captions, `[views, captions]`."""

@@ -69,7 +69,8 @@ class DeepFloyd(TextDiffusion):
             ValueError: The pipeline is of another kind.
         """
         from diffusers import DDPMScheduler, UNet2DConditionModel
-        from transformers import T5Tokenizer
+
+        from picardopt_3d.compat import T5Tokenizer
 
         options = options or ModelOptions()
         folder = locate(source, _CLASSES, options, (*_UNNEEDED, "text_encoder"))

@@ -39,8 +39,7 @@ class ModelOptions:
         offload: Keeps the UNet in main memory: "model" moves it to the device for each use, "sequential" layer by layer
             (least memory, slowest). The VAE stays on the device, because gradients flow through it.
         compile: Whether to compile the UNet with `torch.compile`; the first passes take minutes.
-        joined_views: Most views that the steps which one worker evaluates share a pass with; the views of one step are
-            never split. More of them take more memory.
+        joined_views: Most views of several steps in one pass (a step's own are never split); more take more memory.
         embeddings: Folder for the embeddings of prompts, so that the text encoder is loaded for new texts only; None
             stores them in memory alone.
     """
@@ -88,9 +87,7 @@ class ModelOptions:
             ""
             if self.offload == "sequential" or self.compile
             else 'offload="model" or "sequential"',
-            ""
-            if self.joined_views == 1
-            else "joined_views=1 (where one worker evaluates several steps)",
+            "" if self.joined_views == 1 else "joined_views=1 (several steps a worker)",
             "fewer or smaller views a step",
         ]
         return ", ".join(option for option in left if option)
@@ -115,8 +112,7 @@ def locate(
     read_index(source, classes, options)
     if Path(source).is_dir():
         return Path(source)
-    # Imported here because diffusers takes seconds to import.
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline  # here: it takes seconds
 
     with explained(source):
         unneeded: dict[str, Any] = dict.fromkeys(without)
@@ -186,13 +182,13 @@ def load_part(part: type[Any], source: str | Path, name: str, options: ModelOpti
     Raises:
         FileNotFoundError: The part is missing or incomplete.
     """
+    from picardopt_3d.compat import load_model, precision  # here: transformers takes seconds
+
     keywords: dict[str, Any] = {"subfolder": name, "revision": options.revision}
     if issubclass(part, torch.nn.Module):  # tokenizers and schedulers have neither
-        from picardopt_3d.compat import precision
-
         keywords |= precision(part, options.torch_dtype) | {"variant": options.variant}
     with explained(source):
-        return part.from_pretrained(source, **keywords)
+        return load_model(part, source, **keywords)
 
 
 @contextlib.contextmanager
@@ -234,7 +230,7 @@ def _what_to_do(source: str, error: Exception, causes: Sequence[BaseException]) 
             f"source={source!r} could not be loaded: {error}. Give a complete pipeline folder; if it holds only "
             f"weights of another precision, name them with variant (such as 'fp16')"
         )
-    if any_is(errors.RemoteEntryNotFoundError):
+    if any_is(errors.EntryNotFoundError) and not any_is(errors.LocalEntryNotFoundError):
         return f"source={source!r} is not a pipeline in diffusers' layout: {error}"
     mirror = (
         f" (its owner removed it from the hub; the mirror is {REMOVED[source]!r})"

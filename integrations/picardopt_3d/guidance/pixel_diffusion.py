@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
+from transformers import CLIPTextModel
 
 from picardopt_3d.cameras import CONDITION_SIZE, Cameras
+from picardopt_3d.compat import CLIPTokenizer, precision
 from picardopt_3d.guidance.diffusion import TextDiffusion
 from picardopt_3d.guidance.embeddings import TextEmbeddings
-from picardopt_3d.guidance.loading import ModelOptions, explained, locate
+from picardopt_3d.guidance.loading import ModelOptions, explained, load_part, locate
 from picardopt_3d.guidance.text_context import TextContext
 from picardopt_3d.guidance.text_to_view import TextToViewPipeline
 
@@ -65,10 +68,16 @@ class PixelDiffusion(TextDiffusion):
         with explained(source):
             pipeline = TextToViewPipeline.from_pretrained(
                 folder,
-                dtype=options.torch_dtype,
+                tokenizer=None,  # as older versions of transformers can read both
+                text_encoder=None,
+                **precision(DiffusionPipeline, options.torch_dtype),
                 variant=options.variant,
                 low_cpu_mem_usage=False,
             )
+        pipeline.register_modules(
+            tokenizer=load_part(CLIPTokenizer, folder, "tokenizer", options),
+            text_encoder=load_part(CLIPTextModel, folder, "text_encoder", options),
+        )
         pipeline.text_encoder.to(device)
         return cls(pipeline, options)
 

@@ -80,7 +80,8 @@ class StableDiffusion(TextDiffusion):
             ValueError: The pipeline is of another kind.
         """
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-        from transformers import CLIPTokenizer
+
+        from picardopt_3d.compat import CLIPTokenizer
 
         options = options or ModelOptions()
         folder = locate(source, _CLASSES, options, (*_UNNEEDED, "text_encoder"))

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from picardopt_3d.cameras import Cameras
+from picardopt_3d.compat import CLIPTokenizer
 from picardopt_3d.guidance.text_context import TextContext
 
 

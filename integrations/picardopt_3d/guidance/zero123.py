@@ -52,7 +52,6 @@ SHIPPED = WEIGHTS / "zero123"
 
 Pose = Literal["distance", "polar"]
 
-
 _CLASSES = GUIDANCE_MODELS["zero123"].classes
 
 

@@ -37,8 +37,6 @@ class RunRecord:
         sweeps: Sweeps in all.
         drift_evaluations: Slots evaluated, over all workers.
         wasted_evaluations: Those that never became a step.
-        joined_calls: Calls of the guidance that the first worker made for several slots at once.
-        calls_saved: Calls that it would have made besides, one for each slot.
         strides: Steps made final by each of the last `HISTORY` sweeps.
         residuals: Of the same sweeps, the squared distance per parameter of every slot.
         tolerances: Of the same sweeps, the thresholds that those were compared with.
@@ -50,6 +48,8 @@ class RunRecord:
         seconds: Of the optimization, without start-up.
         startup_seconds: From the command to the first step.
         phase_seconds: Of the first worker, by phase of the optimizer.
+        joined_calls: Calls of the guidance that the first worker made for several slots at once.
+        calls_saved: Calls that it would have made besides, one for each slot.
     """
 
     figures: dict[str, Any] = field(default_factory=dict)
@@ -58,8 +58,6 @@ class RunRecord:
     sweeps: int = 0
     drift_evaluations: int = 0
     wasted_evaluations: int = 0
-    joined_calls: int = 0
-    calls_saved: int = 0
     strides: list[int] = field(default_factory=list)
     residuals: list[list[float]] = field(default_factory=list)
     tolerances: list[list[float]] = field(default_factory=list)
@@ -69,6 +67,8 @@ class RunRecord:
     seconds: float = 0.0
     startup_seconds: float = 0.0
     phase_seconds: dict[str, float] = field(default_factory=dict)
+    joined_calls: int = 0
+    calls_saved: int = 0
 
     @property
     def mean_stride(self) -> float:

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from picardopt_3d.cameras import CONDITION_SIZE
+from picardopt_3d.compat import needs_transformers_5
 from picardopt_3d.prompts import ViewWords
 from picardopt_3d.world import all_subjects
 
@@ -88,7 +89,11 @@ def build_tokenizer(captions: Iterable[str], tokens: int) -> CLIPTokenizer:
     """Returns a CLIP tokenizer whose byte-pair merges make each word of the captions one token.
 
     Other words are split into smaller pieces, down to bytes.
+
+    Raises:
+        RuntimeError: If transformers is older than 5.
     """
+    needs_transformers_5("training")
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=_END))
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     learner.train_from_iterator(

@@ -33,6 +33,7 @@ MOST_ATTRIBUTES = 256
 _RECORDS = (types.SimpleNamespace, argparse.Namespace)
 _WRAPPERS = (types.FunctionType, types.MethodType, functools.partial)
 _PATHS = sysconfig.get_paths()
+_PACKAGES = ("/site-packages/", "/dist-packages/")  # of this environment, another one, a user's own
 _LIBRARIES = (_PATHS["stdlib"], _PATHS["purelib"], _PATHS["platlib"], "<frozen")
 
 
@@ -136,7 +137,9 @@ class Surroundings:
 
     def _named(self, name: str, value: type | types.ModuleType, level: int) -> Space | None:
         """Enters a class of the user's or a module, unless this is inside of it: `torch.torch` is torch."""
-        if id(value) in self._inside or not (type(value) is types.ModuleType or _is_users(value)):
+        # A module of a class of its own, such as transformers', may import what it is asked for.
+        enter = _is_users(value) if isinstance(value, type) else type(value) is types.ModuleType
+        if id(value) in self._inside or not enter:
             return None
         self._inside.add(id(value))
         try:
@@ -231,4 +234,4 @@ def _is_users(value: Any) -> bool:
         file = getattr(sys.modules.get(value.__module__), "__file__", None) or ""
     else:
         file = value.__code__.co_filename
-    return not file.startswith(_LIBRARIES)
+    return not (file.startswith(_LIBRARIES) or any(folder in file for folder in _PACKAGES))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import string
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
+import transformers
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -15,20 +19,21 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from picardopt_3d.compat import CLIPImageProcessorPil
+from packaging.version import Version
+from picardopt_3d.compat import CLIPImageProcessorPil, CLIPTokenizer, T5Tokenizer
 from picardopt_3d.guidance.zero123_pipeline import CLIPCameraProjection, Zero123Pipeline
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
-    CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
     T5Config,
     T5EncoderModel,
-    T5Tokenizer,
 )
 
 WIDTH = 16
+OLD_TRANSFORMERS = Version(transformers.__version__) < Version("5")
+"""Whose tokenizers are not made of lists."""
 
 
 def clip_tokenizer(tokens: int = 16) -> CLIPTokenizer:
@@ -38,6 +43,14 @@ def clip_tokenizer(tokens: int = 16) -> CLIPTokenizer:
     words = [*letters, *(letter + "</w>" for letter in letters), "re", "red</w>"]
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: index for index, word in enumerate(words)}
+    if OLD_TRANSFORMERS:
+        with tempfile.TemporaryDirectory() as folder:
+            names = [str(Path(folder, name)) for name in ("vocab.json", "merges.txt")]
+            Path(names[0]).write_text(json.dumps(vocabulary))
+            lines = ["#version: 0.2", *map(" ".join, merges), ""]
+            Path(names[1]).write_text("\n".join(lines))
+            old: Any = CLIPTokenizer
+            return old(*names, model_max_length=tokens)
     pairs: Any = merges  # the signature promises less than the class takes
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=tokens)
 
@@ -123,6 +136,14 @@ def save_stable_diffusion(
 def t5_tokenizer() -> T5Tokenizer:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), ("\u2581red", -1.0)]
     pieces += [(letter, -3.0) for letter in [*string.ascii_lowercase, *string.digits, ",", "."]]
+    if OLD_TRANSFORMERS:
+        learned = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=2))
+        learned.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+        learned.post_processor = tokenizers.processors.TemplateProcessing(
+            single="$A </s>", special_tokens=[("</s>", 1)]
+        )
+        old: Any = T5Tokenizer
+        return old(tokenizer_object=learned, extra_ids=0, model_max_length=77)
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=77)
 
 
