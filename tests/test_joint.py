@@ -199,7 +199,10 @@ def test_other_tolerances_and_a_step_of_another_optimizer_inside() -> None:
     def loss(scene: Scene, score: Any, step: int) -> Tensor:
         inner = nn.Parameter(torch.zeros(3, SIZE, dtype=torch.float64))
         optimizer = ParallelPicardOptimizer(
-            torch.optim.SGD([inner], lr=0.1), window=3, tolerance=StepRelativeTolerance(0.1)
+            torch.optim.SGD([inner], lr=0.1),
+            window=3,
+            tolerance=StepRelativeTolerance(0.1),
+            audit="always",  # so that it joins none of its own
         )
         seen = scene.view()
 
