@@ -6,12 +6,14 @@
 
 Strides: every task is run with each window; the run with a window of 8, and of it the first 48 steps alone, predict the
 others. Seconds: a small problem whose closure waits as long as a gradient of a real network takes on a GPU, measured,
-so that two cores stand in for several devices; a probe in one process predicts what 1, 2 and 4 processes take.
+so that two cores stand in for several devices; a probe in one process predicts what 1, 2 and 4 processes take, and
+another one in as many processes, which has the others at work beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -21,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from curves import gpu
 from plan_tables import STEPS, body, said
 from result_store import Figures, ResultStore
 from torch.distributed.device_mesh import init_device_mesh
@@ -34,8 +37,6 @@ from picardopt.transport.pairwise import PairwiseTransport
 
 PROBE, PROBE_STEPS = 8, 48
 """The window that predicts, and the steps of the short probe."""
-CURVE = {1: 35.9e-3, 4: 39.1e-3, 16: 90.8e-3}
-"""Seconds of a gradient by views, of a UNet of Stable Diffusion 2.1's size on an H100 (results/gpu_drift.md)."""
 BATCH = 16
 SHAPES = [(1, 1, 1), (2, 1, 1), (2, 1, 4), (1, 2, 1), (4, 1, 1), (2, 2, 1), (1, 4, 1)]
 """Picard ranks, data ranks and slots a rank of each measured run."""
@@ -84,14 +85,6 @@ def predictions(optimizer: ParallelPicardOptimizer, steps: int) -> Figures | Non
     }
 
 
-def waits(batch: int) -> float:
-    """Seconds of a gradient, between measured batches on a straight line."""
-    below = max(size for size in CURVE if size <= batch)
-    above = min(size for size in CURVE if size >= batch)
-    share = (batch - below) / (above - below) if above > below else 0.0
-    return CURVE[below] + share * (CURVE[above] - CURVE[below])
-
-
 class Problem:
     """Noisy gradients of ``x' A x / 2`` that take as long as a GPU would.
 
@@ -124,19 +117,32 @@ class Problem:
         return ParallelPicardOptimizer(self.base, tolerance=DriftTolerance(), **options)
 
 
-def predict(numel: int, steps: int, links: dict[int, Link]) -> dict[str, Figures]:
-    """Seconds a step of every shape, from a probe in this process and the link of as many processes."""
-    problem = Problem(numel)
+def predict(
+    numel: int, steps: int, links: dict[int, Link], ranks: int, cores: int | None
+) -> dict[str, Figures]:
+    """Seconds a step of the shapes of so many ranks (None: of all shapes), from a probe and the link of as many.
+
+    Args:
+        numel: Parameters.
+        steps: Of the probe.
+        links: By number of processes.
+        ranks: Of the shapes; 0: any number.
+        cores: That the ranks share, as far as the prediction is to know; None where the probe ran beside the others.
+    """
+    problem, curve = Problem(numel), gpu()
     optimizer = problem.wrap(window=PROBE)
-    closure = problem.closure(waits(BATCH))
+    closure = problem.closure(curve.seconds(BATCH))
     for _ in range(max(PROBE_STEPS, steps)):
         optimizer.step(closure)
-    closures = {BATCH // data: problem.closure(waits(BATCH // data)) for data in (1, 2, 4)}
+    parts = [BATCH // data for data in (1, 2, 4)]
+    closures = {part: problem.closure(curve.seconds(part)) for part in parts}
     measured = plan(optimizer, closures, 8).measured
     found = {}
     for picard, data, slots in SHAPES:
-        each = option(measured, links[max(2, picard * data)], picard, data, slots)
-        found[name_of(picard, data, slots)] = {"seconds": each.seconds, "stride": each.stride}
+        if ranks in (0, picard * data):
+            link = links[max(2, picard * data)]
+            each = option(measured, link, picard, data, slots, cores=cores)
+            found[name_of(picard, data, slots)] = {"seconds": each.seconds, "stride": each.stride}
     return found
 
 
@@ -152,7 +158,7 @@ def measure(numel: int, shape: tuple[int, int, int], steps: int) -> Figures:
     """One rank's seconds a step, and its stride."""
     picard, data, slots = shape
     problem = Problem(numel)
-    closure = problem.closure(waits(BATCH // data))
+    closure = problem.closure(gpu().seconds(BATCH // data))
     if picard == 1:
         return {"seconds": loop(problem, closure, data, steps), "stride": 1.0}
     mesh = init_device_mesh("cpu", (picard, data), mesh_dim_names=("picard", "data"))
@@ -220,8 +226,12 @@ def seconds(store: ResultStore, sizes: Sequence[int], steps: int) -> None:
             latency, bandwidth = launch(loopback, workers=ranks)[0]
             links[ranks] = Link("loopback", bandwidth, latency, "measured just before")
         rows: Figures = {"links": {n: vars(link) for n, link in links.items()}, "shapes": {}}
-        for key, predicted in predict(numel, steps, links).items():
+        for key, predicted in predict(numel, steps, links, 0, os.cpu_count()).items():
             rows["shapes"][key] = {"predicted": predicted}
+        for ranks in links:
+            beside = launch(predict, workers=ranks, args=(numel, steps, links, ranks, None))[0]
+            for key, predicted in beside.items():
+                rows["shapes"][key]["beside"] = predicted
         for shape in SHAPES:
             found = launch(measure, workers=shape[0] * shape[1], args=(numel, shape, steps))
             row = rows["shapes"][name_of(*shape)]

@@ -12,6 +12,7 @@ import torch
 
 from picardopt.drift import Drift
 from picardopt.layout import ParameterLayout, Row
+from picardopt.lending import Lending
 from picardopt.snapshot import Snapshot
 from picardopt.stepper import BaseStepper
 from picardopt.sweep import measure
@@ -32,6 +33,7 @@ class Case:
     drift: Drift
     rows: list[Row]
     stepper: BaseStepper
+    lending: Lending
 
 
 @pytest.fixture(autouse=True)
@@ -74,11 +76,11 @@ def case(numel: int, tensors: int, foreach: bool, request) -> Case:
     rows = [layout.row() for _ in range(WINDOW + 1)]
     for row in rows:
         row.store([p.detach() for p in parameters])
-    return Case(parameters, base, layout, drift, rows, stepper)
+    return Case(parameters, base, layout, drift, rows, stepper, Lending(base, layout))
 
 
 def commit(stepper: BaseStepper, parameters: list[torch.Tensor], drift: Drift) -> None:
-    with stepper.commit((), (), user_code=False):
+    with stepper.commit((), (), user_code=False, draws=True):
         stepper.apply(parameters, drift)
 
 
@@ -112,7 +114,7 @@ def test_rollout(benchmark, case: Case):
     def sweep_without_drifts():
         with case.stepper.speculation(case.parameters, head):
             for row in case.rows[1:]:
-                case.stepper.advance(case.parameters, case.drift)
+                case.stepper.advance(case.drift, case.lending)
                 row.store(case.parameters)
 
     benchmark(sweep_without_drifts)

@@ -15,6 +15,7 @@ from picardopt.engines import Engine
 from picardopt.evaluation import Evaluator
 from picardopt.gauge import Gauge
 from picardopt.layout import ParameterLayout, parameters_of
+from picardopt.lending import Lending
 from picardopt.options import Options
 from picardopt.rollouts import Rollout
 from picardopt.speculator import Speculator
@@ -58,7 +59,11 @@ def make_speculator(
     pairs = SECANTS * tolerance.needs_pairs if options.secants is None else options.secants
     correction = Secants(layout, pairs) if ahead and pairs else None
     evaluator = Evaluator(layout, carry, base, id(owner), engine, options, tolerance, audit, stats)
-    rollout = Rollout(stepper, layout, carry, options.predictor, window, correction)
+    rollout = Rollout(
+        stepper, layout, carry, options.predictor, window, Lending(base, layout), correction
+    )
+    if engine.size == 1 and options.restructure is None:  # ranks may differ in hooks
+        evaluator.keeps_rng = rollout.draws
     bases = [base, *base.optimizers] if isinstance(base, JoinedOptimizer) else [base]
     own = [owner, *bases, *base.param_groups]
     auditor = Auditor(

@@ -17,7 +17,7 @@ from picardopt.evaluation import Evaluator
 from picardopt.layout import ParameterLayout, Row
 from picardopt.options import Options
 from picardopt.stats import Stats
-from picardopt.sweep import same_bits, squared_distances, within
+from picardopt.sweep import same_bits, squared_distances, squared_moves, within
 from picardopt.warn import warn_user
 from picardopt.window import Window
 
@@ -90,7 +90,7 @@ class Auditor:
             opinion = _DROP
         opinions = [each for (each,) in self._engine.share_numbers([opinion])]
         valid = max(opinions) == _KEEP
-        if max(opinions) == _RECHECK:
+        if max(opinions) == _RECHECK and self._audit.sharing.comparable(accepted.drift):
             differences, _ = self._evaluate_again(closure, accepted.drift)
             valid = not any(differences)
             if isinstance(verdict, Recheck):
@@ -119,15 +119,17 @@ class Auditor:
 
     def _moved(self, accepted: Accepted) -> bool:
         """Returns whether the live parameters have left the point at which the drift was evaluated."""
-        live, head, numels = self._window.spare(), self._window.head, self._layout.numels
-        live.store(self._layout.tensors)
-        if self._exact or accepted.slot == 0:
-            moved = not bool(same_bits(live, head))
-        else:
-            distances = squared_distances([(live, head)], numels)[:, 0]
-            moved = not within(distances.tolist(), accepted.threshold, numels)
-        self._window.release([live])
-        return moved
+        head, numels = self._window.head, self._layout.numels
+        by_bits = self._exact or accepted.slot == 0
+        moves = None if by_bits else squared_moves(self._layout, head)
+        if moves is None:
+            live = self._window.spare()
+            live.store(self._layout.tensors)
+            self._window.release([live])
+            if by_bits:
+                return not bool(same_bits(live, head))
+            moves = squared_distances([(live, head)], numels)[:, 0]
+        return not within(moves.tolist(), accepted.threshold, numels)
 
     def check(self, closure: StepClosure, accepted: Accepted) -> None:
         """Refuses gradients left over from before the closure, and evaluates a drift again if the schedule asks for it.
@@ -140,6 +142,8 @@ class Auditor:
         if not self._speculates or accepted.remapped or not self._audit.due(sweep, ahead=ahead):
             return
         if not self._audit.draws(accepted.slot, self._stride, self._seed, sweep):
+            return
+        if not self._audit.sharing.comparable(accepted.drift):
             return
         differences, again = self._evaluate_again(closure, accepted.drift)
         if any(differences):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from picardopt.drift import Drift
 from picardopt.layout import ParameterLayout, Row, blocks
+from picardopt.memory import allocation
 from picardopt.sweep import squares
 
 SECANTS = 8
@@ -44,7 +45,7 @@ class Secants:
     """
 
     def __init__(self, layout: ParameterLayout, pairs: int, ridge: float = 0.1) -> None:
-        self._pairs, self._ridge, self._next = pairs, ridge, 0
+        self.pairs, self._ridge, self._next = pairs, ridge, 0
         self._groups: list[list[_Part]] = []  # made with the first secant
         self._eye = torch.eye(pairs, dtype=torch.float64, device=layout.device)
         zeros = torch.zeros_like(self._eye).repeat(len(layout.numels), 1, 1)
@@ -52,6 +53,9 @@ class Secants:
         self._inverse = zeros.clone()
         # For each group, running means of <predicted, found> and of <predicted, predicted> changes of drifts.
         self._matches = zeros.new_zeros(len(layout.numels), 2)
+        # What follows from these: the proportion in which predictions came true, at most 1, and lengths of changes.
+        self._trust = zeros.new_zeros(len(layout.numels))
+        self._change_lengths = zeros[:, 0].clone()
         numels = torch.tensor(layout.numels, dtype=torch.float64, device=layout.device)
         self._numels = numels.clamp(min=1)
 
@@ -72,9 +76,9 @@ class Secants:
             By group, the squared length of the drift's change per parameter, float64 [groups], without the correction.
         """
         if not self._groups:
-            self._groups = [[_Part(like, self._pairs) for like in group] for group in drift.groups]
+            self._groups = [[_Part(like, self.pairs) for like in group] for group in drift.groups]
         index, squared_changes = self._next, []
-        self._next = (index + 1) % self._pairs
+        self._next = (index + 1) % self.pairs
         for group, parts in enumerate(self._groups):
             given = coefficients[group] if coefficients is not None else None
             points = iterate.groups[group], guess.groups[group]
@@ -93,6 +97,9 @@ class Secants:
             _replace_row(self._gram[group], index, [part.steps for part in parts])
             _replace_row(self._change_gram[group], index, [part.changes for part in parts])
         self._inverse = torch.linalg.inv_ex(self._gram + self._ridge * self._eye).inverse
+        true, whole = self._matches.unbind(1)
+        self._trust = ((true + _TRUST) / (whole + _TRUST)).clamp_(0, 1)
+        self._change_lengths = self._change_gram.diagonal(dim1=1, dim2=2).sqrt()
         return torch.stack(squared_changes) / self._numels
 
     def clear(self) -> None:
@@ -125,15 +132,12 @@ class Secants:
         drift.correction = []
         for group in range(len(self._groups)):
             coefficients = self._predicted(group, iterate.groups[group], guess.groups[group])
-            true, whole = self._matches[group]
-            coefficients *= ((true + _TRUST) / (whole + _TRUST)).clamp(0, 1)
+            coefficients *= self._trust[group]
             longest = squares([drift.row.groups[group]])[0].sqrt()
-            gram = self._change_gram[group]
-            length = (coefficients @ gram @ coefficients).clamp(min=0).sqrt()
-            scale = torch.where(length <= longest, torch.ones_like(length), longest / length)
-            coefficients = (coefficients * scale).nan_to_num(0, 0, 0)
+            length = (coefficients @ self._change_gram[group] @ coefficients).clamp_(min=0).sqrt_()
+            coefficients = (coefficients * (longest / length).clamp_(max=1)).nan_to_num_(0, 0, 0)
             # No element of the sum can overflow, or there is no correction.
-            bound = longest + coefficients.abs() @ gram.diagonal().sqrt()
+            bound = longest + coefficients.abs() @ self._change_lengths[group]
             largest = min(torch.finfo(part.dtype).max for part in drift.row.groups[group])
             drift.correction.append(torch.where(bound < largest / 2, coefficients, 0.0))
         self.add(drift.row, drift.correction)
@@ -151,8 +155,10 @@ class _Part:
 
     def __init__(self, like: Tensor, pairs: int) -> None:
         dtype = torch.promote_types(like.dtype, torch.float32)
-        self.steps = torch.zeros((pairs, like.numel()), dtype=dtype, device=like.device)
-        self.changes = torch.zeros_like(self.steps)
+        count = 2 * pairs * like.numel() * dtype.itemsize
+        with allocation(f"{pairs} secants", count, like.device):
+            self.steps = torch.zeros((pairs, like.numel()), dtype=dtype, device=like.device)
+            self.changes = torch.zeros_like(self.steps)
 
     def replace(
         self,
@@ -195,6 +201,12 @@ class _Part:
     def add_changes(self, drift: Tensor, given: Tensor) -> None:
         """Adds the changes, in these proportions, to a drift in place."""
         moved, given = (given != 0).any(), given.to(self.changes.dtype)
+        if (
+            drift.is_cpu and drift.dtype == self.changes.dtype
+        ):  # in one pass, where asking costs nothing
+            for block in blocks(drift) if moved else ():
+                drift[block].addmv_(self.changes[:, block].T, given)
+            return
         for block in blocks(drift):
             change = (given @ self.changes[:, block]).to(drift.dtype)
             # Adding -0 keeps every bit, adding 0 does not.

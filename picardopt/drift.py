@@ -30,6 +30,14 @@ class Outcome(enum.IntEnum):
     INTERRUPTED = 3  # KeyboardInterrupt, SystemExit or an error of a signal handler: raised at once
 
 
+class Calls(enum.IntEnum):
+    """What an evaluation's calls of batched functions were (`picardopt.batched`)."""
+
+    NONE = 0
+    ALONE = 1  # made for this slot alone
+    JOINED = 2  # made for several slots at once: the drift equals one evaluated alone to rounding
+
+
 @dataclass
 class Drift:
     """The gradient and the loss of one step at one point.
@@ -39,12 +47,13 @@ class Drift:
         row: The gradients, one per parameter; meaningless where `present` is False.
         present: By parameter, whether it received a gradient (otherwise it keeps ``.grad = None``).
         returned: The closure's return value; its tensors are detached copies.
-        rng: The generators' states after the closure: the base's step continues from them.
+        rng: The generators' states after the closure: the base's step continues from them. None if it draws nothing.
         outcome: Whether the drift can be used.
         error: The closure's exception, if any.
         trace: The exception's formatted traceback.
         uncleared: Indices of the parameters whose ``.grad`` the closure does not clear; None if that was not tested.
         tainted: Whether the test may have changed the gradients or made the closure raise.
+        calls: What its calls of batched functions were.
         correction: The coefficients that the row was corrected with, by group (`picardopt.correction`).
     """
 
@@ -58,6 +67,7 @@ class Drift:
     trace: str = field(default="", repr=False)
     uncleared: tuple[int, ...] | None = None
     tainted: bool = False
+    calls: Calls = Calls.NONE
     correction: list[Tensor] | None = field(default=None, repr=False)
 
 
@@ -98,7 +108,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
             return leaf
         if is_dataclass(leaf):
             names = [item.name for item in fields(leaf) if hasattr(leaf, item.name)]
-            return _replaced(
+            return replaced(
                 leaf, {name: map_tensors(function, getattr(leaf, name)) for name in names}
             )
         attributes = getattr(leaf, "__dict__", None)
@@ -107,7 +117,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
         held = any(isinstance(part, Tensor) for part in tree_leaves(list(attributes.values())))
         if not held:
             return leaf
-        return _replaced(
+        return replaced(
             leaf, {name: tree_map(shallow, value) for name, value in attributes.items()}
         )
 
@@ -117,7 +127,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree_map(convert, tree)
 
 
-def _replaced(leaf: Any, values: dict[str, Any]) -> Any:
+def replaced(leaf: Any, values: dict[str, Any]) -> Any:
     """Returns the object itself if no attribute changes, else a copy with new attributes; frozen or not."""
     if all(getattr(leaf, name) is value for name, value in values.items()):
         return leaf
@@ -136,6 +146,7 @@ def evaluate_drift(
     around: AbstractContextManager[None],
     *,
     test_clearing: bool = False,
+    keep_rng: bool = True,
 ) -> Drift:
     """Evaluates one drift at the parameters' present values; records the closure's exceptions instead of raising them.
 
@@ -149,6 +160,7 @@ def evaluate_drift(
         seed: The run's seed.
         around: Entered around the closure; its exceptions count as the closure's.
         test_clearing: Whether to test that the closure clears ``.grad``, by putting NaN there first.
+        keep_rng: Whether to note the generators' states for the base's step.
 
     Returns:
         The drift. If it is `tainted`, evaluate again without `test_clearing`: its gradients, outcome and error are
@@ -166,7 +178,7 @@ def evaluate_drift(
         seed_all(step_seed(seed, step))
         with torch.enable_grad(), around, interrupts_allowed():
             returned = call(step)
-        drift.rng = RngState.capture()
+        drift.rng = RngState.capture() if keep_rng else None
         if test_clearing:
             drift.uncleared = _uncleared(parameters)
         drift.returned = map_tensors(lambda tensor: tensor.detach().clone(), returned)

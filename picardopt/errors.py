@@ -15,6 +15,10 @@ class ImpureClosureError(PicardError):
     """The closure is not a function of (parameters, step)."""
 
 
+class BatchedCallError(PicardError):
+    """A function that was given to `picardopt.batched` cannot be called once for several slots."""
+
+
 class NonFiniteGradientError(PicardError, ArithmeticError):
     """The gradient of the present step, at committed parameters, has a NaN or an infinity."""
 
@@ -41,6 +45,10 @@ class DesynchronizedError(PicardError):
 
 class RemoteClosureError(PicardError):
     """Another rank's closure raised an exception that cannot be pickled."""
+
+
+class WindowMemoryError(PicardError, MemoryError):
+    """There is no memory for the iterates, drifts or secants of a window; the message says what they take."""
 
 
 class CheckpointError(PicardError, ValueError):

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 from torch.optim import Optimizer
 
 from picardopt.adapters import amp
+from picardopt.aside import LiveState, spoil
 from picardopt.audit import Audit
+from picardopt.audit.modules import any_ddp
 from picardopt.audit.options import options_of, refuse_changed_options
+from picardopt.batched import Batched
 from picardopt.carry import Carry
 from picardopt.closure import StepClosure
-from picardopt.drift import Drift, Outcome, evaluate_drift
+from picardopt.drift import Calls, Drift, Outcome, evaluate_drift
 from picardopt.engines import Engine, SweepHeader
+from picardopt.joint import JointEvaluation
 from picardopt.layout import ParameterLayout, Row, parameters_of
 from picardopt.options import Options
 from picardopt.rng import preserved_rng, step_seed
+from picardopt.shared_calls import SharedCalls
 from picardopt.stats import Stats
 from picardopt.tolerance import Tolerance
+from picardopt.turns import put_aside_by
 from picardopt.window import Window
 
 
@@ -54,6 +61,8 @@ class Evaluator:
         self._engine, self._options, self._tolerance = engine, options, tolerance
         self._audit, self._stats = audit, stats
         self._speculates = options.window > 1 or engine.size > 1
+        self.keeps_rng: Callable[[], bool] = lambda: True
+        """Whether a step after a drift may draw from the generators as its closure left them."""
 
     def start(self, window: Window, step: int) -> None:
         """Checks that the ranks agree and broadcasts rank 0's parameters.
@@ -78,6 +87,7 @@ class Evaluator:
         watched = self._speculates and self._audit.watches(self._stats.sweeps)
         clearing, sweep = self._audit.clearing, self._stats.sweeps
         due, alone = clearing.due(closure, sweep), self._engine.data_size == 1
+        joint = None if watched else self._joint(closure, sweep)
 
         def evaluate(slot: int, out: Row) -> Drift:
             guess, test_clearing = window.rows[slot], due and (alone or slot == 0)
@@ -85,10 +95,25 @@ class Evaluator:
 
         with self.swapped_parameters(window.head):
             header = self._header(window.head, step, slots)
-            drifts, evaluations = self._engine.evaluate(self._layout, evaluate, header)
+            drifts, evaluations = self._engine.evaluate(self._layout, evaluate, header, joint)
         self._stats.drift_evaluations += evaluations
         clearing.learn(closure, sweep, [drift.uncleared for drift in drifts])
+        self._audit.sharing.learn(closure, drifts)
         return drifts, evaluations
+
+    def _joint(self, closure: StepClosure, sweep: int) -> JointEvaluation | None:
+        """Returns what joins the closure's batched calls in this sweep; None where bits count, or there are none."""
+        known = self._audit.sharing.allowed(closure)
+        bits = self._tolerance.exact or self._audit.due(sweep, ahead=True)
+        if known is None or bits or not self._speculates:
+            return None
+        lockstep = self._engine.data_size > 1
+        if lockstep and not known.compared and any_ddp():
+            # It averages one backward after each forward; here several forwards would come first.
+            known.given_up = True
+            return None
+        calls = SharedCalls(partial(spoil, self._layout.tensors), self._stats)
+        return JointEvaluation(known, calls, self._layout.row, lockstep)
 
     def _header(self, head: Row, step: int, slots: int) -> SweepHeader:
         return SweepHeader(
@@ -153,16 +178,21 @@ class Evaluator:
         test_clearing: bool,
     ) -> Drift:
         guess.load(self._layout.tensors)
-        around = self._around(closure, guess, watched)
-        return evaluate_drift(
-            closure.call,
-            self._layout,
-            out,
-            step,
-            self._options.seed,
-            around,
-            test_clearing=test_clearing,
-        )
+        around, made = self._around(closure, guess, watched), Batched.made
+        with put_aside_by(LiveState(self._layout, guess, out)):
+            drift = evaluate_drift(
+                closure.call,
+                self._layout,
+                out,
+                step,
+                self._options.seed,
+                around,
+                test_clearing=test_clearing,
+                keep_rng=self.keeps_rng(),
+            )
+        if Batched.made != made:
+            drift.calls = Calls.ALONE
+        return drift
 
     @contextmanager
     def swapped_parameters(self, row: Row) -> Iterator[None]:

@@ -72,8 +72,9 @@ def interrupts_allowed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    was_open, _Gate.open = _Gate.open, True
+    was_open = _Gate.open
     try:
+        _Gate.open = True
         _deliver_waiting()
         yield
     finally:

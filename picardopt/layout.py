@@ -16,7 +16,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from picardopt.memory import allocation
+
 _BLOCK = 1 << 16  # elements
+_LARGE = 1 << 14
+"""Elements of a tensor from which it is better compared by itself than copied into a row with the others."""
 _ALIGNMENT = 16  # bytes; the largest element (complex128) may start at any segment
 
 
@@ -104,6 +108,7 @@ class ParameterLayout:
         end, spans = self._place(0, counted)
         self._group_spans = self._spans_by_group(counted, sizes or [len(self.parameters)])
         self.numels = [sum(self._numel(span) for span in each) for each in self._group_spans]
+        self._members = self._members_by_group(counted, sizes or [len(self.parameters)])
         end, more = self._place(end, rest)
         self._parameter_spans = spans + more
         end, _ = self._place(end, range(len(self.parameters), len(self.tensors)))
@@ -137,6 +142,21 @@ class ParameterLayout:
                 own[tensor.dtype] = first, at + tensor.numel() * tensor.element_size()
         return [[(dtype, *span) for dtype, span in own.items()] for own in spans.values()] or [[]]
 
+    def _members_by_group(
+        self, counted: Sequence[int], sizes: Sequence[int]
+    ) -> list[list[int]] | None:
+        """Returns the measured parameters of every group that has any; None if they are better copied than compared."""
+        group_of = [group for group, size in enumerate(sizes) for _ in range(size)]
+        members: dict[int, list[int]] = {}
+        for index in counted:
+            p = self.parameters[index]
+            if not (p.is_cpu and p.is_contiguous()) or p.is_complex():
+                return None
+            if p.numel():
+                members.setdefault(group_of[index], []).append(index)
+        large = sum(self.numels) >= _LARGE * len(counted)
+        return list(members.values()) if large else None
+
     @staticmethod
     def _numel(span: tuple[torch.dtype, int, int]) -> int:
         dtype, start, end = span
@@ -146,6 +166,13 @@ class ParameterLayout:
     def shapes(self) -> list[torch.Size]:
         """The tensors' shapes when the layout was made: the parameters', then the carry's."""
         return [kind[0] for kind in self._kinds]
+
+    @property
+    def measured_bytes(self) -> int:
+        """Bytes of the measured parameters, in float32 or finer."""
+        spans = [span for own in self._group_spans for span in own]
+        wide = torch.float32
+        return sum(self._numel(s) * torch.promote_types(s[0], wide).itemsize for s in spans)
 
     @cached_property
     def digest(self) -> int:
@@ -162,10 +189,26 @@ class ParameterLayout:
             for p, q, kind in zip(tensors, self.tensors, self._kinds, strict=True)
         )
 
+    def beside(self, row: Row) -> list[tuple[list[Tensor], list[Tensor]]] | None:
+        """Returns the live measured parameters and a row's, flat, tensor by tensor in every group.
+
+        None where it is cheaper to copy the live tensors into a row.
+        """
+        if self._members is None:
+            return None
+        return [
+            (
+                [self.parameters[index].detach().view(-1) for index in group],
+                [row.tensors[index].view(-1) for index in group],
+            )
+            for group in self._members
+        ]
+
     def row(self, buffer: Tensor | None = None) -> Row:
         """Returns a new row, on a given uint8 buffer [row_bytes] or a new zeroed one."""
         if buffer is None:
-            buffer = torch.zeros(self.row_bytes, dtype=torch.uint8, device=self.device)
+            with allocation("one iterate or drift", self.row_bytes, self.device):
+                buffer = torch.zeros(self.row_bytes, dtype=torch.uint8, device=self.device)
         segments = [_flat(buffer, *span) for span in self._parameter_spans]
         groups = [[_flat(buffer, *span) for span in spans] for spans in self._group_spans]
         views = [

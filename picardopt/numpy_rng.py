@@ -54,6 +54,13 @@ class NumpyGenerator:
         return self._memory is not None and self._memory == _memory()
 
 
+def equal_states(one: Any, other: Any) -> bool:
+    """Returns whether two states of `NumpyGenerator.state` are the same."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(equal_states(one[k], other[k]) for k in one)
+    return one is other or bool(np.array_equal(one, other))
+
+
 def _memory() -> bytes | None:
     """Returns the words and the position of NumPy's global Mersenne Twister; None for another generator."""
     generator = np.random.mtrand.get_bit_generator()  # loaded with its first use

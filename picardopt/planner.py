@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 
 from picardopt.links import Link, all_gather, all_reduce
 
-WORTH_IT = 1.1
-"""Factor by which an option must be faster than a simpler one to be recommended."""
 CLOSE = 1.05
 """Factor within which two options are equally fast: then the one with fewer devices is better."""
 MOST_SLOTS = 8
@@ -21,8 +19,6 @@ MOST_SLOTS = 8
 MESSAGES = 2
 """Messages of a sweep besides its gradients: header and measures (gloo sends the header with the gradients). Each later
 commit of it is one more."""
-_USELESS = 1.5
-"""Mean stride below which guesses are of no use."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,9 @@ class Measured:
         row_bytes: Bytes of one gradient.
         strides: Mean number of steps that a sweep makes final, by window.
         drift_error: How far the drifts at the first two guesses are off, as a share of their length; None if unknown.
+        joined: Seconds of so many slots that one device evaluates together, by their number, where the closure makes
+            batched calls (`picardopt.batched`): each of the whole batch, measured, one or several times.
+        memory: Bytes that running ahead takes on every device besides what one step takes, by window; empty if unknown.
     """
 
     drifts: Mapping[int, Sequence[float]]
@@ -47,6 +46,8 @@ class Measured:
     row_bytes: int
     strides: Mapping[int, float]
     drift_error: float | None = None
+    joined: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    memory: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
@@ -69,6 +70,8 @@ class Option:
         slots: Steps that a rank evaluates in a sweep.
         stride: Steps that a sweep makes final.
         seconds: Seconds a step, predicted.
+        joined: Whether a rank's slots share their batched calls.
+        memory: Bytes that it takes on every device besides what one step takes; None if unknown.
     """
 
     picard: int
@@ -76,6 +79,8 @@ class Option:
     slots: int
     stride: float
     seconds: float
+    joined: bool = False
+    memory: int | None = None
 
     @property
     def devices(self) -> int:
@@ -92,8 +97,10 @@ class Option:
         """What it is called in tables."""
         if self.window == 1:
             return "one device" if self.data == 1 else "data parallel"
-        name = "Picard x data" if self.data > 1 else "Picard"
-        return name if self.slots == 1 else f"{name}, several slots a rank"
+        name = "Picard x data" if self.data > 1 else "Picard" if self.picard > 1 else "one device"
+        if self.slots == 1:
+            return name
+        return f"{name}, batched calls" if self.joined else f"{name}, several slots a rank"
 
 
 def slowest(seconds: Sequence[float], ranks: int) -> float:
@@ -105,7 +112,15 @@ def slowest(seconds: Sequence[float], ranks: int) -> float:
     )
 
 
-def option(measured: Measured, link: Link, picard: int, data: int = 1, slots: int = 1) -> Option:
+def option(
+    measured: Measured,
+    link: Link,
+    picard: int,
+    data: int = 1,
+    slots: int = 1,
+    *,
+    cores: int | None = None,
+) -> Option:
     """Returns an option with its predicted seconds a step.
 
     Args:
@@ -113,46 +128,71 @@ def option(measured: Measured, link: Link, picard: int, data: int = 1, slots: in
         link: What joins the devices.
         picard: Ranks that evaluate different steps.
         data: Ranks that share a step and split its batch.
-        slots: Steps that a rank evaluates in a sweep.
+        slots: Steps that a rank evaluates in a sweep; their calls are shared where `measured` has that.
+        cores: Processor cores that all ranks share; default: enough for all. Where there are fewer than ranks, what a
+            rank does besides its drifts stands in line: every rank does all of it, and all at the same time.
 
     Raises:
-        ValueError: If the part of the batch was not measured, or the window's stride is not known.
+        ValueError: If the part of the batch, or so many joined slots, were not measured, or the window's stride is not
+            known.
     """
     if data not in measured.parts:
         raise ValueError(
             f"data={data}: a batch of {measured.batch} was measured in parts for {measured.parts} devices"
         )
-    drifts, window = measured.drifts[measured.batch // data], picard * slots
+    drifts, window, ranks = measured.drifts[measured.batch // data], picard * slots, picard * data
+    line = 1.0 if cores is None else max(1.0, ranks / cores)
     if window == 1:
         exchange = all_reduce(link, data, measured.row_bytes)
-        return Option(1, data, 1, 1.0, slowest(drifts, data) + exchange + measured.commit)
+        return Option(1, data, 1, 1.0, slowest(drifts, data) + exchange + line * measured.commit)
     if window not in measured.strides:
         raise ValueError(f"picard={picard}, slots={slots}: the stride of {window} is not known")
-    stride, ranks = measured.strides[window], picard * data
-    mean = math.fsum(drifts) / len(drifts)
-    # A rank's slots even out: their sum scatters by the root of their number.
-    drift = slots * mean + math.sqrt(slots) * (slowest(drifts, ranks) - mean)
+    stride, joined = measured.strides[window], slots > 1 and bool(measured.joined)
+    drift = _drifts(measured, data, slots, ranks)
     exchange = sum(all_gather(link, n, measured.row_bytes) for n in (picard, data)) * slots
     if ranks > 1:
         exchange += (MESSAGES + stride - 1) * link.latency
     rollout = measured.sweep + (window + stride) * measured.ahead
-    seconds = (drift + exchange + rollout) / stride + measured.commit
-    return Option(picard, data, slots, stride, seconds)
+    seconds = (drift + exchange + line * rollout) / stride + line * measured.commit
+    return Option(picard, data, slots, stride, seconds, joined, measured.memory.get(window))
 
 
-def options(measured: Measured, link: Link, devices: int) -> list[Option]:
+def _drifts(measured: Measured, data: int, slots: int, ranks: int) -> float:
+    """Returns the seconds in which the slowest of some ranks evaluates its slots."""
+    if slots > 1 and measured.joined:
+        if data > 1 or slots not in measured.joined:
+            raise ValueError(
+                f"slots={slots}, data={data}: {sorted(measured.joined)} joined slots were measured, of whole batches"
+            )
+        return slowest(measured.joined[slots], ranks)
+    drifts = measured.drifts[measured.batch // data]
+    mean = math.fsum(drifts) / len(drifts)
+    # A rank's slots even out: their sum scatters by the root of their number.
+    return slots * mean + math.sqrt(slots) * (slowest(drifts, ranks) - mean)
+
+
+def options(
+    measured: Measured, link: Link, devices: int, *, cores: int | None = None
+) -> list[Option]:
     """Returns every option on at most so many devices whose part and stride are known; one device is the first."""
-    return [option(measured, link, *shape) for shape in _shapes(measured, devices)]
+    return [option(measured, link, *shape, cores=cores) for shape in _shapes(measured, devices)]
 
 
 def _shapes(measured: Measured, devices: int) -> Iterator[tuple[int, int, int]]:
     for data in measured.parts:
         if data <= devices:
             yield 1, data, 1
-        for picard in range(2, devices // data + 1):
-            for slots in range(1, MOST_SLOTS + 1):
-                if picard * slots in measured.strides:
+        for picard in range(1, devices // data + 1):
+            for slots in _slots(measured, data):
+                if picard * slots in measured.strides and (picard > 1 or slots in measured.joined):
                     yield picard, data, slots
+
+
+def _slots(measured: Measured, data: int) -> list[int]:
+    """Returns how many slots a rank may evaluate: where they share calls, what was measured."""
+    if not measured.joined:
+        return list(range(1, MOST_SLOTS + 1))
+    return [1, *sorted(slots for slots in measured.joined if slots > 1 and data == 1)]
 
 
 def best(found: Sequence[Option]) -> Option:
@@ -160,121 +200,3 @@ def best(found: Sequence[Option]) -> Option:
     fastest = min(each.seconds for each in found)
     close = [each for each in found if each.seconds <= CLOSE * fastest]
     return min(close, key=lambda each: (each.devices, each.window, each.seconds))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to do with some devices; `print` it.
-
-    Attributes:
-        devices: How many there are.
-        link: What joins them.
-        measured: What was measured on one.
-        options: Every way to use them, with predicted seconds a step; one device is the first.
-    """
-
-    devices: int
-    link: Link
-    measured: Measured
-    options: Sequence[Option]
-
-    @property
-    def recommended(self) -> Option:
-        """The option to take: running ahead, or splitting a batch, only where it is worth it."""
-        chosen = self.options[0]
-        for kind in ("data parallel", "Picard"):
-            others = self._of(kind)
-            if others and best(others).seconds * WORTH_IT <= chosen.seconds:
-                chosen = best(others)
-        return chosen
-
-    def _of(self, kind: str) -> list[Option]:
-        return [each for each in self.options if each.kind.startswith(kind)]
-
-    @property
-    def sentence(self) -> str:
-        """The recommendation in plain words."""
-        chosen, split = self.recommended, self._of("data parallel")
-        faster = f"{self.options[0].seconds / chosen.seconds:.1f} times as fast as one device"
-        gain = f"{milliseconds(chosen.seconds)} a step, {faster}"
-        if chosen.window > 1:
-            devices = f"{chosen.devices} devices"
-            if chosen.data > 1:
-                devices += f", {chosen.data} to a step's batch"
-            if split:
-                gain += f" and {best(split).seconds / chosen.seconds:.1f} times as fast as data parallelism"
-            return f"Run ahead with a window of {chosen.window} on {devices}: {gain}."
-        if chosen.data > 1:
-            first = f"Data parallelism on {chosen.data} devices is the better choice: {gain}."
-        else:
-            first = f"One device is the better choice: {milliseconds(chosen.seconds)} a step."
-        return f"{first} {self._why_not_ahead()}".strip()
-
-    def _why_not_ahead(self) -> str:
-        ahead, error = self._of("Picard"), self.measured.drift_error
-        if not ahead:
-            return ""
-        longest, fastest = max(each.stride for each in ahead), best(ahead)
-        if longest < _USELESS and error is not None:
-            return (
-                "Running ahead does not help here: the drift at the second guess is already off by "
-                f"{100 * error:.0f} %."
-            )
-        return (
-            f"Running ahead would take {milliseconds(fastest.seconds)} a step on {fastest.devices} devices, at "
-            f"{fastest.stride:.1f} steps a sweep."
-        )
-
-    @property
-    def table(self) -> str:
-        """The best option of each kind, a line each."""
-        by_kind = sorted(
-            self.options, key=lambda each: (each.window > 1, each.data > 1, each.slots > 1)
-        )
-        kinds = dict.fromkeys(each.kind for each in by_kind)
-        rows = [("", "devices", "window", "steps a sweep", "a step", "speed")]
-        for kind in kinds:
-            each = best([found for found in self.options if found.kind == kind])
-            shape = f"{each.picard} x {each.data}" if each.picard > 1 < each.data else each.devices
-            ahead = (f"{each.window}", f"{each.stride:.1f}") if each.window > 1 else ("", "")
-            speed = f"{self.options[0].seconds / each.seconds:.2f} x"
-            rows.append((kind, f"{shape}", *ahead, milliseconds(each.seconds), speed))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            row[0].ljust(widths[0])
-            + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-            for row in rows
-        )
-
-    def __str__(self) -> str:
-        measured = self.measured
-        drifts = ", ".join(
-            f"{batch}: {milliseconds(min(seconds))}"
-            for batch, seconds in sorted(measured.drifts.items(), reverse=True)
-        )
-        strides = ", ".join(
-            f"{window}: {measured.strides[window]:.1f}"
-            for window in (2, 4, 8, 16, 32, 64)
-            if window in measured.strides
-        )
-        return (
-            f"a gradient by batch size: {drifts}\nsteps a sweep by window: {strides}\n\n{self.table}\n\n"
-            f"{self.sentence}"
-        )
-
-    def as_dict(self) -> dict[str, object]:
-        """Returns all of it as plain values, for a JSON file."""
-        return {
-            "devices": self.devices,
-            "link": asdict(self.link),
-            "measured": asdict(self.measured),
-            "options": [{"kind": each.kind, **asdict(each)} for each in self.options],
-            "recommended": {"kind": self.recommended.kind, **asdict(self.recommended)},
-            "sentence": self.sentence,
-        }
-
-
-def milliseconds(seconds: float) -> str:
-    """Returns a time in milliseconds with three significant figures."""
-    value = 1e3 * seconds
-    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 from picardopt import replay_check
+from picardopt.aside import spoil
+from picardopt.audit.sharing import SharedBy
 from picardopt.closure import Closure, Plain, as_step_closure
-from picardopt.drift import Outcome
+from picardopt.drift import Calls, Drift, EvaluateSlot, Outcome
 from picardopt.errors import NonFiniteGradientError
 from picardopt.forecast import Forecast
+from picardopt.joint import JointEvaluation
+from picardopt.layout import Row
 from picardopt.links import NVLINK, Link
+from picardopt.memory import Memory, lacks_memory
 from picardopt.optimizer import ParallelPicardOptimizer
-from picardopt.planner import MOST_SLOTS, Measured, Plan, options
+from picardopt.planner import MOST_SLOTS, Measured, options
+from picardopt.recommendation import Plan
+from picardopt.shared_calls import SharedCalls
 from picardopt.stats import Stats, SweepRecord
 
 REPEATS = 5
 """Evaluations of each closure that are timed, after one that is not."""
+JOINED = 2, 4, 8
+"""Numbers of slots that are evaluated together, up to the window, where the closure makes batched calls."""
 
 
 def plan(
@@ -25,6 +36,7 @@ def plan(
     devices: int,
     *,
     link: Link = NVLINK,
+    cores: int | None = None,
 ) -> Plan:
     """Predicts what a step would take on several devices, and recommends a way to use them.
 
@@ -38,6 +50,7 @@ def plan(
             evaluate a part of its batch. Without them nothing can be said of data parallelism.
         devices: Number of devices that there are.
         link: What joins them: `picardopt.links` has NVLINK, PCIE, ETHERNET (25 Gb/s) and LOOPBACK.
+        cores: Processor cores that the devices' processes share, where there may be fewer than processes.
 
     Raises:
         ValueError: If `devices` is not positive, or the run is too short or has a window of 1.
@@ -48,11 +61,23 @@ def plan(
     closures = closure if isinstance(closure, Mapping) else {1: closure}
     windows = {picard * slots for picard in range(1, devices + 1) for slots in _slots(picard)}
     measured = measure(optimizer, closures, windows)
-    return Plan(devices, link, measured, options(measured, link, devices))
+    return Plan(devices, link, measured, options(measured, link, devices, cores=cores))
 
 
-def _slots(picard: int) -> range:
-    return range(1, MOST_SLOTS + 1) if picard > 1 else range(1, 2)
+def needed_memory(optimizer: ParallelPicardOptimizer, window: int | None = None) -> Memory:
+    """Returns what running ahead takes on every rank besides the plain loop's own memory, at most.
+
+    Before the first step the state of the base is known of torch's own optimizers; of others it counts as none.
+
+    Args:
+        optimizer: Whose parameters, tolerance and secants count.
+        window: Steps evaluated per sweep; default: the optimizer's.
+    """
+    return optimizer._ready().memory(optimizer.window if window is None else window)
+
+
+def _slots(picard: int) -> Sequence[int]:
+    return range(1, MOST_SLOTS + 1) if picard > 1 else (1, *JOINED)
 
 
 def measure(
@@ -76,6 +101,7 @@ def measure(
     forecast = Forecast(
         optimizer.stats.records, exact=tolerance.exact, holds_back=tolerance.needs_pairs
     )
+    windows = sorted(set(windows))
     records = _rolled_out_once(optimizer.stats, forecast.records)
     steps = sum(record.stride for record in records)
     slots = sum(record.slots for record in records)
@@ -89,8 +115,12 @@ def measure(
         ahead=(rollouts - len(records) * fixed) / (slots + steps),
         sweep=fixed,
         row_bytes=optimizer._ready().layout.row_bytes,
-        strides={window: forecast.mean_stride(window) for window in sorted(set(windows))},
+        strides={window: forecast.mean_stride(window) for window in windows},
         drift_error=forecast.drift_error(),
+        joined=joined_seconds(
+            optimizer, closures[max(closures)], [n for n in JOINED if n <= optimizer.window]
+        ),
+        memory={window: needed_memory(optimizer, window).total for window in windows},
     )
 
 
@@ -116,26 +146,91 @@ def seconds_of(
         NonFiniteGradientError: If a gradient is not finite.
         Exception: The closure's own error.
     """
+    out, found = optimizer._ready().layout.row(), []
+    with _evaluating(optimizer, closure) as evaluate:
+        for repeat in range(repeats + 1):
+            start = time.perf_counter()
+            drift = evaluate(repeat, out)
+            found.append(time.perf_counter() - start)
+            _require_finite(drift)
+    return tuple(found[1:])
+
+
+def joined_seconds(
+    optimizer: ParallelPicardOptimizer,
+    closure: Closure,
+    slots: Sequence[int] = JOINED,
+    repeats: int = 2,
+) -> dict[int, tuple[float, ...]]:
+    """Returns the seconds in which so many slots are evaluated together, by their number; the run stays as it is.
+
+    Args:
+        optimizer: What steps the closure's parameters.
+        closure: As for `step`.
+        slots: Their numbers, ascending.
+        repeats: Number of evaluations of each that are timed, after one that is not.
+
+    Returns:
+        Nothing where the closure makes no batched calls (`picardopt.batched`), or the tolerance is 0; of numbers of
+        slots for which there is no memory nothing either.
+
+    Raises:
+        ValueError: If the closure cannot be evaluated for any step.
+        NonFiniteGradientError: If a gradient is not finite.
+        Exception: The closure's own error.
+    """
+    layout = optimizer._ready().layout
+    found: dict[int, tuple[float, ...]] = {}
+    rows = [layout.row() for _ in range(max(slots, default=1))]
+    with _evaluating(optimizer, closure) as evaluate:
+        alone = evaluate(0, rows[0])
+        _require_finite(alone)
+        if alone.calls is Calls.NONE or optimizer.tolerance.exact:
+            return {}
+        for count in slots:
+            times = []
+            for _ in range(repeats + 1):
+                calls = SharedCalls(partial(spoil, layout.tensors), Stats())
+                joint = JointEvaluation(SharedBy(True, True), calls, layout.row, False)
+                start = time.perf_counter()
+                last = joint.evaluate_many(evaluate, range(count), rows, Outcome.NONFINITE)[-1]
+                times.append(time.perf_counter() - start)
+                if last.error is not None and lacks_memory(last.error):
+                    return found
+                _require_finite(last)
+            found[count] = tuple(times[1:])
+    return found
+
+
+@contextmanager
+def _evaluating(optimizer: ParallelPicardOptimizer, closure: Closure) -> Iterator[EvaluateSlot]:
+    """Gives a function that evaluates a closure at the present parameters, so many steps ahead.
+
+    Raises:
+        ValueError: If the closure cannot be evaluated for any step.
+    """
     given = as_step_closure(closure)
     if isinstance(given, Plain):
         raise ValueError(given.reason)
-    speculator, first, found = optimizer._ready(), optimizer.step_index, []
-    layout = speculator.layout
-    live, out = layout.row(), layout.row()
-    live.store(layout.tensors)
-    last = first + repeats if optimizer.total_steps is None else optimizer.total_steps - 1
-    with speculator.evaluator.swapped_parameters(live):
-        for repeat in range(repeats + 1):
-            step, start = max(0, min(first + repeat, last)), time.perf_counter()
-            drift = speculator.evaluator.evaluate(given, step, live, out)
-            found.append(time.perf_counter() - start)
-            if drift.error is not None:
-                raise drift.error
-            if drift.outcome is not Outcome.FINITE:
-                raise NonFiniteGradientError(
-                    f"the gradient of step {step} is not finite: plan a run that works"
-                )
-    return tuple(found[1:])
+    speculator, first, total = optimizer._ready(), optimizer.step_index, optimizer.total_steps
+    live, evaluator = speculator.layout.row(), speculator.evaluator
+    live.store(speculator.layout.tensors)
+
+    def evaluate(ahead: int, out: Row) -> Drift:
+        step = first + ahead if total is None else max(0, min(first + ahead, total - 1))
+        return evaluator.evaluate(given, step, live, out)
+
+    with evaluator.swapped_parameters(live):
+        yield evaluate
+
+
+def _require_finite(drift: Drift) -> None:
+    if drift.error is not None:
+        raise drift.error
+    if drift.outcome is not Outcome.FINITE:
+        raise NonFiniteGradientError(
+            f"the gradient of step {drift.step} is not finite: plan a run that works"
+        )
 
 
 def _seconds_of_snapshot(optimizer: ParallelPicardOptimizer) -> float:

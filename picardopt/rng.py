@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from picardopt.compat import accelerator_module
-from picardopt.numpy_rng import NUMPY, NumpyState
+from picardopt.numpy_rng import NUMPY, NumpyState, equal_states
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -44,6 +44,16 @@ class RngState:
             accelerator=None if module is None else module.get_rng_state(),
             numpy=NUMPY.state(),
             python=random.getstate(),
+        )
+
+    def same(self, other: RngState) -> bool:
+        """Returns whether these are the same states, of the generators that both have read."""
+        seen = self.accelerator is not None and other.accelerator is not None
+        return (
+            torch.equal(self.cpu, other.cpu)
+            and (not seen or torch.equal(self.accelerator, other.accelerator))  # type: ignore[arg-type]
+            and equal_states(self.numpy, other.numpy)
+            and self.python == other.python
         )
 
     def restore(self) -> None:

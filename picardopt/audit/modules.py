@@ -7,6 +7,8 @@ import sys
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 
 def uses_compile() -> bool:
@@ -29,6 +31,16 @@ def live_modules() -> list[torch.nn.Module]:
     modules = [module for module in modules if not _is_compilers(module)]
     parts = {id(child) for module in modules for child in module.children()}
     return [module for module in modules if id(module) not in parts]
+
+
+def any_ddp() -> bool:
+    """Returns whether this process has a DistributedDataParallel module over several ranks (takes about 0.1 s)."""
+    return any(
+        isinstance(part, DistributedDataParallel)
+        and len(dist.get_process_group_ranks(part.process_group)) > 1
+        for root in live_modules()
+        for part in root.modules()
+    )
 
 
 def _is_compilers(module: torch.nn.Module) -> bool:

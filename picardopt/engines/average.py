@@ -7,6 +7,7 @@ buffers are those of the first rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from picardopt.drift import Drift, Outcome
 from picardopt.layout import ParameterLayout, Row
+from picardopt.memory import allocation
 from picardopt.ranks import RankGroup
 from picardopt.transport import Transport
 
@@ -39,7 +41,8 @@ class RowAverage:
         if layout is not self._layout:
             shape = (self._ranks.size, layout.row_bytes)
             self._layout = layout
-            self._bytes = torch.zeros(shape, dtype=torch.uint8, device=layout.device)
+            with allocation("a drift of every data rank", math.prod(shape), layout.device):
+                self._bytes = torch.zeros(shape, dtype=torch.uint8, device=layout.device)
             self._parts = [layout.row(line) for line in self._bytes]
         same_device = layout.device.type == self._transport.device.type
         shared = self._bytes if same_device else torch.empty(self._bytes.shape, dtype=torch.uint8)
@@ -65,6 +68,7 @@ def average_drifts(drifts: Sequence[Drift], row: Row) -> Drift:
         return replace(worst, row=row)
     present = tuple(map(any, zip(*(drift.present for drift in drifts), strict=True)))
     drift = Drift(first.step, row, present, rng=first.rng, outcome=worst.outcome)
+    drift.calls = max(other.calls for other in drifts)
     if any(other.uncleared is not None for other in drifts):
         drift.uncleared = tuple(sorted({i for other in drifts for i in other.uncleared or ()}))
     try:

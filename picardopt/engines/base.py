@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from picardopt.drift import Drift, EvaluateSlot, Outcome
 from picardopt.layout import ParameterLayout, Row
+
+if TYPE_CHECKING:
+    from picardopt.joint import JointEvaluation
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,19 @@ class Engine(Protocol):
         ...
 
     def evaluate(
-        self, layout: ParameterLayout, evaluate: EvaluateSlot, header: SweepHeader
+        self,
+        layout: ParameterLayout,
+        evaluate: EvaluateSlot,
+        header: SweepHeader,
+        joint: JointEvaluation | None = None,
     ) -> tuple[list[Drift], int]:
         """Evaluates slots 0 .. header.slots-1; on a data axis each drift is the mean over a row of ranks.
+
+        Args:
+            layout: The live tensors.
+            evaluate: Evaluates one slot.
+            header: What the ranks must agree on.
+            joint: See `evaluate_many`.
 
         Returns:
             The drifts in order of slots, the same on every rank, ending at the first that is not finite;
@@ -83,15 +96,21 @@ class Engine(Protocol):
         ...
 
     def evaluate_many(
-        self, evaluate: EvaluateSlot, slots: Sequence[int], rows: Sequence[Row], until: Outcome
+        self,
+        evaluate: EvaluateSlot,
+        slots: Sequence[int],
+        rows: Sequence[Row],
+        until: Outcome,
+        joint: JointEvaluation | None = None,
     ) -> list[Drift]:
-        """Evaluates this rank's slots, one after the other unless an engine can join their calls.
+        """Evaluates this rank's slots, one after the other unless their calls can be joined.
 
         Args:
             evaluate: Evaluates one slot.
             slots: Slots of the window, in order.
             rows: Receive their gradients.
             until: Stop after the first drift whose outcome is this one or worse.
+            joint: Evaluates several slots in turns, joining their batched calls; None: one after the other.
 
         Returns:
             The drifts, in order of slots.
@@ -133,18 +152,25 @@ class Engine(Protocol):
         ...
 
 
-class OneByOne:
-    """Evaluates a rank's slots one after the other; see `Engine.evaluate_many`."""
+class ManySlots:
+    """Evaluates a rank's slots; see `Engine.evaluate_many`."""
 
     def evaluate_many(
-        self, evaluate: EvaluateSlot, slots: Sequence[int], rows: Sequence[Row], until: Outcome
+        self,
+        evaluate: EvaluateSlot,
+        slots: Sequence[int],
+        rows: Sequence[Row],
+        until: Outcome,
+        joint: JointEvaluation | None = None,
     ) -> list[Drift]:
         """See `Engine.evaluate_many`."""
         drifts: list[Drift] = []
-        for slot, row in zip(slots, rows, strict=False):
-            drifts.append(evaluate(slot, row))
-            if drifts[-1].outcome >= until:
+        if joint is not None and len(slots) > 1:
+            drifts = joint.evaluate_many(evaluate, slots, rows, until)
+        for slot, row in list(zip(slots, rows, strict=False))[len(drifts) :]:
+            if drifts and drifts[-1].outcome >= until:
                 break
+            drifts.append(evaluate(slot, row))
         return drifts
 
 

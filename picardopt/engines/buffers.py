@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from picardopt.layout import ParameterLayout, Row
+from picardopt.memory import allocation
 from picardopt.ranks import RankGrid
 
 _ROOM = (
@@ -38,17 +39,18 @@ class SweepBuffers:
         lines = [ranks[0] if joined else index for index, ranks in enumerate(grid.table)]
         shape = (len(lines), rounds, layout.row_bytes)
         length = self.room + (rounds * layout.row_bytes if joined else 0)
-        self.bodies = torch.zeros((size, length), dtype=torch.uint8, device=device)
-        messages = (
-            self.bodies[:, self.room :].view(shape)
-            if joined
-            else torch.zeros(shape, dtype=torch.uint8, device=device)
-        )
-        staged = layout.device.type != device.type
-        self._messages = messages
-        self._matrix = (
-            torch.zeros(shape, dtype=torch.uint8, device=layout.device) if staged else messages
-        )
+        with allocation("the drifts of a sweep", len(lines) * rounds * layout.row_bytes, device):
+            self.bodies = torch.zeros((size, length), dtype=torch.uint8, device=device)
+            messages = (
+                self.bodies[:, self.room :].view(shape)
+                if joined
+                else torch.zeros(shape, dtype=torch.uint8, device=device)
+            )
+            staged = layout.device.type != device.type
+            self._messages = messages
+            self._matrix = (
+                torch.zeros(shape, dtype=torch.uint8, device=layout.device) if staged else messages
+            )
         self.rows: list[list[Row]] = [
             [layout.row(line) for line in self._matrix[index]] for index in lines
         ]

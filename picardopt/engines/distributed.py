@@ -15,7 +15,7 @@ import pickle
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from picardopt.compat import add_note, broadcast
 from picardopt.ddp_guard import DdpGuard
 from picardopt.drift import Drift, EvaluateSlot, Outcome
 from picardopt.engines.average import RowAverage, average_drifts
-from picardopt.engines.base import OneByOne, SweepHeader, usable_prefix
+from picardopt.engines.base import ManySlots, SweepHeader, usable_prefix
 from picardopt.engines.buffers import SweepBuffers, write
 from picardopt.engines.headers import Kind, Table, compare, read, words
 from picardopt.engines.packing import dumps, pack, sendable, unpack
@@ -35,10 +35,13 @@ from picardopt.ranks import RankGrid, RankGroup
 from picardopt.stats import Stats
 from picardopt.transport import Payload, make_transport
 
+if TYPE_CHECKING:
+    from picardopt.joint import JointEvaluation
+
 _LAST_MESSAGE = 1.0  # seconds
 
 
-class DistributedEngine(OneByOne):
+class DistributedEngine(ManySlots):
     """Evaluates slots on the ranks of a grid.
 
     Args:
@@ -69,7 +72,11 @@ class DistributedEngine(OneByOne):
             head.buffer.copy_(buffer)
 
     def evaluate(
-        self, layout: ParameterLayout, evaluate: EvaluateSlot, header: SweepHeader
+        self,
+        layout: ParameterLayout,
+        evaluate: EvaluateSlot,
+        header: SweepHeader,
+        joint: JointEvaluation | None = None,
     ) -> tuple[list[Drift], int]:
         """See `Engine.evaluate`."""
         picard = self._grid.picard
@@ -78,7 +85,7 @@ class DistributedEngine(OneByOne):
             slots = range(picard.rank, header.slots, picard.size)
             rows, guarded = buffers.rows[picard.rank], self._guard.wrap(layout, evaluate)
             mine = self.evaluate_many(
-                lambda slot, row: sendable(guarded(slot, row)), slots, rows, self._until
+                lambda slot, row: sendable(guarded(slot, row)), slots, rows, self._until, joint
             )
         worst = max(mine, key=lambda drift: drift.outcome, default=None)
         with self._stats.phase("exchange"), self._leaving(worst.error if worst else None):

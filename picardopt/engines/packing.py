@@ -33,6 +33,7 @@ def pack(drift: Drift) -> dict[str, Any]:
         "error": _pack_error(drift.error),
         "trace": drift.trace,
         "uncleared": drift.uncleared,
+        "calls": drift.calls,
     }
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from picardopt.ddp_guard import DdpGuard
 from picardopt.drift import Drift, EvaluateSlot, Outcome
-from picardopt.engines.base import OneByOne, SweepHeader
+from picardopt.engines.base import ManySlots, SweepHeader
 from picardopt.layout import ParameterLayout, Row
 from picardopt.stats import Stats
 
+if TYPE_CHECKING:
+    from picardopt.joint import JointEvaluation
 
-class SerialEngine(OneByOne):
+
+class SerialEngine(ManySlots):
     """Evaluates every slot in this process.
 
     Args:
@@ -33,7 +38,11 @@ class SerialEngine(OneByOne):
         """Does nothing: there is no other rank."""
 
     def evaluate(
-        self, layout: ParameterLayout, evaluate: EvaluateSlot, header: SweepHeader
+        self,
+        layout: ParameterLayout,
+        evaluate: EvaluateSlot,
+        header: SweepHeader,
+        joint: JointEvaluation | None = None,
     ) -> tuple[list[Drift], int]:
         """Evaluates the slots in order and stops at the first that is not finite."""
         if layout is not self._layout:
@@ -43,7 +52,7 @@ class SerialEngine(OneByOne):
         guarded = self._guard.wrap(layout, evaluate)
         with self._stats.phase("drift"):
             slots, rows = range(header.slots), self._rows
-            drifts = self.evaluate_many(guarded, slots, rows, Outcome.NONFINITE)
+            drifts = self.evaluate_many(guarded, slots, rows, Outcome.NONFINITE, joint)
         last = drifts[-1]
         if last.outcome is Outcome.INTERRUPTED and last.error is not None:
             raise last.error

@@ -17,13 +17,13 @@ from picardopt_3d.guidance import (
     ScoreModel,
     SdsConfig,
 )
+from picardopt_3d.guidance.draws import draw_timesteps
 from picardopt_3d.guidance.exact_score import cosine_schedule
 from picardopt_3d.guidance.protocol import (
     as_text_prompt,
     model_space_to_pixels,
     pixels_to_model_space,
 )
-from picardopt_3d.guidance.sds import draw_timesteps
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
 from picardopt_3d.world import Subject, render
 from torch import Tensor

@@ -67,6 +67,8 @@ KEYS = {
     "mean_stride",
     "drift_evaluations",
     "wasted_evaluations",
+    "joined_calls",
+    "calls_saved",
     "seconds",
     "startup_seconds",
     "total_seconds",

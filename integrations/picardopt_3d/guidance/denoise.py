@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 from torch.nn import functional
 
+from picardopt import batched
 from picardopt_3d.cameras import Cameras
+from picardopt_3d.guidance.draws import check_range, check_views, draw_normal
+from picardopt_3d.guidance.joinable import JoinableScore, draw_for, in_parts, most_at_once
 from picardopt_3d.guidance.loading import ModelOptions, explained
 from picardopt_3d.guidance.loss_config import DenoiseConfig
 from picardopt_3d.guidance.protocol import Encoded, Guidance, ScoreModel
-from picardopt_3d.guidance.sds import abar_at, check_range, check_views, guided_noise
+from picardopt_3d.guidance.sds import abar_at, guided_noise
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
 
 
@@ -38,6 +42,7 @@ class Denoising(Guidance):
         self.config = config or DenoiseConfig()
         self.size = score.size
         self._scheduler = ddim_scheduler(score.alphas_cumprod, self.config.steps)
+        self._refined_views = batched(refined_views)
 
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> Encoded:
         """Encodes a prompt with the score model."""
@@ -98,19 +103,54 @@ class Denoising(Guidance):
         """
         check_views(views, cameras)
         check_range(timestep_range)
-        count = self._draw_count(timestep_range)
-        clean = self.score.to_model_space(views)
-        noise = torch.randn(clean.shape, dtype=clean.dtype).to(clean.device)
-        levels = self._scheduler.timesteps[-count:]
+        score, views = self.score, views.detach()
+        counts = torch.full((len(views),), self._draw_count(timestep_range))
+        if not isinstance(score, JoinableScore):
+            clean = score.to_model_space(views)
+            noise = draw_normal(clean.shape, views.device)
+            return self.denoised(views, clean, noise, counts, prompt, cameras)
+        drawn = draw_for(score, views)
+        noise = draw_normal((len(views), *score.space), views.device)
+        return self._refined_views(
+            views,
+            drawn,
+            noise,
+            counts,
+            cameras,
+            denoising=self,
+            prompt=prompt,
+            at_once=most_at_once(score, len(views)),
+        )
+
+    def denoised(
+        self,
+        views: Tensor,
+        clean: Tensor,
+        noise: Tensor,
+        counts: Tensor,
+        prompt: Encoded,
+        cameras: Cameras,
+    ) -> Tensor:
+        """Returns views after their last steps of denoising, as many as each has; no row needs another.
+
+        Args:
+            views: For their size alone, `[batch, 3, height, width]`.
+            clean: The views in the model's space, `[batch, channels, ...]`.
+            noise: Of the same shape.
+            counts: Steps of each view, on the CPU, `[batch]`.
+            prompt: From `encode`.
+            cameras: The cameras of the views.
+        """
+        config, levels = self.config, self._scheduler.timesteps
         # Not the scheduler's `add_noise`, which changes the scheduler: it moves its schedule to the views' device.
-        abar = abar_at(self.score, levels[:1]).to(clean)
+        abar = abar_at(self.score, levels[len(levels) - counts]).to(clean)
         noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
-        config = self.config
-        for level in levels.tolist():
-            timesteps = torch.full((len(noisy),), level, device=noisy.device)
-            predicted = self.score.predict_noise(noisy, timesteps, prompt, cameras)
+        for left in range(int(counts.max()), 0, -1):
+            level, rows = int(levels[-left]), torch.nonzero(counts >= left).flatten()
+            part, timesteps = noisy[rows], torch.full((len(rows),), level, device=noisy.device)
+            predicted = self.score.predict_noise(part, timesteps, prompt, cameras[rows])
             guided = guided_noise(predicted, config.guidance_scale, config.guidance_form)
-            noisy = self._scheduler.step(guided, level, noisy).prev_sample
+            noisy[rows] = self._scheduler.step(guided, level, part).prev_sample
         refined = self.score.to_views(noisy)
         if refined.shape[-2:] != views.shape[-2:]:
             refined = functional.interpolate(
@@ -126,6 +166,39 @@ class Denoising(Guidance):
             for fraction in timestep_range
         )
         return int(torch.randint(low, high + 1, ()))
+
+
+def refined_views(
+    views: Tensor,
+    drawn: tuple[Tensor, ...],
+    noise: Tensor,
+    counts: Tensor,
+    cameras: Cameras,
+    *,
+    denoising: Denoising,
+    prompt: Encoded,
+    at_once: int,
+) -> Tensor:
+    """Returns `Denoising.denoised` of views that are not yet in the model's space; no row needs another.
+
+    Args:
+        views: RGB in [0, 1], `[batch, 3, height, width]`.
+        drawn: From `draw_for`.
+        noise: See `Denoising.denoised`, as for all that follow.
+        counts: Likewise.
+        cameras: Likewise.
+        denoising: The guidance.
+        prompt: From its `encode`.
+        at_once: Most views of one pass.
+    """
+    score: Any = denoising.score
+    refined = []
+    for some, numbers, noises, steps, seen in in_parts(
+        at_once, views, drawn, noise, counts, cameras
+    ):
+        clean = score.to_model_space(some, *numbers)
+        refined.append(denoising.denoised(some, clean, noises, steps, prompt, seen))
+    return torch.cat(refined)
 
 
 def noise_levels(source: str | Path, options: ModelOptions) -> int:

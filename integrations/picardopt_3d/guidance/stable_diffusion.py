@@ -25,7 +25,7 @@ _CLASSES = ("StableDiffusionPipeline",)
 
 
 class StableDiffusion(TextDiffusion):
-    """The score of a latent text-to-image model; a `ScoreModel`.
+    """The score of a latent text-to-image model; a `JoinableScore`.
 
     Its space is the VAE's latents times the scaling factor. The model may predict the noise (1.x, 2.x-base) or the
     velocity (2.0, 2.1), as the scheduler's configuration says.
@@ -51,6 +51,8 @@ class StableDiffusion(TextDiffusion):
         options = options or ModelOptions()
         shrink: int = 2 ** (len(vae.config.block_out_channels) - 1)
         super().__init__(unet, scheduler, texts, unet.config.sample_size * shrink, device, options)
+        side = unet.config.sample_size
+        self.space = (vae.config.latent_channels, side, side)
         self.vae = vae.requires_grad_(False).eval().to(self.device)
         if options.channels_last:
             vae.to(memory_format=torch.channels_last)
@@ -97,29 +99,37 @@ class StableDiffusion(TextDiffusion):
             options,
         )
 
-    def to_model_space(self, views: Tensor) -> Tensor:
+    def draw(self, batch: int) -> Tensor | None:
+        """Draws the noise of latents, `[batch, channels, size / 8, size / 8]` for the published models."""
+        return torch.randn(batch, *self.space)
+
+    def to_model_space(self, views: Tensor, drawn: Tensor | None = None) -> Tensor:
         """Draws scaled latents from the VAE's posterior, as published; gradients flow back through the VAE.
 
         Args:
             views: RGB in [0, 1], `[batch, 3, height, width]`.
+            drawn: The latents' noise, from `draw`; None: it is drawn here.
 
         Returns:
-            The latents, `[batch, channels, size / 8, size / 8]` for the published models.
+            The latents, of the noise's shape.
         """
-        return draw_latents(self.vae, pixels_to_model_space(views, self.size), self.options)
+        return draw_latents(self.vae, pixels_to_model_space(views, self.size), self.options, drawn)
 
     def to_views(self, clean: Tensor) -> Tensor:
         """Decodes scaled latents, `[batch, channels, ...]`, to RGB in [0, 1], `[batch, 3, size, size]`."""
         return decode_latents(self.vae, clean, self.options)
 
 
-def draw_latents(vae: Any, pixels: Tensor, options: ModelOptions) -> Tensor:
-    """Draws scaled latents from a VAE's posterior by torch's global CPU generator; gradients flow back through the VAE.
+def draw_latents(
+    vae: Any, pixels: Tensor, options: ModelOptions, drawn: Tensor | None = None
+) -> Tensor:
+    """Draws scaled latents from a VAE's posterior; gradients flow back through the VAE.
 
     Args:
         vae: The autoencoder.
         pixels: RGB in [-1, 1], `[batch, 3, height, width]`.
         options: How the model is run.
+        drawn: The latents' noise; None: it is drawn by torch's global CPU generator.
 
     Returns:
         The latents, float32, `[batch, channels, ...]`.
@@ -142,7 +152,7 @@ def draw_latents(vae: Any, pixels: Tensor, options: ModelOptions) -> Tensor:
         mean, deviation = (torch.cat(parts) for parts in zip(*each, strict=True))
     else:
         mean, deviation = encode(pixels)
-    noise = torch.randn(mean.shape).to(mean)
+    noise = (torch.randn(mean.shape) if drawn is None else drawn).to(mean)
     latents: Tensor = (mean + deviation * noise) * vae.config.scaling_factor
     return latents
 

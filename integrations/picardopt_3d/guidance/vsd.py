@@ -11,7 +11,7 @@ losses at that step's parameters, and at tolerance 0 VSD is bitwise the sequenti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,11 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from picardopt import batched
 from picardopt_3d.cameras import Cameras
-from picardopt_3d.guidance.diffusion import TextDiffusion
+from picardopt_3d.guidance.diffusion import ERROR_FACTORS, TextDiffusion
+from picardopt_3d.guidance.draws import check_views, draw_noise
+from picardopt_3d.guidance.joinable import in_parts, most_at_once
 from picardopt_3d.guidance.loss_config import WEIGHTINGS, VsdConfig
 from picardopt_3d.guidance.protocol import (
     Encoded,
@@ -32,9 +35,7 @@ from picardopt_3d.guidance.protocol import (
 )
 from picardopt_3d.guidance.sds import (
     abar_at,
-    check_views,
     clip_gradient,
-    draw_noise,
     guided_noise,
     loss_with_gradient,
 )
@@ -73,6 +74,7 @@ class VSD(Guidance):
         self.score, self.config = score, config or VsdConfig()
         self.lora_score = score if lora_score is None else lora_score
         self.size, self.repeatable = score.size, self.config.lora == "inside"
+        self._pretrained_noise = batched(pretrained_noise)
         _check_pair(score, self.lora_score)
         # The shipped pixel model takes cameras; other models get an embedding of the camera's matrix.
         self._knows_cameras = self.lora_score.unet.class_embedding is not None
@@ -158,8 +160,9 @@ class VSD(Guidance):
                 f"prompt of type {type(prompt).__name__}: give what this guidance's own `encode` returned"
             )
         clean = self.score.to_model_space(views)
-        draws = draw_noise(clean, timestep_range, len(self.score.alphas_cumprod))
-        lora_draws = draw_noise(clean, (0.0, 1.0), len(self.lora_score.alphas_cumprod))
+        like, levels = (clean.shape, clean.device), len(self.score.alphas_cumprod)
+        draws = draw_noise(*like, timestep_range, levels)
+        lora_draws = draw_noise(*like, (0.0, 1.0), len(self.lora_score.alphas_cumprod))
         shown = torch.rand(len(views)) >= self.config.drop_camera
         loss = loss_with_gradient(clean, self._gradient(clean, *draws, prompt, cameras))
         lora_loss = self._lora_loss(clean.detach(), *lora_draws, prompt, cameras, shown)
@@ -175,9 +178,14 @@ class VSD(Guidance):
         """Returns VSD's gradient, the weighted difference of the pretrained score and the LoRA's, clipped."""
         config, abar = self.config, abar_at(self.score, timesteps)
         noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
-        with self._pretrained():
-            predicted = self.score.predict_noise(noisy, timesteps, prompt, cameras)
-        wanted = guided_noise(predicted, config.guidance_scale, config.guidance_form)
+        wanted = self._pretrained_noise(
+            noisy,
+            timesteps,
+            cameras,
+            vsd=self,
+            prompt=prompt,
+            at_once=most_at_once(self.score, len(noisy)),
+        )
         gradient = WEIGHTINGS[config.weighting](abar) * (
             wanted - self._present(noisy, timesteps, prompt, cameras)
         )
@@ -213,7 +221,7 @@ class VSD(Guidance):
         texts = prompt.plain.at(cameras).conditional
         predicted = self.lora_score.noise(noisy, timesteps, texts, labels)
         per_view = (predicted - noise).square().mean((1, 2, 3), keepdim=True)
-        return (per_view * _AS_PREDICTED[self.lora_score.prediction_type](abar)).mean()
+        return (per_view * ERROR_FACTORS[self.lora_score.prediction_type](abar)).mean()
 
     def _labels(self, cameras: Cameras) -> Tensor:
         """Returns the cameras as class labels of the LoRA's network, `[batch, numbers]`; zeros stand for "unknown"."""
@@ -246,12 +254,31 @@ class VSD(Guidance):
             unet.enable_adapters()
 
 
-_AS_PREDICTED: dict[str, Callable[[Tensor], Tensor]] = {
-    "epsilon": torch.ones_like,
-    "v_prediction": lambda abar: 1 / abar,
-    "sample": lambda abar: (1 - abar) / abar,
-}
-"""Factor from the squared error of the noise to that of the predicted quantity, as a function of abar."""
+def pretrained_noise(
+    noisy: Tensor,
+    timesteps: Tensor,
+    cameras: Cameras,
+    *,
+    vsd: VSD,
+    prompt: EncodedVsd,
+    at_once: int,
+) -> Tensor:
+    """Returns the pretrained model's guided noise, `[batch, channels, height, width]`; no row needs another.
+
+    Args:
+        noisy: Noisy views in the model's space, `[batch, channels, height, width]`.
+        timesteps: Noise levels, `[batch]`.
+        cameras: The cameras of the views.
+        vsd: The guidance; its LoRA is disabled meanwhile.
+        prompt: From its `encode`.
+        at_once: Most views of one pass.
+    """
+    config, guided = vsd.config, []
+    with vsd._pretrained():
+        for some, levels, seen in in_parts(at_once, noisy, timesteps, cameras):
+            predicted = vsd.score.predict_noise(some, levels, prompt, seen)
+            guided.append(guided_noise(predicted, config.guidance_scale, config.guidance_form))
+    return torch.cat(guided)
 
 
 def _check_pair(score: TextDiffusion, lora_score: TextDiffusion) -> None:

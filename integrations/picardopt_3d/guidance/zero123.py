@@ -52,12 +52,11 @@ SHIPPED = WEIGHTS / "zero123"
 
 Pose = Literal["distance", "polar"]
 
-
 _CLASSES = GUIDANCE_MODELS["zero123"].classes
 
 
 class Zero123:
-    """The score of a Zero-1-to-3 model; a `ScoreModel` whose prompt is a picture (`ImagePrompt`).
+    """The score of a Zero-1-to-3 model; a `JoinableScore` whose prompt is a picture (`ImagePrompt`).
 
     Args:
         pipeline: The loaded parts; their weights are frozen.
@@ -81,6 +80,7 @@ class Zero123:
         _check_unet(pipeline.unet, pipeline.vae)
         self.pipeline, self.pose, self.device = pipeline, pose, torch.device(device)
         self.options = options or ModelOptions()
+        self.joined_views = self.options.joined_views
         for name in ("vae", "unet", "image_encoder", "clip_camera_projection"):
             part = getattr(pipeline, name).requires_grad_(False).eval()
             if name != "unet":
@@ -92,7 +92,9 @@ class Zero123:
             self.vae.enable_slicing()
         self._release = place(self.unet, self.device, self.options)
         shrink = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        self.size: int = self.unet.config.sample_size * shrink
+        side: int = self.unet.config.sample_size
+        self.size = side * shrink
+        self.space: tuple[int, int, int] = (self.vae.config.latent_channels, side, side)
         self.alphas_cumprod: Tensor = pipeline.scheduler.alphas_cumprod.float()
         self.prediction_type: str = pipeline.scheduler.config.prediction_type
 
@@ -164,16 +166,21 @@ class Zero123:
             latent = self.vae.encode(seen.to(self.vae.dtype)).latent_dist.mode()
         return EncodedImage(prompt, embedding.float(), latent.float())
 
-    def to_model_space(self, views: Tensor) -> Tensor:
+    def draw(self, batch: int) -> Tensor | None:
+        """Draws the noise of latents, `[batch, channels, height, width]`."""
+        return torch.randn(batch, *self.space)
+
+    def to_model_space(self, views: Tensor, drawn: Tensor | None = None) -> Tensor:
         """Draws scaled latents from the VAE's posterior; gradients flow back through the VAE.
 
         Args:
             views: RGB in [0, 1], `[batch, 3, height, width]`.
+            drawn: The latents' noise, from `draw`; None: it is drawn here.
 
         Returns:
             The latents, float32, `[batch, channels, height, width]`.
         """
-        return draw_latents(self.vae, pixels_to_model_space(views, self.size), self.options)
+        return draw_latents(self.vae, pixels_to_model_space(views, self.size), self.options, drawn)
 
     def to_views(self, clean: Tensor) -> Tensor:
         """Decodes scaled latents, `[batch, channels, ...]`, to RGB in [0, 1], `[batch, 3, size, size]`."""

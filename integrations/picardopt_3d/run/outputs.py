@@ -133,6 +133,8 @@ def _totals(record: RunRecord) -> dict[str, Any]:
         "mean_stride": record.mean_stride,
         "drift_evaluations": record.drift_evaluations,
         "wasted_evaluations": record.wasted_evaluations,
+        "joined_calls": record.joined_calls,
+        "calls_saved": record.calls_saved,
         "seconds": record.seconds,
         "startup_seconds": record.startup_seconds,
         **figures_of(record.drifts),

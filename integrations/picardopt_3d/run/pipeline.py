@@ -16,6 +16,7 @@ from picardopt import launch
 from picardopt.interrupts import interrupts_deferred
 from picardopt_3d.config import RunConfig
 from picardopt_3d.devices import default_workers
+from picardopt_3d.run.choice import with_choice
 from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.outputs import finish
 from picardopt_3d.run.worker import train, train_launched
@@ -120,6 +121,10 @@ def _move(source: RunFolder, target: RunFolder) -> None:
 def _train(config: RunConfig[Any], started: float, resume: bool) -> dict[str, Any]:
     """Starts the workers, waits for them, and makes the files of what they have made."""
     folder = RunFolder(config.out)
+    if not resume:  # which goes on with what was chosen, and is in its configuration
+        config, why = with_choice(config)
+        if why is not None:
+            print(f"note: {why}", file=sys.stderr)
     workers = 1 if config.sequential else config.workers or default_workers(config.device)
     before = torch.get_num_threads()
     try:

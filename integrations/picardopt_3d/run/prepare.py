@@ -23,6 +23,7 @@ from picardopt_3d.run.agreement import agreed, check_same_scene
 from picardopt_3d.run.checkpoint import load_stage
 from picardopt_3d.run.folder import RunFolder, StageFolder
 from picardopt_3d.run.later_stages import check_later_stages, explained_stage
+from picardopt_3d.run.memory import check_memory
 from picardopt_3d.run.record import RunRecord
 from picardopt_3d.scenes import Scene, load_scene
 from picardopt_3d.task import Task
@@ -90,7 +91,7 @@ def _prepared(config: RunConfig[Any], index: int, resume: bool) -> PreparedStage
         device, previous = pick_device(config.device), None
         if index:
             before = folder.stage(index - 1, stages[index - 1].name)
-            _say_what_is_made(config, index)
+            _say(_what_is_made(config, index))
             previous = load_scene(before.scene).to(device)
         problem = build_problem(stage, config.task, folder.input, device, seed, previous)
     with agreed():
@@ -103,6 +104,7 @@ def _prepared(config: RunConfig[Any], index: int, resume: bool) -> PreparedStage
             config.sequential,
         )
         optimizer = make_optimizer(problem, options, stage.steps, seed)
+        _say(check_memory(optimizer, device, _processes()))
         figures = _figures(config, stage, device) | {
             "predictor": options.arguments()["predictor"],
             "secants": options.arguments().get("secants"),
@@ -118,16 +120,24 @@ def _prepared(config: RunConfig[Any], index: int, resume: bool) -> PreparedStage
     return PreparedStage(index, stage, problem, optimizer, record, folder.stage(index, name), first)
 
 
-def _say_what_is_made(config: RunConfig[Any], index: int) -> None:
-    """Prints that a stage's scene is made of the one before, which may take minutes."""
-    if dist.is_initialized() and dist.get_rank() != 0:
-        return
+def _what_is_made(config: RunConfig[Any], index: int) -> str:
+    """Says that a stage's scene is made of the one before, which may take minutes."""
     stages = config.recipe.stages()
-    print(
+    return (
         f"making the scene of stage {stages[index].name} ({index + 1}/{len(stages)}) from that of stage "
-        f"{stages[index - 1].name} ...",
-        file=sys.stderr,
+        f"{stages[index - 1].name} ..."
     )
+
+
+def _say(text: str | None) -> None:
+    """Prints a line, once for all workers."""
+    if text is not None and not (dist.is_initialized() and dist.get_rank() != 0):
+        print(text, file=sys.stderr)
+
+
+def _processes() -> int:
+    """Returns the number of workers."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def build_problem(
@@ -175,7 +185,7 @@ def _figures(config: RunConfig[Any], stage: StageConfig, device: torch.device) -
         "guidance_source": stage.guidance.source or "shipped",
         "guidance_loss": stage.guidance.loss,
         "sequential": config.sequential,
-        "workers": dist.get_world_size() if dist.is_initialized() else 1,
+        "workers": _processes(),
         "threads_per_worker": torch.get_num_threads(),
         "device": str(device),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -22,7 +22,7 @@ RECORD_KEY = "trained"
 HISTORY = 10_000
 """Most recent sweeps that are kept one by one; totals count all of them."""
 
-_TOTALS = ("sweeps", "drift_evaluations", "wasted_evaluations")
+_TOTALS = ("sweeps", "drift_evaluations", "wasted_evaluations", "joined_calls", "calls_saved")
 _HISTORIES = ("strides", "residuals", "tolerances")
 
 
@@ -48,6 +48,8 @@ class RunRecord:
         seconds: Of the optimization, without start-up.
         startup_seconds: From the command to the first step.
         phase_seconds: Of the first worker, by phase of the optimizer.
+        joined_calls: Calls of the guidance that the first worker made for several slots at once.
+        calls_saved: Calls that it would have made besides, one for each slot.
     """
 
     figures: dict[str, Any] = field(default_factory=dict)
@@ -65,6 +67,8 @@ class RunRecord:
     seconds: float = 0.0
     startup_seconds: float = 0.0
     phase_seconds: dict[str, float] = field(default_factory=dict)
+    joined_calls: int = 0
+    calls_saved: int = 0
 
     @property
     def mean_stride(self) -> float:
