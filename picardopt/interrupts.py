@@ -47,9 +47,9 @@ def interrupts_deferred() -> Iterator[None]:
         finally:
             _Gate.open = was_open
         return
-    handlers = _Gate.handlers = _present_handlers()
-    _Gate.active, _Gate.open = True, False
+    handlers = _present_handlers()
     try:
+        _Gate.handlers, _Gate.active, _Gate.open = handlers, True, False
         for number in handlers:
             signal.signal(number, _hold)
         yield

@@ -12,13 +12,15 @@ def devices() -> list[Finding]:
     """Returns the CPU, each accelerator, and how many processes they can run."""
     import torch
 
+    from picardopt.compat import accelerator
+
     cores = len(os.sched_getaffinity(0))
     page = os.sysconf("SC_PAGE_SIZE")
     free, total = (page * os.sysconf(name) for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
     cpu = f"{cores} core(s), {_gib(free)} of {_gib(total)} GiB free; {platform.machine()}"
     found = [Finding("ok", "cpu", f"{cpu}; backend {_backend('cpu')}")]
-    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    count = torch.accelerator.device_count() if kind else 0
+    kind = accelerator()
+    count = torch.get_device_module(kind).device_count() if kind else 0
     if kind is not None:
         found += [_accelerator(kind.type, index) for index in range(count)]
     if not count:
