@@ -274,6 +274,17 @@ def test_where_joined_calls_exceed_the_memory_slots_call_for_themselves(
     assert torch.equal(joined.after, Picture(ScoreDistillation(score)).run().after)
 
 
+@pytest.mark.parametrize(("views", "joined"), [(4, True), (3, False)])
+def test_steps_that_share_no_pass_do_not_wait_for_each_other(
+    views: int, joined: bool, folders: dict[str, Path]
+) -> None:
+    options = ModelOptions(embeddings=None, joined_views=views)
+    score = StableDiffusion.from_pretrained(folders["stable-diffusion"], options=options)
+    ran = Picture(ScoreDistillation(score)).run()
+    assert max(ran.stats.strides) > 1
+    assert (ran.stats.joined_calls > 0) is joined
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_command_joins_and_says_so(
     workers: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]

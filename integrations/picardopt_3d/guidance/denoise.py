@@ -18,7 +18,13 @@ from torch.nn import functional
 from picardopt import batched
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.guidance.draws import check_range, check_views, draw_normal
-from picardopt_3d.guidance.joinable import JoinableScore, draw_for, in_parts, most_at_once
+from picardopt_3d.guidance.joinable import (
+    JoinableScore,
+    draw_for,
+    in_parts,
+    joined_if_shared,
+    most_at_once,
+)
 from picardopt_3d.guidance.loading import ModelOptions, explained
 from picardopt_3d.guidance.loss_config import DenoiseConfig
 from picardopt_3d.guidance.protocol import Encoded, Guidance, ScoreModel
@@ -111,7 +117,8 @@ class Denoising(Guidance):
             return self.denoised(views, clean, noise, counts, prompt, cameras)
         drawn = draw_for(score, views)
         noise = draw_normal((len(views), *score.space), views.device)
-        return self._refined_views(
+        call = joined_if_shared(self._refined_views, score, len(views))
+        refined: Tensor = call(
             views,
             drawn,
             noise,
@@ -121,6 +128,7 @@ class Denoising(Guidance):
             prompt=prompt,
             at_once=most_at_once(score, len(views)),
         )
+        return refined
 
     def denoised(
         self,

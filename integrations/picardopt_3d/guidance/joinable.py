@@ -7,7 +7,7 @@ depend on each other, which `picardopt.batched` joins over the steps that one wo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -62,6 +62,24 @@ def draw_for(score: JoinableScore, views: Tensor) -> tuple[Tensor, ...]:
 def most_at_once(score: JoinableScore, batch: int) -> int:
     """Returns how many views a pass may take: those of one step, or as many as several steps may share."""
     return max(batch, score.joined_views)
+
+
+def joined_if_shared(
+    function: Callable[..., Any], score: JoinableScore, batch: int
+) -> Callable[..., Any]:
+    """Returns the function to call: the batched one, or itself where no two steps' views fit into one pass.
+
+    Waiting for each other would save nothing then, and keep the graphs of all steps.
+
+    Args:
+        function: A function that `picardopt.batched` marked.
+        score: The score model.
+        batch: Views of one step.
+    """
+    if 2 * batch <= score.joined_views:
+        return function
+    alone: Callable[..., Any] = torch.no_grad()(function.__wrapped__)  # type: ignore[attr-defined]
+    return alone
 
 
 def in_parts(at_once: int, *rows: Any) -> Iterator[tuple[Any, ...]]:

@@ -12,6 +12,7 @@ from picardopt_3d.guidance.joinable import (
     JoinableScore,
     draw_for,
     in_parts,
+    joined_if_shared,
     most_at_once,
     with_gradient,
 )
@@ -76,7 +77,8 @@ class ScoreDistillation(Guidance):
         drawn, shape = draw_for(score, views), (len(views), *score.space)
         draws = draw_noise(shape, device, timestep_range, levels)
         share = torch.full((len(views),), 1 / len(views), device=device)
-        gradient, change = self._gradient_of_views(
+        call = joined_if_shared(self._gradient_of_views, score, len(views))
+        gradient, change = call(
             views.detach(),
             drawn,
             *draws,

@@ -24,7 +24,7 @@ from picardopt import batched
 from picardopt_3d.cameras import Cameras
 from picardopt_3d.guidance.diffusion import ERROR_FACTORS, TextDiffusion
 from picardopt_3d.guidance.draws import check_views, draw_noise
-from picardopt_3d.guidance.joinable import in_parts, most_at_once
+from picardopt_3d.guidance.joinable import in_parts, joined_if_shared, most_at_once
 from picardopt_3d.guidance.loss_config import WEIGHTINGS, VsdConfig
 from picardopt_3d.guidance.protocol import (
     Encoded,
@@ -178,7 +178,7 @@ class VSD(Guidance):
         """Returns VSD's gradient, the weighted difference of the pretrained score and the LoRA's, clipped."""
         config, abar = self.config, abar_at(self.score, timesteps)
         noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
-        wanted = self._pretrained_noise(
+        wanted = joined_if_shared(self._pretrained_noise, self.score, len(noisy))(
             noisy,
             timesteps,
             cameras,

@@ -36,7 +36,8 @@ def check_memory(
             + (f", --secants 0 {size(needed.total - needed.secants)}" if needed.secants else "")
         )
     return (
-        f"a window of {optimizer.window} takes {size(needed.total)} of memory besides the run's own"
+        f"a window of {optimizer.window} takes {size(needed.total)} of memory besides the run's own and what its steps "
+        "keep for their backward passes"
     )
 
 
