@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 from picardopt.audit import Audit
 from picardopt.audit.recheck import bits_float, differs, float_bits, impure, is_noise
+from picardopt.audit.sharing import WHILE_IT_WAITS
 from picardopt.audit.surroundings import OFTEN, Drop, Keep, Recheck, Surroundings
 from picardopt.audit.wrappers import advice
 from picardopt.closure import StepClosure
+from picardopt.compat import add_note
 from picardopt.correction import Secants
-from picardopt.drift import Accepted, Drift, Outcome
+from picardopt.drift import Accepted, Calls, Drift, Outcome
 from picardopt.engines import Engine
 from picardopt.evaluation import Evaluator
 from picardopt.layout import ParameterLayout, Row
@@ -147,7 +149,10 @@ class Auditor:
             return
         differences, again = self._evaluate_again(closure, accepted.drift)
         if any(differences):
-            raise impure(accepted.drift.step, differences) from again.error
+            error = impure(accepted.drift.step, differences)
+            if accepted.drift.calls is not Calls.NONE:
+                add_note(error, f"It makes batched calls: {WHILE_IT_WAITS}.")
+            raise error from again.error
         self._audit.passed(sweep, ahead=ahead)
 
     def _evaluate_again(self, closure: StepClosure, queued: Drift) -> tuple[list[float], Drift]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
+import torch
 from torch.optim import Optimizer
 
 from picardopt.adapters import amp
@@ -87,7 +88,7 @@ class Evaluator:
         watched = self._speculates and self._audit.watches(self._stats.sweeps)
         clearing, sweep = self._audit.clearing, self._stats.sweeps
         due, alone = clearing.due(closure, sweep), self._engine.data_size == 1
-        joint = None if watched else self._joint(closure, sweep)
+        joint = self._joint(closure, sweep)
 
         def evaluate(slot: int, out: Row) -> Drift:
             guess, test_clearing = window.rows[slot], due and (alone or slot == 0)
@@ -102,17 +103,21 @@ class Evaluator:
         return drifts, evaluations
 
     def _joint(self, closure: StepClosure, sweep: int) -> JointEvaluation | None:
-        """Returns what joins the closure's batched calls in this sweep; None where bits count, or there are none."""
+        """Returns what joins the closure's batched calls in this sweep; None where bits count, or there are none.
+
+        In a closure's first such sweep, and where the audit will evaluate a drift again, slots take turns, but no call
+        is joined: that changes nothing but for closures that lose something while they wait, and so these are found.
+        """
         known = self._audit.sharing.allowed(closure)
-        bits = self._tolerance.exact or self._audit.due(sweep, ahead=True)
-        if known is None or bits or not self._speculates:
+        if known is None or self._tolerance.exact or not self._speculates:
             return None
+        join = known.compared and not self._audit.due(sweep, ahead=True)
         lockstep = self._engine.data_size > 1
         if lockstep and not known.compared and any_ddp():
             # It averages one backward after each forward; here several forwards would come first.
             known.given_up = True
             return None
-        calls = SharedCalls(partial(spoil, self._layout.tensors), self._stats)
+        calls = SharedCalls(partial(spoil, self._layout.tensors), self._stats, join=join)
         return JointEvaluation(known, calls, self._layout.row, lockstep)
 
     def _header(self, head: Row, step: int, slots: int) -> SweepHeader:
@@ -179,6 +184,7 @@ class Evaluator:
     ) -> Drift:
         guess.load(self._layout.tensors)
         around, made = self._around(closure, guess, watched), Batched.made
+        torch.clear_autocast_cache()  # keyed by tensor: around `step`, it would outlive the values
         with put_aside_by(LiveState(self._layout, guess, out)):
             drift = evaluate_drift(
                 closure.call,
@@ -190,6 +196,7 @@ class Evaluator:
                 test_clearing=test_clearing,
                 keep_rng=self.keeps_rng(),
             )
+        torch.clear_autocast_cache()
         if Batched.made != made:
             drift.calls = Calls.ALONE
         return drift

@@ -198,7 +198,7 @@ class ParameterLayout:
             return None
         return [
             (
-                [self.parameters[index].detach().view(-1) for index in group],
+                [self.parameters[index].detach().reshape(-1) for index in group],
                 [row.tensors[index].view(-1) for index in group],
             )
             for group in self._members

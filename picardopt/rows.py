@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from picardopt.drift import map_tensors, replaced
 from picardopt.errors import BatchedCallError
 
+_NUMBERS = (int, float, complex)
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
@@ -64,8 +65,13 @@ def check_result(name: str, result: Any, rows: int) -> None:
     """Checks that a result has one row for each row of the arguments.
 
     Raises:
-        BatchedCallError: If a tensor in it has another length along dim 0.
+        BatchedCallError: If a tensor in it has another length along dim 0, or there is a number in it.
     """
+    if any(type(leaf) in _NUMBERS for leaf in tree_leaves(result)):
+        raise BatchedCallError(
+            f"{name} returned a number, which would be one for the rows of all slots: return a tensor with one row for "
+            "each row of the arguments"
+        )
 
     def check(tensor: Tensor) -> Tensor:
         if not tensor.ndim or len(tensor) != rows:

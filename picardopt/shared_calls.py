@@ -25,17 +25,22 @@ class SharedCalls:
     Args:
         spoil: Gives the live tensors other values, so that a function that reads them is found.
         stats: Counts joined calls.
+        join: Whether to join calls; else each is made for its slot alone, while the others wait.
 
     Attributes:
         joined: The slots of which a call was joined with others'.
     """
 
-    def __init__(self, spoil: Callable[[], None], stats: Stats) -> None:
-        self._spoil, self._stats = spoil, stats
+    def __init__(self, spoil: Callable[[], None], stats: Stats, *, join: bool = True) -> None:
+        self._spoil, self._stats, self._join = spoil, stats, join
         self.joined: set[Turn] = set()
 
     def answer(self, waiting: Sequence[Turn]) -> None:
         """Answers the questions of all slots that wait."""
+        if not self._join:
+            for turn in waiting:
+                _call_alone(turn)
+            return
         groups: list[tuple[Any, list[Turn]]] = []
         for turn in waiting:
             question: Question = turn.question

@@ -134,6 +134,7 @@ class Turn:
                 self._go.release()
             self._thread.join()
         self.ended = True
+        self.result = self.error = None  # their frames hold the activations
 
     def _run(self) -> None:
         try:
@@ -168,7 +169,8 @@ def turns(functions: Sequence[Callable[[], Any]]) -> Iterator[list[Turn]]:
     try:
         yield found
     finally:
-        for turn in found:
+        # One that still runs ends first: two never run at once.
+        for turn in sorted(found, key=lambda turn: turn.question is not None):
             turn.cancel()
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from picardopt import ImpureClosureError, ParallelPicardOptimizer, step_rng
+from tests.helpers.runs import assert_same_bits
 
 STEPS = 12
 
@@ -441,3 +442,29 @@ def test_closures_that_take_turns_are_each_tested_once() -> None:
         regression.optimizer.zero_grad()
         regression.optimizer.step((first, second)[turn % 2])
     assert calls == [6, 6]
+
+
+@pytest.mark.parametrize("audit", ["auto", "never"])
+def test_autocast_around_step_sees_every_slots_own_values(audit: str) -> None:
+    """Its cache of cast weights is keyed by tensor; the values of the tensors differ by slot."""
+
+    def run(window: int) -> tuple[Tensor, list[Tensor]]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 4)
+        optimizer = ParallelPicardOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.1), window=window, tolerance=0, audit=audit
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss: Tensor = model(torch.ones(2, 4)).float().sum()  # the same gradient everywhere
+            loss.backward()
+            return loss
+
+        losses = []
+        for _ in range(12):
+            with torch.autocast("cpu"):
+                losses.append(optimizer.step(closure))
+        return model.weight.detach().clone(), losses
+
+    assert_same_bits(run(4), run(1))

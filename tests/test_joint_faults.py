@@ -447,3 +447,34 @@ def test_ctrl_c_at_any_line_of_a_joined_sweep(every: int) -> None:
             break
         at += every
     assert hit > 3
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1])
+def test_what_other_slots_change_while_one_waits_is_found_by_the_audit(share: float) -> None:
+    """A generator of the user's own, seeded by step: after the call it is another slot's."""
+    weight, own = torch.nn.Parameter(torch.ones(8)), torch.Generator()
+    score = batched(lambda x: torch.sin(x))
+    optimizer = ParallelPicardOptimizer(
+        torch.optim.SGD([weight], lr=1e-2), window=4, tolerance=float("inf")
+    )
+
+    def closure(step: int) -> Tensor:
+        optimizer.zero_grad()
+        own.manual_seed(step)
+        (gradient,) = score(weight.detach()[None])
+        noise = share * torch.randn(8, generator=own)
+        loss = (weight * (gradient + noise)).sum()
+        loss.backward()
+        return loss
+
+    with pytest.raises((ImpureClosureError, BatchedCallError)):
+        for _ in range(40):
+            optimizer.step(closure)
+
+
+def test_numbers_in_results_are_refused() -> None:
+    def score(x: Tensor) -> tuple[Tensor, float]:
+        return 2 * x, float(x.mean())
+
+    with pytest.raises(BatchedCallError, match="score returned a number"):
+        batched(score)(torch.ones(2, 3))

@@ -45,7 +45,7 @@ tensors = st.builds(
     st.lists(st.integers(0, 3), max_size=2).map(tuple),
     st.sampled_from([torch.float32, torch.float64, torch.int64, torch.bool]),
 )
-leaves = st.one_of(tensors, tensors, st.integers(0, 3), st.sampled_from(["a", None, 1.5, True]))
+leaves = st.one_of(tensors, tensors, st.sampled_from(["a", None, True]))
 trees = st.recursive(
     leaves,
     lambda inner: st.one_of(

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from picardopt.closure import StepClosure
 from picardopt.drift import Calls, Drift
 
+WHILE_IT_WAITS = (
+    "other slots' closures run while it waits for a batched call. Leave nothing changed around the call (a module's "
+    "flag, an adapter, a generator or a buffer of your own): change it inside the batched function, or after the call"
+)
 _MOST_CLOSURES = 64  # remembered at once
 
 

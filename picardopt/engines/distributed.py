@@ -84,9 +84,13 @@ class DistributedEngine(ManySlots):
         with self._stats.phase("drift"):
             slots = range(picard.rank, header.slots, picard.size)
             rows, guarded = buffers.rows[picard.rank], self._guard.wrap(layout, evaluate)
-            mine = self.evaluate_many(
-                lambda slot, row: sendable(guarded(slot, row)), slots, rows, self._until, joint
-            )
+            try:
+                mine = self.evaluate_many(
+                    lambda slot, row: sendable(guarded(slot, row)), slots, rows, self._until, joint
+                )
+            except Exception as error:  # no closure's own: the others must hear of it
+                step, trace = header.step + picard.rank, traceback.format_exc()
+                mine = [Drift(step, rows[0], outcome=Outcome.FAILED, error=error, trace=trace)]
         worst = max(mine, key=lambda drift: drift.outcome, default=None)
         with self._stats.phase("exchange"), self._leaving(worst.error if worst else None):
             return self._gather(buffers, mine, header)
