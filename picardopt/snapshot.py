@@ -82,10 +82,12 @@ class Snapshot:
             for b, t in zip(self._backups, self._tensors, strict=True)
         )
         if not reusable:
-            count = sum(tensor.nbytes for tensor in self._tensors)
-            with allocation("the optimizer's state", count, self._tensors[0].device):
-                self._backups = [torch.empty_like(t) for t in self._tensors]
+            self._backups = []
         if self._tensors:
+            if not reusable:
+                count = sum(tensor.nbytes for tensor in self._tensors)
+                with allocation("the optimizer's state", count, self._tensors[0].device):
+                    self._backups = [torch.empty_like(t) for t in self._tensors]
             with torch.no_grad():
                 torch._foreach_copy_(self._backups, self._tensors)
 

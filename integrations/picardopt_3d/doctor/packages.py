@@ -20,6 +20,7 @@ _PURPOSES = {
     "peft": "LoRA of variational score distillation",
     "accelerate": "CPU offload of large models; peft needs it",
     "tyro": "command lines",
+    "typing-extensions": "types of newer Python versions",
     "tqdm": "progress bars",
     "pillow": "pictures",
     "matplotlib": "plots",
