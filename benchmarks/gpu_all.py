@@ -57,7 +57,7 @@ PARTS: dict[str, Part] = {
         "gpu_drift.py",
         out="drift.md",
         seconds=90,
-        small=("--small", "--parameters", "1000", "--batches", "1", "--compiled", "--sweeps", "1"),
+        small=("--small", "--parameters", "1000", "--batches", "1", "--compiled", "--sweeps", "3"),
     ),
     "curve": script(
         "gpu_curve.py",

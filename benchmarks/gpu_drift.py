@@ -49,12 +49,17 @@ class Options:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Milliseconds of a sweep and of its parts."""
+    """Milliseconds of a sweep and of its parts; and of a step, as `picardopt.plan` predicts it.
+
+    Attributes:
+        predicted: Of a step by one device that evaluates so many slots in a sweep.
+    """
 
     whole: float
     drifts: float
     rollout: float
     commits: float
+    predicted: float
 
 
 def adam(parameters: list[torch.nn.Parameter], device: torch.device) -> torch.optim.Adam:
@@ -77,7 +82,13 @@ def sweep(options: Options, unet: Unet, batch: int, *, joined: bool) -> Sweep:
     before, count = dict(optimizer.stats.seconds), options.sweeps
     step = milliseconds(lambda: optimizer.step(task), options.window * count, unet.device)
     spent = {k: 1e3 * (v - before[k]) / count for k, v in optimizer.stats.seconds.items()}
-    return Sweep(step * options.window, spent["drift"], spent["rollout"], spent["commit"])
+    predicted = [
+        1e3 * option.seconds
+        for option in picardopt.plan(optimizer, task, devices=1).options
+        if option.joined is joined and option.window == (options.window if joined else 1)
+    ]
+    parts = spent["drift"], spent["rollout"], spent["commit"]
+    return Sweep(step * options.window, *parts, predicted[0] if predicted else float("nan"))
 
 
 def measure(options: Options, unet: Unet, batch: int) -> list[str]:
@@ -97,7 +108,8 @@ def measure(options: Options, unet: Unet, batch: int) -> list[str]:
     ceiling = options.window * plain / (one_by_one.whole - one_by_one.drifts + drift)
     gain = options.window * plain / joined.whole
     times = plain, drift, one_by_one.rollout, one_by_one.commits, one_by_one.whole, joined.whole
-    return [str(batch), *map(number, times), f"{ceiling:.1f}", f"{gain:.2f}"]
+    predicted = [f"{each.predicted:.1f}" for each in (one_by_one, joined)]
+    return [str(batch), *map(number, times), f"{ceiling:.1f}", f"{gain:.2f}", *predicted]
 
 
 def main(options: Options) -> None:
@@ -111,7 +123,8 @@ def main(options: Options) -> None:
                 rows.append([kind, *measure(options, unet, batch)])
                 print(*rows[-1], file=sys.stderr, flush=True)
     parts = ("plain step", "drift", "rollout", "commits", "sweep", "joined sweep")
-    table = markdown(("UNet", "views", *parts, "ceiling", "one device"), rows)
+    plans = "plain, planned", "joined, planned"
+    table = markdown(("UNet", "views", *parts, "ceiling", "one device", *plans), rows)
     command = " ".join(["python benchmarks/gpu_drift.py", *sys.argv[1:]])
     notes = NOTES.format(window=options.window)
     publish(
@@ -126,7 +139,8 @@ in one process on one device. *Plain step*: drift and `base.step()` in an ordina
 in a sweep; *rollout* and *commits*: all that a sweep does besides its drifts. *Joined sweep*: the same with the UNet
 called once for all slots (`picardopt.batched`). *Ceiling*: the speed-up on as many devices as slots if every guess were
 accepted and the exchange of gradients cost nothing. *One device*: plain steps in the time of a joined sweep, if every
-guess were accepted. The exchange was not measured: one device.
+guess were accepted. *Planned*: a plain step, and a step of a joined sweep, as `picardopt.plan` predicts them from the
+run. The exchange was not measured: one device.
 """
 
 

@@ -42,7 +42,7 @@ TINY = {
     "gpu_curve": ["--help"],  # by gpu_all
     "gpu_drift": [
         *("--device", "cpu", "--small", "--batches", "1", "--compiled"),
-        *("--parameters", "1000", "--sweeps", "1", "--out", "r.md"),
+        *("--parameters", "1000", "--sweeps", "3", "--out", "r.md"),
     ],
     "gpu_methods": ["--help"],  # by gpu_all
     "gpu_smoke": ["--device", "cpu", "--parameters", "1000", "--skip-command"],
