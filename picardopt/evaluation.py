@@ -111,12 +111,13 @@ class Evaluator:
         known = self._audit.sharing.allowed(closure)
         if known is None or self._tolerance.exact or not self._speculates:
             return None
-        join = known.compared and not self._audit.due(sweep, ahead=True)
         lockstep = self._engine.data_size > 1
         if lockstep and not known.compared and any_ddp():
             # It averages one backward after each forward; here several forwards would come first.
             known.given_up = True
             return None
+        known.compared |= self._audit.mode == "never"  # nothing is to be checked
+        join = known.compared and not self._audit.due(sweep, ahead=True)
         calls = SharedCalls(partial(spoil, self._layout.tensors), self._stats, join=join)
         return JointEvaluation(known, calls, self._layout.row, lockstep)
 

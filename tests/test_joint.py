@@ -72,14 +72,13 @@ def test_calls_are_counted() -> None:
 
     stats = run(Scene(), score=batched(counted), audit="never", steps=17, window=4).stats
     slots = [record.slots for record in stats.records]
-    # A call for each slot until one was seen to be batched, and in the next sweep, whose gradients are compared;
-    # three more to check function and closure.
-    expected = sum(slots[:2]) + len(slots[2:]) + 3
+    # A call for each slot until one was seen to be batched, and one more to check the function.
+    expected = slots[0] + len(slots[1:]) + 1
     assert len(made) == expected
-    joined = [slots for slots in slots[2:] if slots > 1]
+    joined = [slots for slots in slots[1:] if slots > 1]
     assert stats.joined_calls == len(joined)
     assert stats.calls_saved == sum(joined) - len(joined)
-    assert made[sum(slots[:2]) + 2] == 3 * slots[2]
+    assert made[slots[0]] == 3 * slots[1]
 
 
 def test_at_tolerance_0_every_bit_is_sequential_and_no_call_is_joined() -> None:
