@@ -53,7 +53,7 @@ TINY = {
     "rasterizer": ["--counts", "1", "20", "--sizes", "16", "--repeats", "1"],
     "plan_check": [
         *("--tasks", "easy", "lora", "--steps", "30", "--windows", "4", "8", "--out", "r.json"),
-        *("--parameters", "1000", "--repeats", "12", "--cache", "cache"),
+        *("--parameters", "1000", "--repeats", "24", "--cache", "cache"),
     ],
     "prompts": ["--steps", "2", "--seeds", "1", "--out", "r.json", "--scenes", "scenes"],
     "recipe_curves": ["--only", "dreamfusion/small", "--steps", "48", "--out", "r.json"],
