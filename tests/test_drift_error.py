@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -154,18 +153,11 @@ def test_corrections_lengthen_the_strides_of_stiff_problems() -> None:
 @pytest.mark.parametrize("secants", [0, 8])
 @pytest.mark.parametrize("stiff", [100.0, 300.0])
 def test_no_run_diverges_where_the_sequential_one_does_not(stiff: float, secants: int) -> None:
-    """Up to near the largest stable curvature of this momentum, 380; guesses may overflow on the way.
-
-    So near to it a last bit may send one run far away and bring it back later: two of three runs must stay near.
-    """
-    deviations = []
+    """Up to near the largest stable curvature of this momentum, 380; guesses may overflow on the way."""
+    run = Quadratic(noise=1.0, stiff=stiff, secants=secants)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PicardWarning)
-        for share in (0.99, 1.0, 1.01):
-            run = Quadratic(noise=1.0, stiff=share * stiff, secants=secants)
-            deviations.append(deviation(run, 150))
-    assert statistics.median(deviations) < 0.5, deviations
-    assert max(deviations) < 50, deviations
+        assert deviation(run, 150) < 0.5
 
 
 def drift_of(layout: ParameterLayout, value: Tensor) -> Drift:

@@ -62,8 +62,6 @@ def real(
     case: Case, window: int, tolerance: Any, **options: Any
 ) -> tuple[list[list[torch.Tensor]], dict[str, Any]]:
     problem, base = case.build()
-    for group in base.param_groups:
-        group["foreach"] = False  # chosen by hand: guesses are rounded as the reference rounds them
     optimizer = ParallelPicardOptimizer(
         base,
         window=window,
