@@ -182,7 +182,8 @@ def refuse_gradients(function: Batched[..., Any], args: Any, kwargs: Any) -> Non
     Raises:
         BatchedCallError: If a tensor among them requires a gradient, where gradients are recorded.
     """
-    if not torch.is_grad_enabled():
+    asked = any(tensor.requires_grad for tensor in tensors_in((args, kwargs)))
+    if not (asked and torch.is_grad_enabled()):
         return
     for label, value in _labels(function, args, kwargs):
         if any(tensor.requires_grad for tensor in tensors_in(value)):

@@ -201,9 +201,7 @@ class _Part:
     def add_changes(self, drift: Tensor, given: Tensor) -> None:
         """Adds the changes, in these proportions, to a drift in place."""
         moved, given = (given != 0).any(), given.to(self.changes.dtype)
-        if (
-            drift.is_cpu and drift.dtype == self.changes.dtype
-        ):  # in one pass, where asking costs nothing
+        if drift.is_cpu and drift.dtype == self.changes.dtype:  # in one pass
             for block in blocks(drift) if moved else ():
                 drift[block].addmv_(self.changes[:, block].T, given)
             return

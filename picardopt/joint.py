@@ -113,10 +113,9 @@ class JointEvaluation:
             drift, alone = drifts[index], evaluate(slots[index], row)
             both_finite = max(drift.outcome, alone.outcome) is Outcome.FINITE
             if both_finite and not differs(drift, alone) <= _LARGEST_DIFFERENCE**2:
-                drifts[0].outcome, drifts[0].error = (
-                    Outcome.FAILED,
-                    BatchedCallError(f"the closure gives another gradient when {WHILE_IT_WAITS}"),
-                )
+                drifts[0].outcome = Outcome.FAILED
+                text = f"the closure gives another gradient when {WHILE_IT_WAITS}"
+                drifts[0].error = BatchedCallError(text)
 
     def _alone_again(self, failed: Drift, evaluate: Callable[[], Drift]) -> Drift:
         """Evaluates a slot again whose closure raised: it may need the main thread."""

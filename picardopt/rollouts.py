@@ -62,8 +62,7 @@ class Rollout:
     @contextmanager
     def speculation(self) -> Iterator[None]:
         """Allows steps ahead inside the block; on exit everything is as at the head again."""
-        tensors, head = self._layout.tensors, self._window.head
-        with self._stepper.speculation(tensors, head):
+        with self._stepper.speculation(self._layout.tensors, self._window.head):
             yield
 
     def memory(self, window: int, *, exact: bool, data: int) -> Memory:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from picardopt.drift import map_tensors, replaced
 from picardopt.errors import BatchedCallError
 
-_NUMBERS = (int, float, complex)
+NUMBERS = (int, float, complex)
+"""What no result may hold."""
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
@@ -30,16 +31,20 @@ def traverse(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return replaced(tree, {name: traverse(function, getattr(tree, name)) for name in names})
 
 
+def leaves(tree: Any) -> Iterator[Any]:
+    """Yields what nested tuples, lists, dicts and dataclasses hold, in the order of `traverse`."""
+    for leaf in tree_leaves(tree):
+        names = _field_names(leaf)
+        if names is None:
+            yield leaf
+        else:
+            for name in names:
+                yield from leaves(getattr(leaf, name))
+
+
 def tensors_in(tree: Any) -> list[Tensor]:
     """Returns every tensor in nested tuples, lists, dicts and dataclasses."""
-    found: list[Tensor] = []
-
-    def add(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    traverse(add, tree)
-    return found
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def count_rows(name: str, args: Any) -> int:
@@ -67,7 +72,7 @@ def check_result(name: str, result: Any, rows: int) -> None:
     Raises:
         BatchedCallError: If a tensor in it has another length along dim 0, or there is a number in it.
     """
-    if any(type(leaf) in _NUMBERS for leaf in tree_leaves(result)):
+    if any(type(leaf) in NUMBERS for leaf in leaves(result)):
         raise BatchedCallError(
             f"{name} returned a number, which would be one for the rows of all slots: return a tensor with one row for "
             "each row of the arguments"

@@ -141,10 +141,8 @@ class Turn:
             self._unwindable = True
             _TURN.set(self)
             torch.get_num_threads()  # gives this thread the number that was set for the process
-            torch.clear_autocast_cache()
             with self._state.applied():
                 self.result = self._function()
-            torch.clear_autocast_cache()
         except BaseException as error:
             self.error = error
         try:

@@ -1,15 +1,28 @@
 """Arguments of several slots, joined along dim 0 and split again."""
 
 from collections import OrderedDict
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from picardopt.rows import check_result, count_rows, describe, distance, join, split, tensors_in
+from picardopt import BatchedCallError
+from picardopt.rows import (
+    NUMBERS,
+    check_result,
+    count_rows,
+    describe,
+    distance,
+    join,
+    split,
+    tensors_in,
+)
+from picardopt.rows import leaves as leaves_of
 from tests.helpers.runs import assert_same_bits
 
 
@@ -45,7 +58,7 @@ tensors = st.builds(
     st.lists(st.integers(0, 3), max_size=2).map(tuple),
     st.sampled_from([torch.float32, torch.float64, torch.int64, torch.bool]),
 )
-leaves = st.one_of(tensors, tensors, st.sampled_from(["a", None, True]))
+leaves = st.one_of(tensors, tensors, st.integers(0, 3), st.sampled_from(["a", None, 1.5, True]))
 trees = st.recursive(
     leaves,
     lambda inner: st.one_of(
@@ -96,7 +109,9 @@ def test_joined_and_split_again_every_slot_has_its_own(tree: Any, counts: list[i
     assert all(len(tensor) == sum(counts) for tensor in found)
     if found:
         assert count_rows("f", [joined]) == sum(counts)
-        check_result("f", joined, sum(counts))
+        number = any(type(leaf) in NUMBERS for leaf in leaves_of(joined))
+        with pytest.raises(BatchedCallError, match="a number") if number else nullcontext():
+            check_result("f", joined, sum(counts))
     for mine, own in zip(split(joined, counts), arguments, strict=True):
         assert is_same(mine, own)
         assert_same_bits(tensors_in(mine), tensors_in(own))

@@ -25,7 +25,7 @@ from picardopt_3d.guidance import (
 from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.guidance.stable_diffusion import StableDiffusion
 from picardopt_3d.guidance.vsd import VSD, VsdConfig
-from picardopt_3d.methods import METHODS, StageConfig
+from picardopt_3d.methods import METHODS
 from picardopt_3d.prompts import ImagePrompt, TextPrompt
 from picardopt_3d.world import Subject
 from torch import Tensor
@@ -35,6 +35,7 @@ from picardopt.audit.sharing import CallSharing
 from picardopt.cli import main
 from picardopt.stats import Stats
 from tests.integrations.helpers.recipes import (
+    OF_ONE_STAGE,
     ahead,
     ball,
     build,
@@ -89,14 +90,6 @@ def check_equal_but_for_rounding(joined: Ran, alone: Ran) -> None:
         way = (alone.after - alone.before).norm()
         assert (joined.after - alone.after).norm() < 1e-3 * way
     assert joined.after.shape == alone.after.shape
-
-
-OF_ONE_STAGE = [
-    (command, name)
-    for command, methods in METHODS.items()
-    for name, entry in methods.items()
-    if issubclass(entry.config, StageConfig)
-]
 
 
 @pytest.mark.parametrize(("command", "name"), OF_ONE_STAGE)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from picardopt_3d.cameras import orbit_cameras, random_cameras
 from picardopt_3d.guidance import ScoreDistillation
 from picardopt_3d.guidance.choose import GuidanceConfig, load_score
-from picardopt_3d.methods import METHODS, Context, StageConfig, losses
+from picardopt_3d.methods import METHODS, Context, losses
 from picardopt_3d.methods.lighting import ShadingConfig
 from picardopt_3d.methods.zero123 import Zero123Weights
 from picardopt_3d.tolerances import build_tolerance
@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from tests.integrations.helpers.recipes import (
     CHAIR,
     CPU,
+    OF_ONE_STAGE,
     ahead,
     build,
     count_of,
@@ -188,15 +189,6 @@ def test_every_parameter_has_the_rate_of_its_group(folders: dict[str, Path]) -> 
 
 
 # -- looking ahead -------------------------------------------------------------------------------------------
-
-
-OF_ONE_STAGE = [
-    (command, name)
-    for command, methods in METHODS.items()
-    for name, entry in methods.items()
-    if issubclass(entry.config, StageConfig)
-]
-"""Recipes of several stages have tests of their own."""
 
 
 @pytest.mark.parametrize(("command", "name"), OF_ONE_STAGE)

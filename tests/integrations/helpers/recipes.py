@@ -13,7 +13,7 @@ from picardopt_3d.guidance import DenoiseConfig, Guidance, ScoreDistillation, Ti
 from picardopt_3d.guidance.choose import GuidanceConfig, load_score
 from picardopt_3d.guidance.denoise import Denoising
 from picardopt_3d.guidance.loading import ModelOptions
-from picardopt_3d.methods import Context, Stage, StageConfig
+from picardopt_3d.methods import METHODS, Context, Stage, StageConfig
 from picardopt_3d.methods.dreamfusion import DreamFusionConfig, DreamFusionWeights
 from picardopt_3d.methods.dreamgaussian import DreamGaussianConfig, DreamGaussianWeights
 from picardopt_3d.methods.dreamgaussian_texture import (
@@ -73,6 +73,14 @@ CHANGING = StrategyConfig(
 
 FEW = GaussiansConfig(count=12, strategy=CHANGING)
 RATES = gaussian_rates(means=((0, 0.02), (8, 0.002)), opacity_logits=0.2)
+
+OF_ONE_STAGE = [
+    (command, name)
+    for command, methods in METHODS.items()
+    for name, entry in methods.items()
+    if issubclass(entry.config, StageConfig)
+]
+"""Commands and methods of one stage; recipes of several have tests of their own."""
 
 
 def save_pipelines(root: Path) -> dict[str, Path]:
