@@ -166,6 +166,11 @@ def test_importing_the_core_is_quick_and_loads_no_optional_package(tmp_path):
 
 
 @needs_3d
+def test_importing_both_warns_of_nothing(tmp_path):
+    assert loaded("picardopt, picardopt_3d", tmp_path) > {"picardopt", "picardopt_3d"}
+
+
+@needs_3d
 def test_command_lists_and_runs_the_entry_points(tmp_path):
     command = Path(sysconfig.get_path("scripts"), "picardopt")
     assert command.is_file(), f"{command} is missing: install both distributions (make env)"
