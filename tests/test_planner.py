@@ -210,7 +210,7 @@ def test_memory_is_told_where_it_is_known() -> None:
 
 
 class Clock:
-    """Seconds of waiting, which take none, and of this process's own work: others' work on the machine is not counted."""
+    """Seconds of waiting, which take none, and of this process's own work: no others' work is counted."""
 
     waited = 0.0
 
