@@ -151,7 +151,7 @@ def assert_flat(result: Any, sweeps: int) -> None:
     assert told["failed"] >= sweeps // 20
     assert told["final"] >= told["steps"] >= sweeps
     grown = {name: late[name] - early[name] for name in late}
-    assert grown["descriptors"] == grown["threads"] == grown["tasks"] == 0, grown
+    assert max(grown["descriptors"], grown["threads"], grown["tasks"]) <= 0, grown
     assert grown["tensors"] <= 16, grown  # two rows of the window, more or less
     assert grown["tensor_bytes"] <= 4 * 4 * SIZE, grown
     assert grown["objects"] <= 300, grown
@@ -189,7 +189,7 @@ def test_optimizers_that_come_and_go(pools: Any) -> None:
     for early, late in zip(*(pool.run(many_optimizers, count) for count in (2, 20)), strict=True):
         assert late["threads"] <= early["threads"] + 1, (early, late)
         assert late["tasks"] <= early["tasks"] + 1, (early, late)
-        assert late["descriptors"] == early["descriptors"]
+        assert late["descriptors"] <= early["descriptors"]
         assert late["tensors"] <= early["tensors"] + 8
 
 
