@@ -22,6 +22,7 @@ from picardopt.layout import ParameterLayout
 from picardopt.memory import Memory, explained
 from picardopt.options import Options
 from picardopt.rollouts import Rollout
+from picardopt.source import needed_from
 from picardopt.stats import Stats, SweepRecord, end_sweep, phase
 from picardopt.sweep import as_measures, choose_stride
 from picardopt.tolerance import Tolerance
@@ -73,13 +74,14 @@ class Speculator:
             ImpureClosureError: If the closure is not a function of (parameters, step).
         """
         try:
-            if self.queue and not self._auditor.valid(closure, self.queue[0]):
-                self.drop()
-            elif self.queue and self.queue[0].drift.rng is None and self.rollout.draws():
-                self.drop()  # a hook, say, was added since
-            if not self.queue:
-                self._sweep(closure, step)
-            self._auditor.check(closure, self.queue[0])
+            with needed_from(step):
+                if self.queue and not self._auditor.valid(closure, self.queue[0]):
+                    self.drop()
+                elif self.queue and self.queue[0].drift.rng is None and self.rollout.draws():
+                    self.drop()  # a hook, say, was added since
+                if not self.queue:
+                    self._sweep(closure, step)
+                self._auditor.check(closure, self.queue[0])
             return self.queue[0]
         except WindowMemoryError as error:
             self.drop()
