@@ -114,7 +114,7 @@ def add_changes(live: Sequence[Tensor], guess: Row, after: Row) -> None:
     """Applies the change that a step made to its guess of the carry.
 
     Elements whose guess was right take the step's value, so that the result is bitwise the sequential one; the others
-    receive the step's increment (booleans: its value).
+    receive the step's increment (booleans: its value where the step changed them, else they stay).
 
     Args:
         live: The carry after the earlier steps.
@@ -123,6 +123,6 @@ def add_changes(live: Sequence[Tensor], guess: Row, after: Row) -> None:
     """
     for now, before, left in zip(live, guess.carry, after.carry, strict=True):
         if now.dtype == torch.bool:
-            now.copy_(left)
+            now.copy_(torch.where(left == before, now, left))
         else:
             now.copy_(torch.where(now == before, left, now + (left - before)))
