@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 
 from picardopt_3d.methods import METHODS, RecipeConfig
 from picardopt_3d.picard import Predictor
+from picardopt_3d.run.curves import check_wandb
 from picardopt_3d.run.folder import PLAN
 from picardopt_3d.task import ImageTask, Task, TextTask
 from picardopt_3d.tolerances import ToleranceOption, parse_tolerance
@@ -68,6 +69,7 @@ class RunConfig(ABC, Generic[R]):
         picture_every: Steps between progress pictures; 0: none.
         checkpoint_every: Steps between checkpoints; 0: only at the end and at Ctrl-C.
         tensorboard: Write losses, strides and pictures for TensorBoard as well.
+        wandb: Send them to Weights & Biases as well, if it is installed.
         threads: CPU threads a process; the same number gives the same bits.
         device: "auto" (accelerators if there are any), "cpu" or "cuda".
         overwrite: Allow an `out` that holds files of an earlier run.
@@ -87,6 +89,7 @@ class RunConfig(ABC, Generic[R]):
     picture_every: int = 100
     checkpoint_every: int = 500
     tensorboard: bool = False
+    wandb: bool = False
     threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     overwrite: bool = False
@@ -125,6 +128,8 @@ class RunConfig(ABC, Generic[R]):
                 f"sequential with workers={self.workers}: the sequential run is one process; "
                 "leave --workers out or leave --sequential out"
             )
+        if self.wandb:
+            check_wandb()
         self.task.check()
 
     def check_new(self) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import torch.distributed as dist
 
 from picardopt_3d.config import RunConfig
-from picardopt_3d.config_files import save_config
+from picardopt_3d.config_files import plain, save_config
 from picardopt_3d.io import replacing
 from picardopt_3d.problem import Losses
 from picardopt_3d.run.checkpoint import save_stage
+from picardopt_3d.run.curves import WandbCurves
 from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.loop import train as train_problem
 from picardopt_3d.run.prepare import PreparedStage, prepared_stages
@@ -98,6 +99,9 @@ def _train_and_keep(config: RunConfig[Any], prepared: PreparedStage, recorder: R
     stages, title = config.recipe.stages(), config.task.title
     if len(stages) > 1:
         title = f"{title}, {stages[prepared.index].name} ({prepared.index + 1}/{len(stages)})"
+    curves = None
+    if config.wandb:
+        curves = WandbCurves(RunFolder(config.out).wandb, title, prepared.index, plain(config))
     progress = Progress(
         recorder,
         title,
@@ -106,6 +110,7 @@ def _train_and_keep(config: RunConfig[Any], prepared: PreparedStage, recorder: R
         picture,
         RunFolder(config.out).tensorboard if config.tensorboard else None,
         prepared.first_step,
+        curves,
     )
     with progress, first_signal_only():
         train_problem(problem, optimizer, recorder, prepared.config.steps, view, save)
