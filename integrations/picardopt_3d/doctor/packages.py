@@ -42,6 +42,7 @@ _OPTIONAL = {
     "nvdiffrast": "rasterizes triangles on a GPU",
     "nerfacc": "samples occupied space on a GPU",
     "rembg": "cuts objects out of pictures",
+    "viser": "shows runs in the browser",
 }
 
 
