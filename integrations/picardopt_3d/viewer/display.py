@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,8 +87,7 @@ class Display:
             self._shown.clear()
             return
         try:
-            with torch.no_grad(), preserved_rng():
-                self._serve(self.scene, clients)
+            self._serve(self.scene, clients)
         except (ValueError, RuntimeError) as error:  # no surface, no memory, ...
             self._sent.scene, self._sent.at = self._state, time.time()
             if str(error) not in self._said:
@@ -114,7 +115,9 @@ class Display:
             else:
                 self._splats.set_gaussians(*splats)
         else:
-            self.server.scene.add_glb(_NODE, glb_of(scene), wxyz=UPRIGHT)
+            with _leaving_no_trace():
+                content = glb_of(scene)
+            self.server.scene.add_glb(_NODE, content, wxyz=UPRIGHT)
         ended = time.time()
         self._sent = Shown(scene=self._state, at=ended, seconds=ended - begun)
 
@@ -127,9 +130,17 @@ class Display:
             return
         view = camera_of(camera.wxyz, camera.position, camera.fov).to(scene.device)
         height, width = self._speed.size(kind, camera.image_height, camera.image_width)
-        pixels = to_pixels(scene.render(view, (height, width), step=self.step).rgb)[0]
+        with _leaving_no_trace():
+            pixels = to_pixels(scene.render(view, (height, width), step=self.step).rgb)[0]
         ended = time.time()
         self._speed.learn(height * width, ended - begun)
         client.scene.set_background_image(pixels, "jpeg", jpeg_quality=90)
         shown.camera, shown.scene, shown.kind = moved, self._state, kind
         shown.at, shown.seconds = ended, ended - begun
+
+
+@contextlib.contextmanager
+def _leaving_no_trace() -> Iterator[None]:
+    """Keeps the run's random numbers, and builds no graph."""
+    with torch.no_grad(), preserved_rng():
+        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,12 @@ def live_viewer(config: RunConfig[Any]) -> Iterator[Observer]:
                 title = config.task.title
                 server = stack.enter_context(serving(config.viewer_host, config.viewer_port, title))
         store = shared_store()
-        yield LiveViewer(server, store, config) if first else PausingWorker(store)
+        if not first:
+            yield PausingWorker(store)
+            return
+        viewer = LiveViewer(server, store, config)
+        stack.callback(viewer.close)
+        yield viewer
 
 
 class PausingWorker(Observer):
@@ -90,6 +96,7 @@ class LiveViewer(Observer):
 
     def __init__(self, server: ViserServer, store: Store | None, config: RunConfig[Any]) -> None:
         self._store = store
+        self._pauses: Pauses | None = None
         self._stages = [each.name for each in config.recipe.stages()]
         self.controls, self._display = Controls(), Display(server)
         settings = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
@@ -110,19 +117,27 @@ class LiveViewer(Observer):
         """Serves the clients, for as long as they want the run to pause."""
         self._display.show(self._prepared.problem.scene, step)
         self._serve("running")
+        if self._pauses is None:
+            return
         if not self.controls.paused.is_set():
             self._pauses.end()
         elif self._pauses.begins(step + 1):
-            self._pause(step)
+            self._pause(self._pauses, step)
 
-    def _pause(self, step: int) -> None:
+    def close(self) -> None:
+        """Lets no worker wait for an end of a pause that will not come."""
+        if self._pauses is not None:
+            self._pauses.end()
+
+    def _pause(self, pauses: Pauses, step: int) -> None:
         begun, self._next_figures = time.time(), 0.0
+        print(f"\nviewer: paused after step {step + 1}", file=sys.stderr)
         try:
             while self.controls.paused.is_set():
                 self._serve(f"paused after step {step + 1}")
                 time.sleep(_LOOK)
         finally:
-            self._pauses.end()
+            pauses.end()
             self._recorder.leave_out(time.time() - begun)
             self._next_figures = 0.0
 

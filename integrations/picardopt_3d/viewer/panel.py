@@ -53,7 +53,8 @@ class Panel:
         self, server: ViserServer, title: str, settings: str, controls: Controls | None
     ) -> None:
         gui = server.gui
-        self._server, self._plots = server, dict[str, GuiUplotHandle]()
+        self._server = server
+        self._plots: dict[str, GuiUplotHandle] = {}
         self._picture: GuiImageHandle | None = None
         gui.add_html(
             f'<div style="padding:0 1em;font-size:1.1em"><b>{html.escape(title)}</b></div>'

@@ -56,12 +56,7 @@ def serving(host: str, port: int, title: str) -> Iterator[ViserServer]:
     """
     check_viewer(host, port)
     _check_address(host, port)
-    # Here, not above: it is optional, and takes most of a second to import.
-    import viser
-
-    _leave_global_randomness_alone()
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints a box with the address
-        server = viser.ViserServer(host, port, title, verbose=False)
+    server = _start(host, port, title)
     try:
         if port not in (0, server.get_port()):  # taken in between: it goes on to the next one
             raise OSError(_taken(host, port))
@@ -72,6 +67,18 @@ def serving(host: str, port: int, title: str) -> Iterator[ViserServer]:
     finally:
         with contextlib.redirect_stdout(io.StringIO()):
             server.stop()
+
+
+def _start(host: str, port: int, title: str) -> ViserServer:
+    """Starts a server, and draws no random number of the program's."""
+    from picardopt.rng import preserved_rng
+
+    with preserved_rng(), contextlib.redirect_stdout(io.StringIO()):  # it prints a box
+        # Here, not above: it is optional, and takes most of a second to import.
+        import viser
+
+        _keep_pings_apart()
+        return viser.ViserServer(host, port, title, verbose=False)
 
 
 def address(host: str, port: int) -> str:
@@ -114,8 +121,8 @@ def _no_such(host: str, error: OSError) -> str:
     return f"--viewer-host {host}: {error.strerror or error}; give an address of this machine, such as {LOOPBACK}"
 
 
-def _leave_global_randomness_alone() -> None:
-    """Gives the server's pings a generator of their own: steps draw from Python's global one, in another thread."""
+def _keep_pings_apart() -> None:
+    """Gives the pings of the server's thread a generator of their own: steps draw from Python's global one."""
     from websockets.asyncio import connection
 
     module: Any = connection

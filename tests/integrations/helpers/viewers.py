@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import math
 import socket
@@ -126,6 +127,11 @@ class Client:
         """The messages of a kind."""
         return [message for message in list(self.received) if message["type"] == kind]
 
+    def pictures(self) -> list[bytes]:
+        """The pictures of the scene, as files."""
+        found = [message["rgb_data"] for message in self.of("BackgroundImageMessage")]
+        return [content for content in found if content is not None]
+
     def texts(self) -> list[str]:
         """All states of the table of figures, and other texts."""
         new = [m["props"]["content"] for m in self.of("GuiHtmlMessage")]
@@ -153,12 +159,15 @@ def beside(port: int, act: Callable[[Client], None]) -> Iterator[list[Client]]:
             act(clients[0])
         except BaseException as error:
             errors.append(error)
+            _thread.interrupt_main()  # a run that is paused would never end
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    yield clients
-    thread.join(PATIENCE)
-    if errors:
-        raise errors[0]
+    try:
+        yield clients
+        thread.join(PATIENCE)
+    finally:
+        if errors:
+            raise errors[0]
     assert not thread.is_alive()
     clients[0].close()

@@ -20,14 +20,13 @@ from picardopt_3d.viewer.follow import FollowedRun, Found
 from safetensors.torch import load_file
 
 from picardopt import ParallelPicardOptimizer, load_checkpoint
-from picardopt.rng import RngState
+from picardopt.rng import RngState, seed_all
 from tests.helpers.pool import Pools
 from tests.integrations.helpers.recipes import tiny
 from tests.integrations.helpers.viewers import Client, beside, free_port
 from tests.integrations.test_pipeline import TINY, options
 
 STEPS = 24
-SCENES = ("BackgroundImageMessage", "GaussianSplatsMessage", "SceneNodeUpdateMessage")
 
 
 def run_of(out: Path, kind: str = "voxels", **changes: Any) -> TextTo3DConfig:
@@ -72,7 +71,7 @@ def paused_after(client: Client) -> int:
 
 def seen(client: Client) -> int:
     """How often a client was sent the scene."""
-    return sum(len(client.of(kind)) for kind in SCENES)
+    return len(client.pictures()) + len(client.of("GaussianSplatsMessage"))
 
 
 def pausing(act: Callable[[Client], None]) -> Callable[[Client], None]:
@@ -94,7 +93,7 @@ def pausing(act: Callable[[Client], None]) -> Callable[[Client], None]:
 def look_around(client: Client) -> None:
     """Waits until the scene is there, and until it is seen from three other sides where the server renders it."""
     client.wait_for(lambda: seen(client))
-    for turn in (10.0, 20.0, 30.0) if client.of("BackgroundImageMessage") else ():
+    for turn in (10.0, 20.0, 30.0) if client.pictures() else ():
         before = seen(client)
         client.look_from(turn)
         client.wait_for(lambda before=before: seen(client) > before)
@@ -103,20 +102,22 @@ def look_around(client: Client) -> None:
 @pytest.mark.parametrize("kind", ["voxels", "dreamfusion", "dreamgaussian"])
 def test_a_run_that_is_watched_has_the_same_bits(tmp_path: Path, kind: str) -> None:
     plain = run_of(tmp_path / "plain", kind)
+    seed_all(3)
     train(plain, time.time())
-    config, before = watched(plain), RngState.capture()
+    config, generators = watched(plain), RngState.capture()
+    seed_all(3)
     with beside(config.viewer_port, pausing(look_around)) as clients:
         train(config, time.time())
-    assert RngState.capture().same(before)
+    assert RngState.capture().same(generators)
     assert_same_run(plain, config)
     record = record_of(plain)
     assert max(record.strides) > 1  # steps were queued while the scene was rendered
     if kind == "dreamgaussian":
         assert len(record.counts["Gaussians"]) > 1
         assert clients[0].of("GaussianSplatsMessage")
-        assert not clients[0].of("BackgroundImageMessage")
+        assert not clients[0].pictures()
     else:
-        assert len(clients[0].of("BackgroundImageMessage")) >= 4
+        assert len(clients[0].pictures()) >= 4
 
 
 def test_two_workers_pause_together_and_have_the_same_bits(tmp_path: Path, pools: Pools) -> None:
@@ -165,7 +166,7 @@ def test_a_paused_run_saves_and_its_folder_can_be_looked_at(tmp_path: Path) -> N
         followed = FollowedRun(config.out)
         assert followed.look() == Found(None, None, None, "")
         client.click("Save a checkpoint")
-        client.wait_for(lambda: client.of("NotificationMessage"))
+        client.wait_for(lambda: client.of("NotificationShowMessage"))
         found.append(followed.look())
         assert followed.look().scene is None  # nothing new
         time.sleep(2.0)

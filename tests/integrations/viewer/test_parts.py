@@ -15,7 +15,7 @@ from picardopt_3d.scenes.gaussians.splats import SH_C0
 from picardopt_3d.viewer.cameras import camera_of
 from picardopt_3d.viewer.display import Display
 from picardopt_3d.viewer.pace import RESTS, Shown, Speed
-from picardopt_3d.viewer.panel import medians, thinned
+from picardopt_3d.viewer.panel import Panel, medians, thinned
 from picardopt_3d.viewer.parts import UPRIGHT, glb_of, splats_of
 from picardopt_3d.viewer.server import LOOPBACK, serving
 
@@ -128,6 +128,20 @@ def test_curves_are_thinned_and_gaps_are_left_out() -> None:
     positions, found, other = thinned([np.array([1.0, np.nan, 3.0]), np.array([4.0, 5.0, 6.0])])
     assert (positions.tolist(), found.tolist(), other.tolist()) == ([1, 3], [1, 3], [4, 6])
     assert [each.size for each in thinned([np.full(3, np.nan)])] == [0, 0]
+
+
+def test_text_is_escaped() -> None:
+    with serving(LOOPBACK, 0, "a run") as server:
+        panel = Panel(server, "<i>a {1 + 1} cube", "seed: <b>", None)
+        panel.say([("state", "<u>")])
+        client = Client(server.get_port())
+        client.wait_for(lambda: any("seed" in text for text in client.texts()))
+        client.close()
+    together = "".join(client.texts())
+    assert "&lt;i&gt;a {1 + 1} cube" in together
+    assert "seed: &lt;b&gt;" in together
+    assert "&lt;u&gt;" in together
+    assert not client.of("GuiMarkdownMessage")  # which would take the braces for code
 
 
 def test_medians_leave_out_what_has_no_logarithm() -> None:

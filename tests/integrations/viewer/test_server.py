@@ -123,7 +123,7 @@ def test_a_folder_is_served_until_ctrl_c(
     port = free_port()
 
     def act(client: Client) -> None:
-        client.wait_for(lambda: client.of("BackgroundImageMessage"))
+        client.wait_for(client.pictures)
         os.kill(os.getpid(), signal.SIGINT)
 
     with beside(port, act) as clients:
