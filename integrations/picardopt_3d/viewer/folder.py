@@ -33,7 +33,7 @@ def view(run: Path, host: str, port: int, device: str = "auto") -> None:
     followed = FollowedRun(run, device)
     config, found = followed.config, _looked(followed)
     settings = followed.folder.config.read_text()
-    with serving(host, port, config.task.title) as server:
+    with serving(host, port) as server:
         display = Display(server)
         display.look_from(*config.recipe.stages()[0].config.cameras.middle)
         panel = Panel(server, config.task.title, settings, None)

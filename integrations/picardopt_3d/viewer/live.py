@@ -46,8 +46,7 @@ def live_viewer(config: RunConfig[Any]) -> Iterator[Observer]:
     with contextlib.ExitStack() as stack:
         with agreed():
             if first:
-                title = config.task.title
-                server = stack.enter_context(serving(config.viewer_host, config.viewer_port, title))
+                server = stack.enter_context(serving(config.viewer_host, config.viewer_port))
         store = shared_store()
         if not first:
             yield PausingWorker(store)
@@ -130,15 +129,16 @@ class LiveViewer(Observer):
             self._pauses.end()
 
     def _pause(self, pauses: Pauses, step: int) -> None:
-        begun, self._next_figures = time.time(), 0.0
+        self._next_figures = 0.0
         print(f"\nviewer: paused after step {step + 1}", file=sys.stderr)
         try:
             while self.controls.paused.is_set():
+                begun = time.time()
                 self._serve(f"paused after step {step + 1}")
                 time.sleep(_LOOK)
+                self._recorder.leave_out(time.time() - begun)
         finally:
             pauses.end()
-            self._recorder.leave_out(time.time() - begun)
             self._next_figures = 0.0
 
     def _serve(self, state: str) -> None:

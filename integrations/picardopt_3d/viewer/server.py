@@ -9,6 +9,7 @@ import io
 import random
 import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +43,12 @@ def check_viewer(host: str, port: int) -> None:
 
 
 @contextlib.contextmanager
-def serving(host: str, port: int, title: str) -> Iterator[ViserServer]:
+def serving(host: str, port: int) -> Iterator[ViserServer]:
     """Serves a page while the block runs, and prints its address.
 
     Args:
         host: Where to listen.
         port: Likewise; 0: any that is free.
-        title: Of the page's panel.
 
     Raises:
         ValueError: viser is not installed.
@@ -56,7 +56,7 @@ def serving(host: str, port: int, title: str) -> Iterator[ViserServer]:
     """
     check_viewer(host, port)
     _check_address(host, port)
-    server = _start(host, port, title)
+    server = _start(host, port)
     try:
         if port not in (0, server.get_port()):  # taken in between: it goes on to the next one
             raise OSError(_taken(host, port))
@@ -69,7 +69,7 @@ def serving(host: str, port: int, title: str) -> Iterator[ViserServer]:
             server.stop()
 
 
-def _start(host: str, port: int, title: str) -> ViserServer:
+def _start(host: str, port: int) -> ViserServer:
     """Starts a server, and draws no random number of the program's."""
     from picardopt.rng import preserved_rng
 
@@ -78,7 +78,9 @@ def _start(host: str, port: int, title: str) -> ViserServer:
         import viser
 
         _keep_pings_apart()
-        return viser.ViserServer(host, port, title, verbose=False)
+        # A client may leave while its picture is made.
+        warnings.filterwarnings("ignore", "Queued a .* on a closed connection", UserWarning)
+        return viser.ViserServer(host, port, "picardopt", verbose=False)
 
 
 def address(host: str, port: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,9 @@ from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.record import RunRecord
 from picardopt_3d.run.worker import train
 from picardopt_3d.viewer.follow import FollowedRun, Found
+from picardopt_3d.viewer.pauses import Pauses
 from safetensors.torch import load_file
+from torch.distributed import HashStore
 
 from picardopt import ParallelPicardOptimizer, load_checkpoint
 from picardopt.rng import RngState, seed_all
@@ -55,6 +58,17 @@ def assert_same_run(first: RunConfig[Any], second: RunConfig[Any]) -> None:
     assert scenes[0].keys() == scenes[1].keys()
     assert all(torch.equal(scenes[0][name], scenes[1][name]) for name in scenes[0])
     assert torch.equal(*(moments(each) for each in (first, second)))
+
+
+def assert_panel(client: Client) -> None:
+    """Figures, curves, settings."""
+    texts = client.texts()
+    assert any("a red cube" in text for text in texts)
+    assert any(f"of {STEPS}" in text and "steps a sweep" in text for text in texts)
+    assert any("viewer_port" in text and "preset: small" in text for text in texts)
+    titles = [plot["props"]["title"].partition(" by ")[0] for plot in client.of("GuiUplotMessage")]
+    assert titles[:1] == ["loss"]
+    assert "steps made final" in titles
 
 
 def moments(config: RunConfig[Any]) -> torch.Tensor:
@@ -99,7 +113,14 @@ def look_around(client: Client) -> None:
         client.wait_for(lambda before=before: seen(client) > before)
 
 
-@pytest.mark.parametrize("kind", ["voxels", "dreamfusion", "dreamgaussian"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "voxels",
+        pytest.param("dreamfusion", marks=pytest.mark.slow),
+        pytest.param("dreamgaussian", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_is_watched_has_the_same_bits(tmp_path: Path, kind: str) -> None:
     plain = run_of(tmp_path / "plain", kind)
     seed_all(3)
@@ -118,21 +139,7 @@ def test_a_run_that_is_watched_has_the_same_bits(tmp_path: Path, kind: str) -> N
         assert not clients[0].pictures()
     else:
         assert len(clients[0].pictures()) >= 4
-
-
-def test_two_workers_pause_together_and_have_the_same_bits(tmp_path: Path, pools: Pools) -> None:
-    plain = run_of(tmp_path / "plain", workers=2)
-    pools(2).run(train, plain, time.time())
-    config = watched(plain)
-    with beside(config.viewer_port, pausing(look_around)) as clients:
-        pools(2).run(train, config, time.time())
-    assert_same_run(plain, config)
-    assert 1 < paused_after(clients[0]) < STEPS
-    # The second stage of pauses, as it were: the pool's store holds those of the run before.
-    again = watched(plain)
-    with beside(again.viewer_port, pausing(look_around)):
-        pools(2).run(train, replace(again, overwrite=True), time.time())
-    assert_same_run(plain, again)
+    assert_panel(clients[0])
 
 
 def impatient(config: RunConfig[Any], timeout: float) -> None:
@@ -147,15 +154,43 @@ def impatient(config: RunConfig[Any], timeout: float) -> None:
 
 
 @pytest.mark.slow
-def test_a_pause_is_longer_than_the_workers_wait_for_each_other(
+def test_two_workers_pause_for_longer_than_they_wait_for_each_other(
     tmp_path: Path, pools: Pools
 ) -> None:
     plain = run_of(tmp_path / "plain", workers=2)
     pools(2).run(train, plain, time.time())
-    config = watched(plain)
-    with beside(config.viewer_port, pausing(lambda client: time.sleep(9.0))):
-        pools(2).run(impatient, config, 4.0)
-    assert_same_run(plain, config)
+
+    def stay(client: Client) -> None:
+        look_around(client)
+        time.sleep(9.0)
+
+    for name in ("watched", "again"):  # the pool's store still holds the first one's pauses
+        config = replace(watched(plain), out=tmp_path / name)
+        with beside(config.viewer_port, pausing(stay)) as clients:
+            pools(2).run(impatient, config, 4.0)
+        assert_same_run(plain, config)
+        assert 1 < paused_after(clients[0]) < STEPS
+
+
+def test_workers_that_are_ahead_stop_at_the_same_step() -> None:
+    store = HashStore()
+    first, other = Pauses(store, 0, 4), Pauses(store, 0, 4)
+    other.join(5)  # nothing is asked for
+    assert not first.begins(3)
+    assert [first.begins(taken) for taken in (4, 5, 6, 7)] == [False, False, False, True]
+    other.join(6)
+    waiting = threading.Thread(target=other.join, args=(7,), daemon=True)
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    first.end()
+    waiting.join(10.0)
+    assert not waiting.is_alive()
+    # Another one, taken back before it began: nobody waits.
+    assert not first.begins(8)
+    first.end()
+    other.join(12)
+    assert Pauses(None, 0, 4).begins(1)  # a worker alone pauses at once
 
 
 def test_a_paused_run_saves_and_its_folder_can_be_looked_at(tmp_path: Path) -> None:
@@ -169,12 +204,12 @@ def test_a_paused_run_saves_and_its_folder_can_be_looked_at(tmp_path: Path) -> N
         client.wait_for(lambda: client.of("NotificationShowMessage"))
         found.append(followed.look())
         assert followed.look().scene is None  # nothing new
-        time.sleep(2.0)
+        time.sleep(1.0)
 
     begun = time.time()
     with beside(config.viewer_port, pausing(save)) as clients:
         record = train(config, time.time())
-    assert time.time() - begun > record.seconds + record.startup_seconds + 2.0  # without the pause
+    assert time.time() - begun > record.seconds + record.startup_seconds + 1.0  # without the pause
     at = paused_after(clients[0])
     assert 0 < at < STEPS
     first, last = found[0], FollowedRun(config.out).look()
@@ -190,18 +225,3 @@ def test_a_paused_run_saves_and_its_folder_can_be_looked_at(tmp_path: Path) -> N
     assert all(torch.equal(value, own[name]) for name, value in last.scene.state_dict().items())
     moved = [not torch.equal(value, own[name]) for name, value in first.scene.state_dict().items()]
     assert any(moved)
-
-
-def test_the_panel_shows_figures_curves_and_settings(tmp_path: Path) -> None:
-    config = replace(watched(run_of(tmp_path / "plain")), prompt="a red cube")
-    with beside(config.viewer_port, pausing(lambda client: None)) as clients:
-        train(config, time.time())
-    texts = clients[0].texts()
-    assert any("a red cube" in text for text in texts)
-    assert any(f"of {STEPS}" in text and "steps a sweep" in text for text in texts)
-    assert any("viewer_port" in text and "resolutions" in text for text in texts)
-    plots = clients[0].of("GuiUplotMessage")
-    assert {plot["props"]["title"].partition(" by ")[0] for plot in plots} >= {
-        "loss",
-        "steps made final",
-    }

@@ -63,7 +63,7 @@ def test_triangles_stand_upright() -> None:
 
 def test_a_surface_that_has_vanished_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     scene = Tetrahedral(TetrahedralConfig(resolution=6))
-    with serving(LOOPBACK, 0, "a run") as server:
+    with serving(LOOPBACK, 0) as server:
         display, client = Display(server), Client(server.get_port())
         client.wait_for(server.get_clients)
         display.show(scene)
@@ -82,7 +82,7 @@ def test_a_surface_that_has_vanished_ends_nothing(capsys: pytest.CaptureFixture[
 def test_nobody_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Gaussians(GaussiansConfig(count=3))
     monkeypatch.setattr(scene, "splats", lambda: pytest.fail("rendered for nobody"))
-    with serving(LOOPBACK, 0, "a run") as server:
+    with serving(LOOPBACK, 0) as server:
         display = Display(server)
         display.show(scene)
         display.serve()
@@ -131,7 +131,7 @@ def test_curves_are_thinned_and_gaps_are_left_out() -> None:
 
 
 def test_text_is_escaped() -> None:
-    with serving(LOOPBACK, 0, "a run") as server:
+    with serving(LOOPBACK, 0) as server:
         panel = Panel(server, "<i>a {1 + 1} cube", "seed: <b>", None)
         panel.say([("state", "<u>")])
         client = Client(server.get_port())

@@ -25,7 +25,7 @@ from tests.integrations.test_pipeline import options
 
 def test_only_this_machine_reaches_it(capsys: pytest.CaptureFixture[str]) -> None:
     port = free_port()
-    with serving(LOOPBACK, port, "a run"):
+    with serving(LOOPBACK, port):
         with socket.create_connection((LOOPBACK, port), 5.0):
             pass
         # Every address of 127.0.0.0/8 is this machine's; only the first one is listened at.
@@ -44,7 +44,7 @@ def test_an_address_for_a_browser() -> None:
 
 
 def test_pings_draw_nothing_from_the_global_generator() -> None:
-    with serving(LOOPBACK, 0, "a run") as server:
+    with serving(LOOPBACK, 0) as server:
         client = Client(server.get_port())
         client.wait_for(server.get_clients)
         (connection,) = server._websock_server._live_connections.values()
@@ -62,7 +62,7 @@ def test_pings_draw_nothing_from_the_global_generator() -> None:
 def test_nothing_is_published_on_the_internet(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(viser.ViserServer, "request_share_url", lambda self: asked.append(True))
-    with serving(LOOPBACK, 0, "a run") as server:
+    with serving(LOOPBACK, 0) as server:
         client = Client(server.get_port())
         client.wait_for(server.get_clients)
         client.ask_for_a_public_address()
