@@ -121,8 +121,9 @@ def abandoned(length: int) -> list[Any]:
 
     def exchange(size: int, check: Callable[[], object]) -> list[Any]:
         header = torch.full((8,), ranks.rank, dtype=torch.uint8)
-        headers, out = torch.zeros((ranks.size, 8), dtype=torch.uint8), torch.zeros(
-            (ranks.size, size), dtype=torch.uint8
+        headers, out = (
+            torch.zeros((ranks.size, 8), dtype=torch.uint8),
+            torch.zeros((ranks.size, size), dtype=torch.uint8),
         )
         payload = Payload(torch.full((size,), ranks.rank, dtype=torch.uint8), out, check)
         PairwiseTransport(10.0).all_gather(header, headers, ranks, payload)
