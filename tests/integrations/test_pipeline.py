@@ -200,6 +200,7 @@ def test_the_run_learns_the_object(tmp_path: Path) -> None:
     assert red > 2 * blue
 
 
+@pytest.mark.usefixtures("whole_film")
 def test_the_command_writes_every_promised_file(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,7 @@ _OPTIONAL = {
     "nerfacc": "samples occupied space on a GPU",
     "rembg": "cuts objects out of pictures",
     "wandb": "curves, with --wandb",
+    "viser": "shows runs in the browser",
 }
 
 

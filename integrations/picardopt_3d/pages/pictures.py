@@ -112,7 +112,8 @@ def _sheet(views: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     full = np.full((rows * _COLUMNS, height, width, 3), 255, np.uint8)
     full[:count] = views
     table = full.reshape(rows, _COLUMNS, height, width, 3).swapaxes(1, 2)
-    return table.reshape(rows * height, _COLUMNS * width, 3)
+    sheet: npt.NDArray[np.uint8] = table.reshape(rows * height, _COLUMNS * width, 3)
+    return sheet
 
 
 def _jpeg(pixels: npt.NDArray[np.uint8]) -> str:
