@@ -163,6 +163,54 @@ def check(folder: Path) -> tuple[int, float]:
     return start, min(seconds)
 
 
+ECHO = """
+import socket
+with socket.create_server(("", 5000)) as server:
+    print("listens", flush=True)
+    connection, _ = server.accept()
+    while data := connection.recv(65536):
+        connection.sendall(data)
+"""
+ASK = """
+import socket, sys, time
+with socket.create_connection(("host-b", 5000), timeout=10) as connection:
+    connection.settimeout(4)
+    for line in sys.stdin:
+        began, size = time.monotonic(), int(line)
+        connection.sendall(bytes(size))
+        try:
+            while size:
+                size -= len(connection.recv(65536))
+            print(time.monotonic() - began, flush=True)
+        except TimeoutError:
+            print("lost", flush=True)
+"""
+
+
+def test_the_wire_does_what_it_is_told(folder: Path) -> None:
+    with hosts_or_skip(folder) as (hosts, wire):
+        pipe = subprocess.PIPE
+        echo = hosts[1].start([sys.executable, "-c", ECHO], stdout=pipe)
+        assert echo.stdout.readline() == "listens\n"
+        ask = hosts[0].start([sys.executable, "-c", ASK], stdin=pipe, stdout=pipe)
+
+        def asked(size: int) -> str:
+            print(size, file=ask.stdin, flush=True)
+            return ask.stdout.readline().strip()
+
+        assert asked(100_000) != "lost"
+        wire("delay 0.05")
+        assert float(asked(1)) > 0.1
+        wire("delay 0")
+        assert wire("dropped") == "0"
+        wire("loss 0.5")
+        answers = [asked(1) for _ in range(4)]
+        assert any(answer != "lost" for answer in answers)
+        assert int(wire("dropped")) > 0
+        wire("cut")
+        assert asked(1) == "lost"
+
+
 @pytest.mark.parametrize("way", ["static", "c10d"])
 def test_exact(folder: Path, way: str) -> None:
     with hosts_or_skip(folder, relayed=False) as (hosts, _):
