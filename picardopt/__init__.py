@@ -33,4 +33,4 @@ from picardopt.tolerance import AdaptiveTolerance as AdaptiveTolerance
 from picardopt.tolerance import FixedTolerance as FixedTolerance
 from picardopt.tolerance import StepRelativeTolerance as StepRelativeTolerance
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

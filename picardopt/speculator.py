@@ -23,7 +23,7 @@ from picardopt.memory import Memory, explained
 from picardopt.options import Options
 from picardopt.rollouts import Rollout
 from picardopt.source import needed_from
-from picardopt.stats import Stats, SweepRecord
+from picardopt.stats import Stats, SweepRecord, end_sweep, phase
 from picardopt.sweep import as_measures, choose_stride
 from picardopt.tolerance import Tolerance
 from picardopt.window import Window
@@ -126,13 +126,13 @@ class Speculator:
             window.resize(1)  # the head alone: nothing to compare
             record = SweepRecord(step, slots, 1, evaluations)
         else:
-            with stats.phase("rollout"), self.rollout.speculation():
+            with phase(stats, "rollout"), self.rollout.speculation():
                 record = self._refine(drifts, step, slots, evaluations)
         # tau <- tau + skip, one step per commit
         for slot, drift in enumerate(drifts[: record.stride]):
             threshold = record.accepts[slot - 1] if slot else float("inf")
             self.queue.append(Accepted(drift, stats.sweeps, slot, threshold))
-        stats.end_sweep(record)
+        end_sweep(stats, record)
         self._auditor.end_sweep(closure, record.stride)
         self._incidents.warn()
 
