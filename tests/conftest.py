@@ -8,13 +8,20 @@ import hypothesis.database
 import pytest
 import torch
 
+from tests.helpers.leaks import nothing_is_left, seed
 from tests.helpers.pool import Pool, Pools
 
 # Ignored in what a script starts in the background, and that is inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Neither a deadline nor a health check of seconds: on a crowded machine both fail by chance.
 hypothesis.settings.register_profile(
-    "picardopt", deadline=None, derandomize=True, max_examples=60, print_blob=True
+    "picardopt",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=True,
+    max_examples=60,
+    print_blob=True,
 )
 # `make nightly` (--hypothesis-profile=nightly): other examples each time; what failed once is kept and tried first.
 hypothesis.settings.register_profile(
@@ -25,6 +32,19 @@ hypothesis.settings.register_profile(
     database=hypothesis.database.DirectoryBasedExampleDatabase(".hypothesis/examples"),
 )
 hypothesis.settings.load_profile("picardopt")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Each test draws the same, with its fixtures, whichever ran before it and whichever run alone."""
+    seed(0)
+
+
+@pytest.fixture(autouse=True)
+def isolation() -> Iterator[None]:
+    """A test that leaves something behind fails itself, not the one that stumbles over it."""
+    with nothing_is_left():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,7 +64,9 @@ def pools() -> Iterator[Pools]:
     pools.close()
 
 
-@pytest.fixture(params=[2, 3, 4], ids=lambda n: f"{n}-processes")
+@pytest.fixture(
+    params=[2, pytest.param(3, marks=pytest.mark.slow), 4], ids=lambda n: f"{n}-processes"
+)
 def pool(request: pytest.FixtureRequest, pools: Pools) -> Pool:
-    """The session's pool, once for each world size."""
+    """The session's pool, once for each world size; two of them in the daily suite."""
     return pools(request.param)

@@ -65,6 +65,7 @@ TINY = {
         *("--guidance", "exact", "--steps", "4", "--seeds", "2", "--only", "window 8"),
         *("--out", "r.json", "--scenes", "scenes"),
     ],
+    "slow_link": ["--help"],  # by tests/test_several_hosts.py, where hosts can be made
     "step_cost": ["--seconds", "0", "--cases", "1000x2", "--out", "r.md"],
     "winner_map": ["--out", "r.json", "--image", "r.png"],
     "tolerances": ["--help"],  # whole stages, or none

@@ -211,22 +211,28 @@ def test_killed_at_any_moment_the_file_is_whole(tmp_path):
     """SIGKILL while it writes; what that leaves lying is removed by the next save."""
     path, leftovers = tmp_path / "run.ckpt", 0
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    for attempt in range(3):
+    for attempt in range(20):  # the file may be whole before the signal arrives
         process = subprocess.Popen(
             [sys.executable, "-c", SAVES_FOREVER, str(path)], env=environment
         )
-        deadline, before = time.monotonic() + 60, path.stat().st_mtime_ns if attempt else 0
-        while (
-            not path.exists() or path.stat().st_mtime_ns == before or len(os.listdir(tmp_path)) < 2
-        ):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.002)  # the other one needs the processor
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        deadline, before = time.monotonic() + 100, path.stat().st_mtime_ns if attempt else 0
+        try:
+            while (
+                not path.exists()
+                or path.stat().st_mtime_ns == before
+                or len(os.listdir(tmp_path)) < 2
+            ):
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.002)  # the other one needs the processor
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
         state = load_checkpoint(path)
         assert torch.equal(state["x"], torch.full((2_000_000,), float(state["step"])))
         leftovers += len(os.listdir(tmp_path)) - 1
+        if leftovers and attempt >= 2:
+            break
     assert leftovers
     (tmp_path / f".run.ckpt.elsewhere.{process.pid}.1.tmp").touch()  # another host's is its own
     save_checkpoint(path, state_of())

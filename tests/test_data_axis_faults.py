@@ -45,7 +45,7 @@ def troubled(run: Run, kind: str, bad: int, victim: int, nonfinite: str) -> tupl
         window=run.window,
         tolerance=0,
         nonfinite=nonfinite,
-        timeout=30.0,
+        timeout=60.0,
     )
     healthy, trace = make_closure(model, optimizer), Trace()
 
@@ -144,7 +144,7 @@ def test_a_nan_on_one_data_rank_skips_the_step_on_all(pools: Pools) -> None:
 
 def moved(victim: int) -> dict[str, Any]:
     """One rank's parameters are changed by hand."""
-    model, called, optimizer = build(Run((2, 2), timeout=30.0))
+    model, called, optimizer = build(Run((2, 2), timeout=60.0))
     closure = make_closure(called, optimizer)
 
     def edit(step: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import picardopt.stats
 from picardopt import NonFiniteGradientError, ParallelPicardOptimizer
 from picardopt.measures import Measures
-from picardopt.stats import SweepRecord
+from picardopt.stats import SweepRecord, end_sweep
 from tests.helpers.pool import Pool
 from tests.helpers.runs import quiet
 
@@ -151,7 +151,7 @@ def assert_flat(result: Any, sweeps: int) -> None:
     assert told["failed"] >= sweeps // 20
     assert told["final"] >= told["steps"] >= sweeps
     grown = {name: late[name] - early[name] for name in late}
-    assert grown["descriptors"] == grown["threads"] == grown["tasks"] == 0, grown
+    assert max(grown["descriptors"], grown["threads"], grown["tasks"]) <= 0, grown
     assert grown["tensors"] <= 16, grown  # two rows of the window, more or less
     assert grown["tensor_bytes"] <= 4 * 4 * SIZE, grown
     assert grown["objects"] <= 300, grown
@@ -189,7 +189,7 @@ def test_optimizers_that_come_and_go(pools: Any) -> None:
     for early, late in zip(*(pool.run(many_optimizers, count) for count in (2, 20)), strict=True):
         assert late["threads"] <= early["threads"] + 1, (early, late)
         assert late["tasks"] <= early["tasks"] + 1, (early, late)
-        assert late["descriptors"] == early["descriptors"]
+        assert late["descriptors"] <= early["descriptors"]
         assert late["tensors"] <= early["tensors"] + 8
 
 
@@ -199,7 +199,7 @@ def test_the_totals_are_exact_though_the_past_is_forgotten(monkeypatch: pytest.M
     for turn, stride in enumerate(strides):
         stats.drift_evaluations += 4
         measures = Measures((float(turn),), (1.0,), (1.0,), (False,))
-        stats.end_sweep(SweepRecord(turn, 4, stride, 4, measures, (1.0,)))
+        end_sweep(stats, SweepRecord(turn, 4, stride, 4, measures, (1.0,)))
     assert stats.sweeps == 1000
     assert stats.mean_stride == sum(strides) / 1000
     assert stats.strides == strides[-len(stats.strides) :]

@@ -230,7 +230,7 @@ def test_a_bad_future_on_processes(pool: Pool, kind: str, only_rank: int | None)
 def disagreeing(about: str) -> dict[str, Any]:
     """Rank 1 builds, or does, something else."""
     odd = dist.get_rank() == 1
-    options: dict[str, Any] = {"timeout": 30.0, "tolerance": 0}
+    options: dict[str, Any] = {"timeout": 60.0, "tolerance": 0}
     shape, dtype = (3, 2), torch.float32
     if about == "shape" and odd:
         shape = (2, 2)

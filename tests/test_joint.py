@@ -32,9 +32,9 @@ from tests.helpers.shared import (
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Any:
-    before = threading.enumerate()
+    before = set(threading.enumerate())
     yield
-    assert threading.enumerate() == before
+    assert not set(threading.enumerate()) - before
 
 
 def both(make: Callable[[], Scene], *args: Any, **options: Any) -> Any:

@@ -29,9 +29,9 @@ from tests.test_interrupts import Interrupter
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    before = threading.enumerate()
+    before = set(threading.enumerate())
     yield
-    assert threading.enumerate() == before
+    assert not set(threading.enumerate()) - before
 
 
 Extra = Callable[[int, str], None]
@@ -191,10 +191,11 @@ def test_ctrl_c_reaches_a_closure_on_its_thread_and_the_function(where: str) -> 
     """The signal arrives at the main thread while a slot's closure runs on another one."""
     armed: list[bool] = []
     cleaned: list[str] = []
+    key = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
 
     def wait() -> None:
-        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-        end = time.monotonic() + 30
+        key.start()
+        end = time.monotonic() + 120
         try:
             while time.monotonic() < end:
                 time.sleep(0.01)
@@ -222,7 +223,8 @@ def test_ctrl_c_reaches_a_closure_on_its_thread_and_the_function(where: str) -> 
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         loop.steps(1)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
+    key.join()
     assert cleaned == ["up"]
     armed.clear()
     assert RngState.capture().same(generators)
@@ -420,7 +422,7 @@ def test_ctrl_c_at_any_line_of_a_joined_sweep(every: int) -> None:
     for step in range(20):
         states[step] = undisturbed.state()
         undisturbed.steps(1)
-    hit, at, threads = 0, 1, threading.enumerate()
+    hit, at, threads = 0, 1, set(threading.enumerate())
     while True:
         loop = Loop(nothing)
         loop.steps(9)
@@ -441,7 +443,7 @@ def test_ctrl_c_at_any_line_of_a_joined_sweep(every: int) -> None:
         step = loop.optimizer.step_index
         assert all(torch.equal(a, b) for a, b in zip(loop.state(), states[step], strict=True)), at
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        assert threading.enumerate() == threads, at
+        assert not set(threading.enumerate()) - threads, at
         loop.steps(2)
         if interrupter.count < at:
             break

@@ -209,6 +209,26 @@ def test_memory_is_told_where_it_is_known() -> None:
     assert not any(line.endswith(" ") for line in found.table.splitlines())
 
 
+class Clock:
+    """Seconds of waiting, which take none, and of this process's own work: no others' work is counted."""
+
+    waited = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.waited += seconds
+
+    def perf_counter(self) -> float:
+        return self.waited + time.process_time()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
+    return clock
+
+
 class Waits:
     """A run over noisy gradients whose closure waits, and shorter for a part of its batch."""
 
@@ -242,6 +262,7 @@ class Waits:
         return self.x.detach().clone()
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_plan_from_a_run() -> None:
     run = Waits()
     run.run(40)
@@ -289,6 +310,7 @@ class SharedCall(Waits):
         return self.x.detach().clone()
 
 
+@pytest.mark.usefixtures("clock")
 def test_slots_that_share_calls_are_measured_together() -> None:
     """As many as the window has wait once; and the run goes on bitwise as one without a plan."""
     plain, planned = SharedCall(audit="always"), SharedCall(audit="always")
@@ -307,12 +329,14 @@ def test_slots_that_share_calls_are_measured_together() -> None:
     assert plain.optimizer.stats.calls_saved == planned.optimizer.stats.calls_saved
 
 
+@pytest.mark.usefixtures("clock")
 def test_at_tolerance_0_no_calls_are_shared() -> None:
     run = SharedCall(tolerance=0)
     run.run(40)
     assert picardopt.plan(run.optimizer, run.closure(), devices=2).measured.joined == {}
 
 
+@pytest.mark.usefixtures("clock")
 def test_planning_changes_nothing_in_the_run() -> None:
     """Parameters, gradients, generators, statistics and the queue: the run goes on bitwise as one without a plan."""
     plain, planned = Waits(audit="always"), Waits(audit="always")
@@ -332,6 +356,7 @@ def test_planning_changes_nothing_in_the_run() -> None:
     assert evaluations[0] == evaluations[1]
 
 
+@pytest.mark.usefixtures("clock")
 def test_what_cannot_be_planned_is_refused() -> None:
     run = Waits()
     with pytest.raises(ValueError, match="usable sweeps"):

@@ -22,8 +22,10 @@ from tests.helpers.runs import (
     assert_parallel,
     assert_same_trace,
     check_exact,
+    make_closure,
     parallel,
     sequential,
+    wrap,
 )
 from tests.helpers.versions import needs_package, needs_torch
 
@@ -172,6 +174,21 @@ def test_initial_parameters_are_those_of_rank_0(pool: Pool) -> None:
     for (_, after), trace in results:
         assert torch.equal(after, first)
         assert_same_trace(trace, sequential(case))
+
+
+def test_hidden_state_is_found_out_by_every_rank(pools: Pools) -> None:
+    """Those of one process are in `test_third_party.py`, whose imports would take a worker seconds."""
+    for outcome in pools(2).run(refused_on_a_rank):
+        assert outcome == "UnsupportedOptimizerError", outcome
+
+
+def refused_on_a_rank() -> str:
+    problem, optimizer, _ = wrap(Case("network", "InClass"))
+    try:
+        optimizer.step(make_closure(problem, optimizer.zero_grad))
+    except Exception as error:
+        return type(error).__name__
+    return "nothing"
 
 
 # --- Two planted faults: the checks above must find them. -----------------------------------------

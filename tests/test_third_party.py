@@ -110,20 +110,6 @@ def test_hidden_state_is_found_out(name: str) -> None:
     assert optimizer.stats.steps == 0
 
 
-def test_hidden_state_is_found_out_by_every_rank(pools: Any) -> None:
-    for outcome in pools(2).run(refused_on_a_rank):
-        assert outcome == "UnsupportedOptimizerError", outcome
-
-
-def refused_on_a_rank() -> str:
-    problem, optimizer, _ = wrap(Case("network", "InClass"))
-    try:
-        optimizer.step(make_closure(problem, optimizer.zero_grad))
-    except Exception as error:
-        return type(error).__name__
-    return "nothing"
-
-
 @pytest.mark.parametrize("name", ["InClosure", "InIterator"])
 def test_a_window_of_one_runs_anything(name: str) -> None:
     case = Case("network", name)

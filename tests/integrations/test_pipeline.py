@@ -48,6 +48,7 @@ PROMISED = {
     "report.json",
     "strides.png",
     "turntable.mp4",
+    "viewer.html",
     "stages/1-stage/checkpoint.pt",
     "stages/1-stage/record.json",
     "stages/1-stage/scene.safetensors",
@@ -77,6 +78,7 @@ KEYS = {
     "predictor",
     "device",
     "torch",
+    "picardopt",
     "steps_per_sweep",
 }
 
@@ -198,6 +200,7 @@ def test_the_run_learns_the_object(tmp_path: Path) -> None:
     assert red > 2 * blue
 
 
+@pytest.mark.usefixtures("whole_film")
 def test_the_command_writes_every_promised_file(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

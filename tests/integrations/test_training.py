@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -161,11 +163,17 @@ def test_a_loss_that_is_no_number_stops_the_run(shared: Path, tmp_path: Path) ->
         run(trainer)
 
 
-def test_a_budget_of_minutes_ends_a_run(shared: Path, tmp_path: Path) -> None:
+def test_a_budget_of_minutes_ends_a_run(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on by 0.1 s at each look, of which a step takes two."""
+    looks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: 0.1 * next(looks))
+    monkeypatch.setattr("picardopt_3d.training.loop.time", clock)
     trainer = clip(tmp_path, shared, images=10**9, minutes=0.01)
     run(trainer)
-    assert trainer.steps > 1
-    assert 0.6 <= trainer.seconds < 6
+    assert trainer.steps == 4
+    assert trainer.seconds == pytest.approx(0.7)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def make(command: str, method: str, out: Path, *options: str) -> None:
 
 
 @pytest.mark.slow  # a film, and models that are loaded
+@pytest.mark.usefixtures("whole_film")
 @pytest.mark.parametrize(
     ("command", "method"), [("text-to-3d", "dreamgaussian"), ("image-to-3d", "zero123-gaussians")]
 )

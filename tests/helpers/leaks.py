@@ -1,0 +1,86 @@
+"""What a test may leave to the next one: no setting of the process, no thread, no child process."""
+
+import gc
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.optim import optimizer as torch_optimizer
+
+PATIENCE = 20.0
+"""Seconds in which what is about to end must have ended, on a crowded machine."""
+TASKS = Path("/proc/self/task")
+WATCHED = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", *os.environ} - {
+    "PYTEST_CURRENT_TEST"
+}
+"""Variables of the environment; what is imported sets others."""
+
+
+def seed(number: int) -> None:
+    """Seeds every generator that a test may draw from: what it draws depends on no other test."""
+    torch.manual_seed(number)
+    np.random.seed(number)
+    random.seed(number)
+
+
+@contextmanager
+def nothing_is_left() -> Iterator[None]:
+    """Fails where the block changes a setting, or leaves a thread or a process that does not end."""
+    before, there = settings(), running()
+    yield
+    after = settings()
+    changed = {name: (before[name], after[name]) for name in before if after[name] != before[name]}
+    assert not changed, f"left changed, (before, after): {changed}"
+    end = time.monotonic() + PATIENCE
+    while left := running() - there:
+        assert time.monotonic() < end, f"left running: {sorted(left)}"
+        time.sleep(0.01)
+
+
+def settings() -> dict[str, Any]:
+    """What another test would see."""
+    return {
+        "folder": os.getcwd(),
+        "import path": list(sys.path),
+        "handlers": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)],
+        "tracing": (sys.gettrace(), threading.gettrace()),
+        "garbage is collected": gc.isenabled(),
+        "user": os.geteuid(),
+        "threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
+        "type": torch.get_default_dtype(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "process group": dist.is_initialized(),
+        "hooks of every optimizer": (
+            len(torch_optimizer._global_optimizer_pre_hooks),
+            len(torch_optimizer._global_optimizer_post_hooks),
+        ),
+        **{f"${name}": os.environ.get(name) for name in WATCHED},
+    }
+
+
+def running() -> set[str]:
+    """Threads that keep the interpreter from ending, and processes that this one started.
+
+    Python's own helpers of multiprocessing stay; the pools' workers are theirs.
+    """
+    threads = {f"thread {t.name}" for t in threading.enumerate() if not t.daemon}
+    helpers = {
+        forkserver._forkserver._forkserver_pid,  # type: ignore[attr-defined]
+        resource_tracker._resource_tracker._pid,  # type: ignore[attr-defined]
+    }
+    children = {
+        int(pid) for file in TASKS.glob("*/children") for pid in file.read_text().split()
+    } - helpers
+    return threads | {f"process {child}" for child in children}
