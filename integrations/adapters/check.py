@@ -174,7 +174,7 @@ def compare(options: argparse.Namespace) -> bool:
     order = runs["in order"]
     exact = runs["tolerance 0"].same(order)
     print(
-        f"\n| {'way':<11} | steps | sweeps | steps per sweep | against one step after the other |"
+        f"\n| {'way':<12} | steps | sweeps | steps per sweep | against one step after the other |"
     )
     print("| --- | --- | --- | --- | --- |")
     for way, run in runs.items():
@@ -185,8 +185,9 @@ def compare(options: argparse.Namespace) -> bool:
         elif run.same(order):
             text = "the same bits"
         else:
-            text = f"{100 * run.distance(order):.2g} % of the way trained"
-        print(f"| {way:<11} | {steps:>5} | {run.sweeps or '':>6} | {pace:>15} | {text} |")
+            percent = 100 * run.distance(order)
+            text = f"{percent:.{0 if percent >= 10 else 1}f} % of the way trained"
+        print(f"| {way:<12} | {steps:>5} | {run.sweeps or '':>6} | {pace:>15} | {text} |")
     return exact
 
 
