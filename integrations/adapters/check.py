@@ -149,7 +149,7 @@ def run_script(script: Path, way: str, window: int | None, out: Path) -> None:
     run.state = tree_leaves(optimizer.base.state_dict())
     run.sweeps = optimizer.stats.sweeps
     if int(os.environ.get("RANK", "0")) == 0:
-        torch.save(run, out)
+        torch.save(vars(run), out)
 
 
 def start(options: argparse.Namespace, way: str, out: Path) -> Run:
@@ -163,8 +163,7 @@ def start(options: argparse.Namespace, way: str, out: Path) -> Run:
         command += ["--window", str(options.window)]
     print(f"--- {way}", flush=True)
     subprocess.run([*command, str(options.script), *options.arguments], check=True)
-    found: Run = torch.load(out, weights_only=False)
-    return found
+    return Run(**torch.load(out))
 
 
 def compare(options: argparse.Namespace) -> bool:
