@@ -253,6 +253,33 @@ def test_a_run_is_the_sequential_one(window: int, audit: str) -> None:
     assert window == 1 or optimizer.stats.mean_stride > 1.5
 
 
+def test_the_optimizer_says_what_it_still_needs() -> None:
+    """With ten steps ahead at most, ten items are kept; a loop of its own would keep 65."""
+    alive: list[int] = []
+
+    class Item:
+        def __init__(self) -> None:
+            alive.append(1)
+            self.value = torch.ones(4)
+
+        def __del__(self) -> None:
+            alive.pop()
+
+    parameter, source = torch.nn.Parameter(torch.zeros(4)), StepIndexedSource(Item)
+    optimizer = ParallelPicardOptimizer(torch.optim.Adam([parameter]), window=10)
+
+    def closure(step: int) -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(parameter, source(step).value)
+        loss.backward()
+        return loss
+
+    for _ in range(90):
+        optimizer.step(closure)
+        assert len(alive) <= 10
+    assert optimizer.stats.mean_stride > 1
+
+
 def test_a_run_resumes_with_a_new_source_and_another_window() -> None:
     first, closure, parameter = make(stream(), 8)
     for _ in range(STEPS // 2):
