@@ -40,7 +40,7 @@ radius: 1.65
 fovy: 42.5
 density_end_iter: 60
 densification_interval: 10
-opacity_reset_interval: 25
+opacity_reset_interval: 15
 densify_grad_threshold: 0.02
 """
 """What differs from configs/text.yaml."""
