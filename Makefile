@@ -7,6 +7,7 @@ PROMPT ?= a blue chair
 OUT ?= outputs/demo
 WORKERS ?= 2
 DIST ?= dist
+SITE ?= build/site
 
 # torch is installed first and alone, so that another build of it can be chosen and nothing after replaces it:
 #   make demo TORCH="--extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu"
@@ -33,7 +34,7 @@ export OMP_NUM_THREADS ?= 1
 run = XDG_CACHE_HOME="$(CURDIR)/.cache" MPLCONFIGDIR="$(CURDIR)/.cache/matplotlib"
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow test-torch test-matrix nightly bench lint format types wheels check clean
+.PHONY: help env demo test test-slow test-torch test-matrix nightly bench docs lint format types wheels check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -73,6 +74,9 @@ bench: $(STAMP)  ## cost of rollout, snapshot and commit, and the overhead of a 
 	$(run) $(BIN)/python -m pytest benchmarks --benchmark-json=.benchmarks/rollout.json
 	$(run) $(BIN)/python benchmarks/tables.py .benchmarks/rollout.json benchmarks/results/rollout.md
 	$(run) $(BIN)/python benchmarks/overhead.py --out benchmarks/results/overhead.md
+
+docs: $(STAMP)  ## the documentation as a site, in SITE=build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir "$(abspath $(SITE))"
 
 lint: $(STAMP)  ## ruff: rules and format; which module may import which (.importlinter)
 	$(BIN)/ruff check .

@@ -316,6 +316,9 @@ def main() -> None:
         kept.carry_out(carry_out, tasks, options.processes, said)
 
     for guidance in options.guidance:
+        for run in references(guidance, options.seeds):
+            if not scene_file(options.scenes, run).exists():
+                kept.runs.pop(run.name, None)  # its scene is needed, and is not committed
         carry_out_all(references(guidance, options.seeds))
         for setting in SETTINGS:
             between = spread(options.scenes, guidance, setting, options.seeds)

@@ -27,9 +27,10 @@ from picardopt.probe import plan as plan
 from picardopt.recommendation import Plan as Plan
 from picardopt.restructure import Restructure as Restructure
 from picardopt.rng import step_rng as step_rng
+from picardopt.source import StepIndexedSource as StepIndexedSource
 from picardopt.stats import Stats as Stats
 from picardopt.tolerance import AdaptiveTolerance as AdaptiveTolerance
 from picardopt.tolerance import FixedTolerance as FixedTolerance
 from picardopt.tolerance import StepRelativeTolerance as StepRelativeTolerance
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -18,7 +18,7 @@ from picardopt.engines import Engine
 from picardopt.evaluation import Evaluator
 from picardopt.layout import ParameterLayout, Row
 from picardopt.options import Options
-from picardopt.stats import Stats
+from picardopt.stats import Stats, phase
 from picardopt.sweep import same_bits, squared_distances, squared_moves, within
 from picardopt.warn import warn_user
 from picardopt.window import Window
@@ -162,7 +162,7 @@ class Auditor:
             The relative squared difference on each rank, 0 for none; and this rank's new drift.
         """
         live, out = self._window.spare(), self._layout.row()
-        with self._stats.phase("audit"):
+        with phase(self._stats, "audit"):
             self._stats.audits += 1
             live.store(self._layout.tensors)
             with self._evaluator.swapped_parameters(live):

@@ -41,63 +41,6 @@ class Carry:
             return list(self.tensors.buffers())
         return list(self.tensors)
 
-    def check(self, parameters: Sequence[Tensor]) -> None:
-        """Refuses tensors that cannot be carried.
-
-        Raises:
-            TypeError: If `tensors` is neither a module nor a sequence of tensors, or `update` cannot be called.
-            ValueError: If a tensor is a parameter of the optimizer, requires a gradient, or is listed twice.
-        """
-        if isinstance(self.tensors, Tensor) or not isinstance(
-            self.tensors, torch.nn.Module | Sequence
-        ):
-            raise TypeError(
-                f"carry={type(self.tensors).__name__}: give a module (its buffers are carried), a list of tensors, "
-                "or picardopt.Carry"
-            )
-        if self.update is not None and not callable(self.update):
-            raise TypeError(
-                f"carry has update={self.update!r}: give a function of the closure's return value"
-            )
-        seen = {id(p) for p in parameters}
-        for index, tensor in enumerate(self.present()):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"carry[{index}]={tensor!r}: give a tensor")
-            if tensor.requires_grad:
-                raise ValueError(
-                    f"carry[{index}] requires a gradient, but the carry is not trained: give a detached tensor"
-                )
-            if id(tensor) in seen:
-                raise ValueError(
-                    f"carry[{index}] is a parameter of the optimizer, or listed twice: leave it out"
-                )
-            seen.add(id(tensor))
-
-    @torch.no_grad()
-    def run_update(self, returned: Any) -> None:
-        """Calls `update`, if there is one, with a closure's return value, after a plain step."""
-        if self.update is not None:
-            self.update(map_tensors(Tensor.detach, returned))
-
-    @torch.no_grad()
-    def apply(self, live: Sequence[Tensor], guess: Row, drift: Drift) -> None:
-        """Applies one step's change to the live carry, in place, after the base's step.
-
-        Args:
-            live: The carry after the earlier steps.
-            guess: The row at which the step was evaluated.
-            drift: The step's drift; its row holds the carry after the closure.
-        """
-        if self.update is None:
-            add_changes(live, guess, drift.row)
-            return
-        self.update(drift.returned)
-        now = self.present()
-        if len(now) != len(live) or any(a is not b for a, b in zip(now, live, strict=True)):
-            raise RuntimeError(
-                "carry's update put other tensors in place of the carried ones: write into them (copy_, add_, ...)"
-            )
-
 
 def as_carry(value: Carry | torch.nn.Module | Sequence[Tensor] | None) -> Carry:
     """Returns the `Carry` for the optimizer's `carry` argument."""
@@ -106,12 +49,72 @@ def as_carry(value: Carry | torch.nn.Module | Sequence[Tensor] | None) -> Carry:
     return Carry() if value is None else Carry(value)
 
 
+def check_carry(carry: Carry, parameters: Sequence[Tensor]) -> None:
+    """Refuses tensors that cannot be carried.
+
+    Raises:
+        TypeError: If `tensors` is neither a module nor a sequence of tensors, or `update` cannot be called.
+        ValueError: If a tensor is a parameter of the optimizer, requires a gradient, or is listed twice.
+    """
+    tensors, update = carry.tensors, carry.update
+    if isinstance(tensors, Tensor) or not isinstance(tensors, torch.nn.Module | Sequence):
+        raise TypeError(
+            f"carry={type(tensors).__name__}: give a module (its buffers are carried), a list of tensors, "
+            "or picardopt.Carry"
+        )
+    if update is not None and not callable(update):
+        raise TypeError(
+            f"carry has update={update!r}: give a function of the closure's return value"
+        )
+    seen = {id(p) for p in parameters}
+    for index, tensor in enumerate(carry.present()):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"carry[{index}]={tensor!r}: give a tensor")
+        if tensor.requires_grad:
+            raise ValueError(
+                f"carry[{index}] requires a gradient, but the carry is not trained: give a detached tensor"
+            )
+        if id(tensor) in seen:
+            raise ValueError(
+                f"carry[{index}] is a parameter of the optimizer, or listed twice: leave it out"
+            )
+        seen.add(id(tensor))
+
+
+@torch.no_grad()
+def run_update(carry: Carry, returned: Any) -> None:
+    """Calls the carry's update, if there is one, with a closure's return value, after a plain step."""
+    if carry.update is not None:
+        carry.update(map_tensors(Tensor.detach, returned))
+
+
+@torch.no_grad()
+def apply_carry(carry: Carry, live: Sequence[Tensor], guess: Row, drift: Drift) -> None:
+    """Applies one step's change to the live carry, in place, after the base's step.
+
+    Args:
+        carry: Says how.
+        live: The carry after the earlier steps.
+        guess: The row at which the step was evaluated.
+        drift: The step's drift; its row holds the carry after the closure.
+    """
+    if carry.update is None:
+        add_changes(live, guess, drift.row)
+        return
+    carry.update(drift.returned)
+    now = carry.present()
+    if len(now) != len(live) or any(a is not b for a, b in zip(now, live, strict=True)):
+        raise RuntimeError(
+            "carry's update put other tensors in place of the carried ones: write into them (copy_, add_, ...)"
+        )
+
+
 @torch.no_grad()
 def add_changes(live: Sequence[Tensor], guess: Row, after: Row) -> None:
     """Applies the change that a step made to its guess of the carry.
 
     Elements whose guess was right take the step's value, so that the result is bitwise the sequential one; the others
-    receive the step's increment (booleans: its value).
+    receive the step's increment (booleans: its value where the step changed them, else they stay).
 
     Args:
         live: The carry after the earlier steps.
@@ -120,6 +123,6 @@ def add_changes(live: Sequence[Tensor], guess: Row, after: Row) -> None:
     """
     for now, before, left in zip(live, guess.carry, after.carry, strict=True):
         if now.dtype == torch.bool:
-            now.copy_(left)
+            now.copy_(torch.where(left == before, now, left))
         else:
             now.copy_(torch.where(now == before, left, now + (left - before)))

@@ -182,7 +182,8 @@ def _check(loader: DataLoader[Any]) -> None:
     """Refuses loaders whose batches could not be reproduced by step."""
     if isinstance(loader.dataset, IterableDataset):
         raise TypeError(
-            "loader has an IterableDataset, which cannot be addressed by step: use a map-style one"
+            "loader has an IterableDataset, which cannot be addressed by step: use a map-style one, or "
+            "StepIndexedSource(loader), which draws its batches in order and keeps those that may be needed"
         )
     if type(loader).__iter__ is not DataLoader.__iter__:
         raise TypeError(

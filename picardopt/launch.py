@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from picardopt.addresses import check_addresses
 from picardopt.compat import accelerator_module, select_accelerator
 from picardopt.errors import RankLostError
 
@@ -34,6 +35,9 @@ def init_process_group(backend: str | None = None, **options: Any) -> None:
     Args:
         backend: "gloo", "nccl", ...; None takes one for each kind of device.
         options: More arguments of torch's function (`timeout`, `device_id`, ...).
+
+    Raises:
+        RuntimeError: If gloo could not join the hosts; the message says how it can (docs/several-hosts.md).
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return
@@ -44,9 +48,10 @@ def init_process_group(backend: str | None = None, **options: Any) -> None:
         return
     limit = {"timeout": options["timeout"]} if options.get("timeout") else {}
     store, rank, size = next(iter(rendezvous("env://", **limit)))
-    dist.init_process_group(
-        backend, store=_store_of_attempt(store, rank, size), rank=rank, world_size=size, **options
-    )
+    store = _store_of_attempt(store, rank, size)
+    if backend is None or "gloo" in backend:
+        check_addresses(store, os.environ)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, **options)
 
 
 def _store_of_attempt(store: Store, rank: int, size: int) -> Store:

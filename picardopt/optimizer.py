@@ -18,7 +18,7 @@ from picardopt.assembly import make_speculator
 from picardopt.audit import Audit
 from picardopt.audit.wrappers import register
 from picardopt.bases import JoinedOptimizer, unmeasured_bases
-from picardopt.carry import Carry, as_carry
+from picardopt.carry import Carry, as_carry, check_carry, run_update
 from picardopt.checks import check_arguments, check_base
 from picardopt.closure import Closure, Plain, as_step_closure
 from picardopt.drift import Accepted
@@ -33,7 +33,7 @@ from picardopt.ranks import make_grid
 from picardopt.restructure import Restructure, check_restructure, remap_queue
 from picardopt.speculator import Speculator
 from picardopt.state import load_state, saved_state
-from picardopt.stats import Stats
+from picardopt.stats import Stats, phase
 from picardopt.stepper import BaseStepper
 from picardopt.tolerance import Tolerance, as_tolerance
 from picardopt.warn import warn_user
@@ -111,7 +111,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         check_arguments(window, total_steps, seed, nonfinite, timeout, secants)
         self.base = JoinedOptimizer(base) if isinstance(base, Sequence) else base
         self._carry = as_carry(carry)
-        self._carry.check(parameters_of(self.base))
+        check_carry(self._carry, parameters_of(self.base))
         check_restructure(restructure)
         self._unmeasured = unmeasured_bases(self.base, measured)
         # Makes the hook registries; Optimizer.__init__ would make groups too, which are the base's.
@@ -166,7 +166,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         speculator = self._ready()
         with interrupts_deferred():
             accepted = speculator.next(given, self._step_index)
-            with self.stats.phase("commit"):
+            with phase(self.stats, "commit"):
                 self._commit(speculator, accepted)
         return accepted.drift.returned
 
@@ -208,8 +208,8 @@ class ParallelPicardOptimizer(OptimizerFacade):
         change, holders = self._options.change_at(self._step_index, self._carry.tensors)
         then = [] if change is None else [change]
         if closure is not None and self._carry.update is not None:
-            then.insert(0, partial(self._carry.run_update, returned))
-        with interrupts_deferred(), self.stats.phase("commit"):
+            then.insert(0, partial(run_update, self._carry, returned))
+        with interrupts_deferred(), phase(self.stats, "commit"):
             self._stepper.plain_step(self._carry.present(), then, holders)
             self._count()
         return returned

@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor
 
 from picardopt.predictor import Predictor
-from picardopt.restructure import Restructure
+from picardopt.restructure import Restructure, holders_of, steps_until_due
 from picardopt.tolerance import Tolerance
 
 
@@ -33,7 +33,7 @@ class Options:
             slots = max(1, min(slots, self.total_steps - step))
         restructure = self.restructure
         if restructure is not None and (exact or not restructure.across):
-            slots = restructure.window(step, slots)
+            slots = steps_until_due(restructure, step, slots)
         return slots
 
     def digest(self, tolerance: Tolerance, audit: str) -> int:
@@ -51,4 +51,4 @@ class Options:
         """Returns the function to restructure with after a step, if it is due, and the objects that it may change."""
         if self.restructure is None or not self.restructure.due(step):
             return None, []
-        return partial(self.restructure.function, step), [*self.restructure.holders(), carry]
+        return partial(self.restructure.function, step), [*holders_of(self.restructure), carry]

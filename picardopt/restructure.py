@@ -55,30 +55,32 @@ class Restructure:
             if not callable(getattr(self, name)):
                 raise TypeError(f"{name}={getattr(self, name)!r}: give a function of the step")
 
-    def holders(self) -> list[object]:
-        """Returns what the function may write into: itself, its object, what it captures, the globals that it names.
 
-        What dicts, lists, tuples and dataclasses hold is among it too, and what plain objects hold of these and of
-        modules.
-        """
-        found: dict[int, object] = {}
-        level: dict[int, object] = {id(self.function): self.function}
-        for _ in range(_DEPTH):
-            found.update(level)
-            inside = (item for value in level.values() for item in _inside(value))
-            level = {id(item): item for item in inside if id(item) not in found}
-        return list(found.values())
+def holders_of(restructure: Restructure) -> list[object]:
+    """Returns what the function may write into: itself, its object, what it captures, the globals that it names.
 
-    def window(self, step: int, limit: int) -> int:
-        """Returns the number of steps from `step` to the next one that is due, at most `limit`."""
-        for ahead in range(limit):
-            if self.due(step + ahead):
-                return ahead + 1
-        return limit
+    What dicts, lists, tuples and dataclasses hold is among it too, and what plain objects hold of these and of
+    modules.
+    """
+    found: dict[int, object] = {}
+    level: dict[int, object] = {id(restructure.function): restructure.function}
+    for _ in range(_DEPTH):
+        found.update(level)
+        inside = (item for value in level.values() for item in _inside(value))
+        level = {id(item): item for item in inside if id(item) not in found}
+    return list(found.values())
+
+
+def steps_until_due(restructure: Restructure, step: int, limit: int) -> int:
+    """Returns the number of steps from `step` to the next one that is due, at most `limit`."""
+    for ahead in range(limit):
+        if restructure.due(step + ahead):
+            return ahead + 1
+    return limit
 
 
 def _inside(value: object) -> list[object]:
-    """Returns what a function uses, or what an object, dict, list or tuple holds, for `Restructure.holders`."""
+    """Returns what a function uses, or what an object, dict, list or tuple holds, for `holders_of`."""
     if isinstance(value, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
     if inspect.ismethod(value):

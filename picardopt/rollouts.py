@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from picardopt import replay_check
-from picardopt.carry import Carry
+from picardopt.carry import Carry, apply_carry
 from picardopt.correction import Secants
 from picardopt.drift import Drift
 from picardopt.gauge import Gauge
@@ -154,7 +154,7 @@ class Rollout:
 
     def _advance(self, guess: Row, drift: Drift) -> None:
         self._stepper.advance(drift, self._lending)
-        self._carry.apply(self._layout.carry, guess, drift)
+        apply_carry(self._carry, self._layout.carry, guess, drift)
 
     def measure(self, after: Sequence[Row], tolerance: Tolerance) -> Tensor:
         """Compares the window with the new iterates; see `picardopt.sweep.measure`."""
@@ -214,5 +214,5 @@ class Rollout:
         carry = self._layout.carry
         with self._stepper.commit(carry, holders, user_code=user_code, draws=draws):
             self._stepper.apply(self._layout.parameters, drift)
-            self._carry.apply(self._layout.carry, self._window.head, drift)
+            apply_carry(self._carry, self._layout.carry, self._window.head, drift)
             return None if restructure is None else restructure()

@@ -22,7 +22,8 @@ from picardopt.layout import ParameterLayout
 from picardopt.memory import Memory, explained
 from picardopt.options import Options
 from picardopt.rollouts import Rollout
-from picardopt.stats import Stats, SweepRecord
+from picardopt.source import needed_from
+from picardopt.stats import Stats, SweepRecord, end_sweep, phase
 from picardopt.sweep import as_measures, choose_stride
 from picardopt.tolerance import Tolerance
 from picardopt.window import Window
@@ -73,13 +74,14 @@ class Speculator:
             ImpureClosureError: If the closure is not a function of (parameters, step).
         """
         try:
-            if self.queue and not self._auditor.valid(closure, self.queue[0]):
-                self.drop()
-            elif self.queue and self.queue[0].drift.rng is None and self.rollout.draws():
-                self.drop()  # a hook, say, was added since
-            if not self.queue:
-                self._sweep(closure, step)
-            self._auditor.check(closure, self.queue[0])
+            with needed_from(step):
+                if self.queue and not self._auditor.valid(closure, self.queue[0]):
+                    self.drop()
+                elif self.queue and self.queue[0].drift.rng is None and self.rollout.draws():
+                    self.drop()  # a hook, say, was added since
+                if not self.queue:
+                    self._sweep(closure, step)
+                self._auditor.check(closure, self.queue[0])
             return self.queue[0]
         except WindowMemoryError as error:
             self.drop()
@@ -124,13 +126,13 @@ class Speculator:
             window.resize(1)  # the head alone: nothing to compare
             record = SweepRecord(step, slots, 1, evaluations)
         else:
-            with stats.phase("rollout"), self.rollout.speculation():
+            with phase(stats, "rollout"), self.rollout.speculation():
                 record = self._refine(drifts, step, slots, evaluations)
         # tau <- tau + skip, one step per commit
         for slot, drift in enumerate(drifts[: record.stride]):
             threshold = record.accepts[slot - 1] if slot else float("inf")
             self.queue.append(Accepted(drift, stats.sweeps, slot, threshold))
-        stats.end_sweep(record)
+        end_sweep(stats, record)
         self._auditor.end_sweep(closure, record.stride)
         self._incidents.warn()
 

@@ -142,26 +142,28 @@ class Stats:
         """See the attributes."""
         return self._drift_means.noise
 
-    def end_sweep(self, record: SweepRecord) -> None:
-        """Counts a sweep whose stride was chosen, and adds the seconds to its record."""
-        self.sweeps += 1
-        self.final += record.stride
-        for phase, seconds in self.seconds.items():
-            record.seconds[phase] = seconds - self._seconds_before[phase]
-        self._seconds_before = dict(self.seconds)
-        self.records.append(record)
-        if record.measures is not None:
-            self._drift_means.learn(record.measures)
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Times a block and labels it for torch's profiler; the time of an inner phase counts for that phase only."""
-        start, inner_before = time.perf_counter(), self._inner
-        self._inner = 0.0
-        try:
-            with torch.profiler.record_function(f"picardopt.{name}"):
-                yield
-        finally:
-            elapsed = time.perf_counter() - start
-            self.seconds[name] += elapsed - self._inner
-            self._inner = inner_before + elapsed
+def end_sweep(stats: Stats, record: SweepRecord) -> None:
+    """Counts a sweep whose stride was chosen, and adds the seconds to its record."""
+    stats.sweeps += 1
+    stats.final += record.stride
+    for name, seconds in stats.seconds.items():
+        record.seconds[name] = seconds - stats._seconds_before[name]
+    stats._seconds_before = dict(stats.seconds)
+    stats.records.append(record)
+    if record.measures is not None:
+        stats._drift_means.learn(record.measures)
+
+
+@contextmanager
+def phase(stats: Stats, name: str) -> Iterator[None]:
+    """Times a block and labels it for torch's profiler; the time of an inner phase counts for that phase only."""
+    start, inner_before = time.perf_counter(), stats._inner
+    stats._inner = 0.0
+    try:
+        with torch.profiler.record_function(f"picardopt.{name}"):
+            yield
+    finally:
+        elapsed = time.perf_counter() - start
+        stats.seconds[name] += elapsed - stats._inner
+        stats._inner = inner_before + elapsed

@@ -48,6 +48,9 @@ TINY = {
     "gpu_smoke": ["--device", "cpu", "--parameters", "1000", "--skip-command"],
     "mesh_rasterizer": ["--subdivisions", "0", "--sizes", "16", "--repeats", "1"],
     "methods": ["--help"],  # whole recipes, or none
+    "moving_window": [
+        *("--steps", "6", "--window", "3", "--size", "16", "--out", "."),
+    ],
     "overhead": ["--ranks", "1", "2", "--parameters", "1000", "--curve", "1:1", "--repeats", "2"],
     "paper_memory": ["--tiny", "--stages", "dreamgaussian/gaussians", "--out", "r.md"],
     "rasterizer": ["--counts", "1", "20", "--sizes", "16", "--repeats", "1"],
@@ -62,6 +65,7 @@ TINY = {
         *("--guidance", "exact", "--steps", "4", "--seeds", "2", "--only", "window 8"),
         *("--out", "r.json", "--scenes", "scenes"),
     ],
+    "slow_link": ["--help"],  # by tests/test_several_hosts.py, where hosts can be made
     "step_cost": ["--seconds", "0", "--cases", "1000x2", "--out", "r.md"],
     "winner_map": ["--out", "r.json", "--image", "r.png"],
     "tolerances": ["--help"],  # whole stages, or none

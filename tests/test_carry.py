@@ -111,6 +111,29 @@ def test_seven_accepted_steps_keep_seven_updates():
     assert (model.average - states[-1]["average"]).abs().max() < 0.05
 
 
+def test_a_flag_that_few_steps_rewrite_stays_over_the_others():
+    """Though these were evaluated where it was still wrong."""
+    flags, weight = torch.zeros(4, dtype=torch.bool), torch.nn.Parameter(torch.zeros(4))
+    base = torch.optim.SGD([weight], lr=0.125)
+    optimizer = ParallelPicardOptimizer(base, window=8, tolerance=0, carry=[flags])
+    slopes = torch.arange(4.0)
+
+    def closure(step):
+        optimizer.zero_grad()
+        if step % 10 == 0:
+            flags.copy_(torch.tensor([step == 0, step == 10, True, False]))
+        loss = (weight * slopes * (1 + flags.float())).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(STEPS):
+        optimizer.step(closure)
+    sums = torch.tensor([10 * 2 + 14, 10 + 10 * 2 + 4, 2 * 24, 24])
+    assert torch.equal(weight.detach(), -0.125 * sums * slopes)
+    assert flags.tolist() == [False, False, True, False]
+    assert list(optimizer.stats.strides)[:3] == [1, 1, 8]
+
+
 def test_undeclared_changes_are_refused_by_name_and_undone():
     model = Grid()
     optimizer = ParallelPicardOptimizer(

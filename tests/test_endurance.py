@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import picardopt.stats
 from picardopt import NonFiniteGradientError, ParallelPicardOptimizer
 from picardopt.measures import Measures
-from picardopt.stats import SweepRecord
+from picardopt.stats import SweepRecord, end_sweep
 from tests.helpers.pool import Pool
 from tests.helpers.runs import quiet
 
@@ -199,7 +199,7 @@ def test_the_totals_are_exact_though_the_past_is_forgotten(monkeypatch: pytest.M
     for turn, stride in enumerate(strides):
         stats.drift_evaluations += 4
         measures = Measures((float(turn),), (1.0,), (1.0,), (False,))
-        stats.end_sweep(SweepRecord(turn, 4, stride, 4, measures, (1.0,)))
+        end_sweep(stats, SweepRecord(turn, 4, stride, 4, measures, (1.0,)))
     assert stats.sweeps == 1000
     assert stats.mean_stride == sum(strides) / 1000
     assert stats.strides == strides[-len(stats.strides) :]

@@ -1,9 +1,10 @@
 """One exchange a sweep: header, losses and gradients leave together; nothing but headers is used before these agree."""
 
+import gc
 import pickle
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 from unittest import mock
 
@@ -107,6 +108,39 @@ def test_a_refused_payload_reaches_nobody(pools: Pools, lengths: tuple[int, ...]
     headers = [rank for rank in range(3) for _ in range(8)]
     for report in pools(3).run(refused, list(lengths)):
         assert report == [f"planted on {headers}", [[7 + rank] * 3 for rank in range(3)]]
+
+
+def abandoned(length: int) -> list[Any]:
+    """A refused payload is still under way while all that knew of it is freed; then others exchange."""
+    grid = make_grid(None, None)
+    assert grid is not None
+    ranks = grid.everyone
+
+    def refuse() -> None:
+        raise RankMismatchError("planted")
+
+    def exchange(size: int, check: Callable[[], object]) -> list[Any]:
+        header = torch.full((8,), ranks.rank, dtype=torch.uint8)
+        headers, out = (
+            torch.zeros((ranks.size, 8), dtype=torch.uint8),
+            torch.zeros((ranks.size, size), dtype=torch.uint8),
+        )
+        payload = Payload(torch.full((size,), ranks.rank, dtype=torch.uint8), out, check)
+        PairwiseTransport(10.0).all_gather(header, headers, ranks, payload)
+        return out[:, 0].tolist()
+
+    gc.freeze()  # so that the next collection is quicker than the payload
+    with suppress(RankMismatchError):
+        exchange(length, refuse)
+    gc.collect()
+    gc.unfreeze()
+    return [exchange(8, lambda: None) for _ in range(20)]
+
+
+def test_a_refused_payload_blocks_nobody(pools: Pools) -> None:
+    """gloo reads nothing more from a connection if the buffer of a half-received message is freed."""
+    for report in pools(3).run(abandoned, 64_000_000):
+        assert report == [[0, 1, 2]] * 20
 
 
 def elsewhere(where: str) -> tuple[str, float]:

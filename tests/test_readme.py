@@ -1,71 +1,92 @@
-"""The code of README.md, docs/guide.md, docs/closures.md, docs/tolerances.md and docs/plan.md runs as it stands."""
+"""README.md: its diff is the same training, it is short, and what it and the other documents name is there."""
 
 import functools
 import importlib
-import os
 import pkgutil
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 
 import picardopt
+from tests.helpers.pages import DOCUMENTS, ROOT, blocks, name_of
 from tests.helpers.versions import needs_3d
 
-ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/guide.md", "docs/closures.md", "docs/tolerances.md", "docs/plan.md")
-LAUNCHED = re.compile(r"# torchrun --nproc-per-node (\d+) train\.py.*\n")
+STEPS_OF_DIFF = 30
 
 
-def blocks(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+def sides_of_diff(diff: str) -> tuple[str, str]:
+    """What a diff takes away with its context, and what it puts there."""
+    lines = diff.splitlines()
+    old, new = ([line[1:] for line in lines if line[:1] in (" ", sign, "")] for sign in "-+")
+    return "\n".join(old), "\n".join(new)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_block_runs(page, capsys):
-    """One after the other, as in a notebook: a block may use what one before it made."""
+def run_side(code: str, **options: object) -> torch.nn.Module:
+    """Runs one side of the README's diff on a small task; returns what was trained."""
     torch.manual_seed(0)
-    names: dict[str, object] = {}
-    ran = [block for block in blocks(page) if not LAUNCHED.match(block)]
-    assert ran
-    for block in ran:
-        exec(compile(block, page, "exec"), names)
-    if page == "README.md":
-        optimizer = names["optimizer"]
-        assert optimizer.stats.steps == 200
-        assert optimizer.stats.sweeps < 100
-        assert float(names["loss"]) < 0.5  # about 1.6 at the start
-        assert "steps per sweep" in capsys.readouterr().out
+    x = torch.randn(40, 4)
+    data = TensorDataset(x, x.sin().sum(dim=1, keepdim=True))
+    shuffled = torch.Generator().manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+    wrapper = functools.partial(picardopt.ParallelPicardOptimizer, **options)
+    imported = "from picardopt import ParallelPicardOptimizer, StepIndexedLoader\n"
+    names = {
+        "torch": torch,
+        "model": model,
+        "loader": DataLoader(data, batch_size=8, shuffle=True, generator=shuffled),
+        "epochs": STEPS_OF_DIFF // 5,
+        "loss_of": lambda model, batch: (model(batch[0]) - batch[1]).square().mean(),
+        "ParallelPicardOptimizer": wrapper,
+        "StepIndexedLoader": picardopt.StepIndexedLoader,
+    }
+    exec(compile(code.replace(imported, ""), "README.md", "exec"), names)
+    return model
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_blocks_for_several_processes_run_under_torchrun(page, tmp_path):
-    for block in blocks(page):
-        launched = LAUNCHED.match(block)
-        if launched is None:
-            continue
-        (tmp_path / "train.py").write_text(block)
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", launched[1]]
-        done = subprocess.run(
-            [sys.executable, *command, str(tmp_path / "train.py")],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+def test_the_diff_is_the_same_training():
+    """Both sides run as they stand; at tolerance 0 they end at the same bits."""
+    (diff,) = blocks("README.md", "diff")
+    old, new = sides_of_diff(diff.code)
+    assert "ParallelPicardOptimizer" in new
+    assert "picardopt" not in old
+    before, exact, close = run_side(old), run_side(new, tolerance=0), run_side(new)
+    for a, b in zip(before.parameters(), exact.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(before.parameters(), close.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=0.01)
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(
+            before.parameters(), run_side(old.replace("1e-3", "2e-3")).parameters(), strict=True
         )
-        assert done.returncode == 0, done.stderr
+    )
 
 
-def test_the_guide_has_such_a_block():
-    assert any(LAUNCHED.match(block) for block in blocks("docs/guide.md"))
+def test_it_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
-)
+def test_its_moving_picture_is_small():
+    (path,) = re.findall(
+        r"^!\[.+\]\((\S+)\)$", (ROOT / "README.md").read_text(), flags=re.MULTILINE
+    )
+    assert (ROOT / path).stat().st_size < 1_000_000
+    with Image.open(ROOT / path) as picture:
+        assert picture.n_frames > 20
+
+
+def test_the_targets_of_make_exist():
+    """Every `make` that a document shows is in the Makefile."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for page in DOCUMENTS:
+        shown = re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), flags=re.MULTILINE)
+        assert set(shown) <= targets, page
+
+
+@pytest.mark.parametrize("page", [*map(name_of, DOCUMENTS)])
 def test_the_files_that_it_names_are_there(page):
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", text)
@@ -79,8 +100,9 @@ def test_the_files_that_it_names_are_there(page):
         assert (ROOT / path).exists(), path
 
 
-def test_the_examples_that_it_names_are_there():
-    names = re.findall(r"^\| `(\w+\.py)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+def test_the_guide_names_every_example():
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    names = re.findall(r"^\| `(\w+\.py)` \|", guide, flags=re.MULTILINE)
     assert {p.name for p in (ROOT / "examples").glob("*.py")} == set(names)
 
 

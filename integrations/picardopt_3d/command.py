@@ -98,7 +98,7 @@ def print_report(report: dict[str, Any], folder: RunFolder) -> None:
         f" ({report['mean_stride']:.2f} steps a sweep) by {report['workers']} worker(s){shared}{counts};"
         f" {report['total_seconds']:.0f} s in all{quality}\n"
         f"{stages}"
-        f"look at {folder.sheet} and {folder.film}"
+        f"look at {folder.sheet} and {folder.film}, or open {folder.page} in a browser"
     )
 
 

@@ -13,9 +13,11 @@ from tyro.conf import Positional, arg
 
 from picardopt_3d.methods import METHODS, RecipeConfig
 from picardopt_3d.picard import Predictor
+from picardopt_3d.run.curves import check_wandb
 from picardopt_3d.run.folder import PLAN
 from picardopt_3d.task import ImageTask, Task, TextTask
 from picardopt_3d.tolerances import ToleranceOption, parse_tolerance
+from picardopt_3d.viewer.server import LOOPBACK, PORT, check_viewer
 
 R = TypeVar("R", bound=RecipeConfig)
 
@@ -68,6 +70,10 @@ class RunConfig(ABC, Generic[R]):
         picture_every: Steps between progress pictures; 0: none.
         checkpoint_every: Steps between checkpoints; 0: only at the end and at Ctrl-C.
         tensorboard: Write losses, strides and pictures for TensorBoard as well.
+        wandb: Send them to Weights & Biases as well, if it is installed.
+        viewer: Serve the growing scene, strides and losses to a browser while the run goes on; its bits stay the same.
+        viewer_host: Address at which they are served; by default this machine alone can reach it. There is no password.
+        viewer_port: Port at which they are served; 0: any that is free.
         threads: CPU threads a process; the same number gives the same bits.
         device: "auto" (accelerators if there are any), "cpu" or "cuda".
         overwrite: Allow an `out` that holds files of an earlier run.
@@ -87,6 +93,10 @@ class RunConfig(ABC, Generic[R]):
     picture_every: int = 100
     checkpoint_every: int = 500
     tensorboard: bool = False
+    wandb: bool = False
+    viewer: bool = False
+    viewer_host: str = LOOPBACK
+    viewer_port: int = PORT
     threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     overwrite: bool = False
@@ -125,6 +135,10 @@ class RunConfig(ABC, Generic[R]):
                 f"sequential with workers={self.workers}: the sequential run is one process; "
                 "leave --workers out or leave --sequential out"
             )
+        if self.wandb:
+            check_wandb()
+        if self.viewer:
+            check_viewer(self.viewer_host, self.viewer_port)
         self.task.check()
 
     def check_new(self) -> None:

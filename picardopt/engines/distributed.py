@@ -32,7 +32,7 @@ from picardopt.errors import PicardError, RankLostError, RankMismatchError
 from picardopt.interrupts import raised_by_signal
 from picardopt.layout import ParameterLayout, Row
 from picardopt.ranks import RankGrid, RankGroup
-from picardopt.stats import Stats
+from picardopt.stats import Stats, phase
 from picardopt.transport import Payload, make_transport
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class DistributedEngine(ManySlots):
 
     def start(self, layout: ParameterLayout, head: Row, header: SweepHeader) -> None:
         """Compares the ranks' headers, except for the parameters, and broadcasts the first rank's parameters."""
-        with self._stats.phase("exchange"):
+        with phase(self._stats, "exchange"):
             compare(self._gather_headers(Kind.START, header.as_list()), ignore=("parameters",))
             buffer = head.buffer.to(self._transport.device)
             for ranks in (self._grid.picard, self._grid.data):
@@ -81,7 +81,7 @@ class DistributedEngine(ManySlots):
         """See `Engine.evaluate`."""
         picard = self._grid.picard
         buffers = self._allocate(layout, -(-header.slots // picard.size))
-        with self._stats.phase("drift"):
+        with phase(self._stats, "drift"):
             slots = range(picard.rank, header.slots, picard.size)
             rows, guarded = buffers.rows[picard.rank], self._guard.wrap(layout, evaluate)
             try:
@@ -92,7 +92,7 @@ class DistributedEngine(ManySlots):
                 step, trace = header.step + picard.rank, traceback.format_exc()
                 mine = [Drift(step, rows[0], outcome=Outcome.FAILED, error=error, trace=trace)]
         worst = max(mine, key=lambda drift: drift.outcome, default=None)
-        with self._stats.phase("exchange"), self._leaving(worst.error if worst else None):
+        with phase(self._stats, "exchange"), self._leaving(worst.error if worst else None):
             return self._gather(buffers, mine, header)
 
     def average(self, layout: ParameterLayout, drift: Drift) -> Drift:
@@ -100,7 +100,7 @@ class DistributedEngine(ManySlots):
         row = self._grid.data
         if row.size == 1:
             return drift
-        with self._stats.phase("exchange"), self._leaving(drift.error):
+        with phase(self._stats, "exchange"), self._leaving(drift.error):
             drift = sendable(drift)
             message = dumps([pack(drift)])
             lengths = self._gather_headers(Kind.FLAG, [len(message)], row)[:, 0]
@@ -126,7 +126,7 @@ class DistributedEngine(ManySlots):
         self, table: Tensor, columns: int, numbers: Tensor | None = None
     ) -> tuple[list[list[float]], list[float]]:
         """See `Engine.agree`; all ranks take one rank's numbers, because rounding may differ between them."""
-        with self._stats.phase("exchange"):
+        with phase(self._stats, "exchange"):
             count, cells = table.shape[1], table.shape[0] * columns
             more = 0 if numbers is None else numbers.numel()
             local = torch.zeros(1 + cells + more, dtype=torch.float64, device=table.device)
@@ -148,7 +148,7 @@ class DistributedEngine(ManySlots):
         self, values: list[int], error: BaseException | None = None
     ) -> list[list[int]]:
         """See `Engine.share_numbers`."""
-        with self._stats.phase("exchange"), self._leaving(error):
+        with phase(self._stats, "exchange"), self._leaving(error):
             table = self._gather_headers(Kind.FLAG, values)
             return [[int(x) for x in row[: len(values)]] for row in table]
 

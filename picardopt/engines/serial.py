@@ -11,7 +11,7 @@ from picardopt.ddp_guard import DdpGuard
 from picardopt.drift import Drift, EvaluateSlot, Outcome
 from picardopt.engines.base import ManySlots, SweepHeader
 from picardopt.layout import ParameterLayout, Row
-from picardopt.stats import Stats
+from picardopt.stats import Stats, phase
 
 if TYPE_CHECKING:
     from picardopt.joint import JointEvaluation
@@ -50,7 +50,7 @@ class SerialEngine(ManySlots):
         while len(self._rows) < header.slots:
             self._rows.append(layout.row())
         guarded = self._guard.wrap(layout, evaluate)
-        with self._stats.phase("drift"):
+        with phase(self._stats, "drift"):
             slots, rows = range(header.slots), self._rows
             drifts = self.evaluate_many(guarded, slots, rows, Outcome.NONFINITE, joint)
         last = drifts[-1]

@@ -41,6 +41,10 @@ _exchanges: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyD
 _Works = Sequence[tuple[int, Any]]
 """A peer's label, and what it sends or receives."""
 
+_refused: weakref.WeakKeyDictionary[dist.ProcessGroup, list[_Works]] = weakref.WeakKeyDictionary()
+"""Payloads that a check refused. They may still be under way, and a connection over which a message arrives whose
+buffer is gone carries nothing more (gloo): so their buffers stay until their group ends."""
+
 
 @dataclass
 class _Wait:
@@ -87,9 +91,6 @@ class PairwiseTransport:
         self._thread: threading.Thread | None = None
         self._last: tuple[dist.ProcessGroup, _Wait] | None = None
         self._groups: dict[dist.ProcessGroup, RankGroup] = {}
-        self._refused: list[
-            _Wait
-        ] = []  # payloads that nobody will take: gloo may still write to their buffers
 
     def all_gather(
         self, message: Tensor, out: Tensor, ranks: RankGroup, payload: Payload | None = None
@@ -123,7 +124,7 @@ class PairwiseTransport:
             raise RankLostError(f"{self._broken}: {REMEDY}") from wait.error
         self._broken = ""
         if wait.refusal is not None:
-            self._refused.append(wait)
+            _refused.setdefault(ranks.group, []).append(wait.payload)
             raise wait.refusal
 
     def _post(self, out: Tensor, ranks: RankGroup, payload: Payload | None) -> _Wait:

@@ -12,7 +12,7 @@ import torch
 from picardopt_3d.methods import METHODS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("paper_memory", "paper_stages", "full_size_models", "tables")
+NAMES = ("paper_memory", "paper_stages", "paper_steps", "full_size_models", "tables")
 
 
 @pytest.fixture
@@ -23,6 +23,13 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     import paper_memory
 
     return paper_memory
+
+
+@pytest.fixture
+def steps(memory: ModuleType) -> ModuleType:
+    import paper_steps
+
+    return paper_steps
 
 
 def rows_of(memory: ModuleType) -> dict[str, Any]:
@@ -80,16 +87,16 @@ def test_each_device_writes_its_own_section(memory: ModuleType, tmp_path: Path) 
     assert again.index("| cpu |") < again.index("| gpu |")
 
 
-def test_the_peak_of_a_call_is_that_of_what_it_allocates(memory: ModuleType) -> None:
+def test_the_peak_of_a_call_is_that_of_what_it_allocates(steps: ModuleType) -> None:
     device, count = torch.device("cpu"), 1 << 24
-    before = memory.reset_peak(device)
+    before = steps.reset_peak(device)
     torch.ones(count)
-    assert memory.peak(device) - before == pytest.approx(4 * count, rel=0.1)
-    assert memory.reset_peak(device) - before < count  # given back
+    assert steps.peak(device) - before == pytest.approx(4 * count, rel=0.1)
+    assert steps.reset_peak(device) - before < count  # given back
 
 
-def test_a_grown_field_samples_a_ball(memory: ModuleType) -> None:
+def test_a_grown_field_samples_a_ball(memory: ModuleType, steps: ModuleType) -> None:
     row = rows_of(memory)["dreamfusion"].shrunk()
-    stage = memory.build_stage(row, memory.Brightness(), torch.device("cpu"), 0, True)
+    stage = steps.build_stage(row, steps.Brightness(), torch.device("cpu"), 0, True)
     share = stage.scene.occupancy.occupied().float().mean()
     assert share == pytest.approx(torch.pi / 6 * memory.BALL**3, rel=0.1)

@@ -48,6 +48,7 @@ PROMISED = {
     "report.json",
     "strides.png",
     "turntable.mp4",
+    "viewer.html",
     "stages/1-stage/checkpoint.pt",
     "stages/1-stage/record.json",
     "stages/1-stage/scene.safetensors",
@@ -77,6 +78,7 @@ KEYS = {
     "predictor",
     "device",
     "torch",
+    "picardopt",
     "steps_per_sweep",
 }
 

@@ -34,6 +34,7 @@ _PURPOSES = {
     "xatlas": "unwraps meshes",
     "dacite": "configurations",
     "pyyaml": "configurations in files",
+    "jinja2": "pages for a browser",
     "tensorboard": "curves, with --tensorboard",
     "packaging": "this report",
 }
@@ -42,6 +43,8 @@ _OPTIONAL = {
     "nvdiffrast": "rasterizes triangles on a GPU",
     "nerfacc": "samples occupied space on a GPU",
     "rembg": "cuts objects out of pictures",
+    "wandb": "curves, with --wandb",
+    "viser": "shows runs in the browser",
 }
 
 

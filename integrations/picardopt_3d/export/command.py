@@ -15,9 +15,9 @@ from picardopt_3d.cli_errors import cli_errors, options_of
 if TYPE_CHECKING:
     from picardopt_3d.scenes.gaussians.splats import Splats
 
-Kind = Literal["glb", "obj", "ply", "splat", "splats-glb"]
+Kind = Literal["glb", "obj", "ply", "splat", "splats-glb", "html"]
 
-SUFFIXES = ("glb", "obj", "ply", "splat")
+SUFFIXES = ("glb", "obj", "ply", "splat", "html")
 MESHES = ("glb", "obj", "ply")
 SPLATS = ("ply", "splat", "splats-glb")
 TEXTURED = ("glb", "obj")
@@ -32,8 +32,10 @@ class ExportConfig:
         format: Format of the file; None: the one that the suffix of `out` names, else glb. A scene of Gaussians is
             written as it is to ply, splat and splats-glb (glTF with KHR_gaussian_splatting), as a mesh of its density
             to glb and obj. Other scenes are written as meshes, to glb, obj and ply. A mesh with a texture keeps it in
-            glb, and in obj with a material and a picture beside it.
-        out: The file to write; None: mesh.glb (or .obj, .ply) in the run's folder, or splats.ply (.splat, .glb).
+            glb, and in obj with a material and a picture beside it. html is the page that every run has, made anew, for
+            runs of earlier versions too.
+        out: The file to write; None: mesh.glb (or .obj, .ply) in the run's folder, or splats.ply (.splat, .glb), or
+            viewer.html.
         resolution: Samples along each edge of the cube around the object; twice as many take eight times as long. Of no
             use for a scene that consists of triangles, like `level`.
         level: Value of the scene's level set at the surface: raise it if the mesh is bloated, lower it if parts are
@@ -120,6 +122,8 @@ def _export(config: ExportConfig) -> str:
     from picardopt_3d.run.finished import open_scene, scene_file
     from picardopt_3d.scenes.gaussians import Gaussians
 
+    if config.kind == "html":
+        return _export_page(config)
     path = scene_file(config.run)
     folder = config.run if config.run.is_dir() else path.parent
     scene = open_scene(path, config.device)
@@ -158,6 +162,22 @@ def _earlier_gaussians(run: Path) -> Path | None:
         if stage.scene.is_file() and isinstance(load_scene(stage.scene), Gaussians):
             return stage.scene
     return None
+
+
+def _export_page(config: ExportConfig) -> str:
+    """Writes the page of a run, and returns the line to print."""
+    from picardopt_3d.pages.viewer import save_viewer
+    from picardopt_3d.run.finished import open_scene, read_run
+    from picardopt_3d.run.folder import RunFolder
+
+    if unused := config.of_meshes():
+        raise ValueError(f"{', '.join(unused)}: of no use for format html; leave it out")
+    if not config.run.is_dir():
+        raise ValueError(f"format html: {config.run} is no folder of a run; give that")
+    run, folder = read_run(config.run), RunFolder(config.run)
+    out = config.out or folder.page
+    said = save_viewer(folder, open_scene(run.scene, config.device), run.report, out)
+    return f"{out}: {said}"
 
 
 def _export_splats(config: ExportConfig, splats: Splats, out: Path) -> str:

@@ -43,13 +43,23 @@ def save_mesh(mesh: Mesh, path: Path, format: Format | None = None, up: Up | Non
         raise ValueError(
             f"up={up!r} with format='glb': glTF has y up; leave it out, or write obj or ply"
         )
-    up = up or _UP[kind]
-    vertices = turned(mesh.vertices, up)
-    normals = turned(vertex_normals(mesh.vertices, mesh.faces), up)
-    write: Callable[..., bytes] = {"glb": _glb, "obj": _obj, "ply": _ply}[kind]
-    content = write(vertices, normals, mesh.faces, mesh.colours, up)
+    content = mesh_bytes(mesh, kind, up or _UP[kind])  # type: ignore[arg-type]
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def mesh_bytes(mesh: Mesh, format: Format, up: Up) -> bytes:
+    """Returns the content of a mesh's file, with its colours and smooth normals.
+
+    Args:
+        mesh: The mesh.
+        format: The file's format.
+        up: The axis that points up in the file; GLB requires "y".
+    """
+    vertices = turned(mesh.vertices, up)
+    normals = turned(vertex_normals(mesh.vertices, mesh.faces), up)
+    write: Callable[..., bytes] = {"glb": _glb, "obj": _obj, "ply": _ply}[format]
+    return write(vertices, normals, mesh.faces, mesh.colours, up)
 
 
 def turned(vectors: npt.NDArray[np.float32], up: Up) -> npt.NDArray[np.float32]:

@@ -32,7 +32,7 @@ _HARMONICS = 15  # coefficients a channel above the constant one in a PLY file: 
 _LARGEST_LOG_SCALE = 88.0  # the exponential of more overflows in single precision
 
 
-class _Table(NamedTuple):
+class SplatTable(NamedTuple):
     """Gaussians in the axes of a file, in double precision."""
 
     means: npt.NDArray[np.float64]  # [count, 3]
@@ -57,6 +57,12 @@ class _Table(NamedTuple):
         """Colours without the higher harmonics, RGB in [0, 1] (sRGB)."""
         return np.clip(0.5 + SH_C0 * self.colours, 0.0, 1.0)
 
+    @property
+    def order(self) -> npt.NDArray[np.int64]:
+        """Indices of the Gaussians, those with most opacity times volume first."""
+        weight = self.log_scales.sum(axis=1) + np.log(np.maximum(self.opacities, 1e-300))
+        return np.argsort(-weight, kind="stable")
+
 
 def save_splats(splats: Splats, path: Path, format: Format, up: Up | None = None) -> None:
     """Writes Gaussians to a file, atomically.
@@ -79,18 +85,22 @@ def save_splats(splats: Splats, path: Path, format: Format, up: Up | None = None
         raise ValueError(f"format={format!r}: give one of {', '.join(get_args(Format))}")
     if format == "splats-glb" and up not in (None, "y"):
         raise ValueError(f"up={up!r} with format='splats-glb': glTF has y up; leave it out")
-    check_finite(splats)
-    if len(splats.means) == 0:
-        raise ValueError("there are no Gaussians to write")
-    table = _table(splats, up or ("y" if format == "splats-glb" else "z"))
+    table = splat_table(splats, up or ("y" if format == "splats-glb" else "z"))
     write = {"ply": _ply, "splat": _splat, "splats-glb": _glb}[format]
     content = write(table)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
-def _table(splats: Splats, up: Up) -> _Table:
-    """Returns Gaussians in a file's axes."""
+def splat_table(splats: Splats, up: Up = "z") -> SplatTable:
+    """Returns Gaussians in a file's axes, with rotations of length 1.
+
+    Raises:
+        ValueError: There are no Gaussians, or their values are not finite.
+    """
+    check_finite(splats)
+    if len(splats.means) == 0:
+        raise ValueError("there are no Gaussians to write")
     tensors = [tensor.detach().double().cpu().numpy() for tensor in splats]
     means, log_scales, rotations, logits, colours, harmonics = tensors
     largest = np.abs(rotations).max(axis=1, keepdims=True, initial=0.0)
@@ -104,7 +114,7 @@ def _table(splats: Splats, up: Up) -> _Table:
             scalar_first=True
         )
         harmonics = _turned_harmonics(harmonics, turn)
-    return _Table(means, log_scales, rotations, logits, colours, harmonics)
+    return SplatTable(means, log_scales, rotations, logits, colours, harmonics)
 
 
 def _turned_harmonics(
@@ -130,7 +140,7 @@ def _turned_harmonics(
     return turned
 
 
-def _ply(table: _Table) -> bytes:
+def _ply(table: SplatTable) -> bytes:
     """Returns a PLY file in the layout of 3D Gaussian Splatting, which strict readers want to the byte."""
     count = len(table.means)
     harmonics = np.zeros((count, 3, _HARMONICS))  # channel by channel
@@ -146,10 +156,9 @@ def _ply(table: _Table) -> bytes:
     return "\n".join(header).encode() + rows.astype("<f4").tobytes()
 
 
-def _splat(table: _Table) -> bytes:
+def _splat(table: SplatTable) -> bytes:
     """Returns a .splat file: position, scale, colour with opacity, and rotation, without a header."""
-    weight = table.log_scales.sum(axis=1) + np.log(np.maximum(table.opacities, 1e-300))
-    order = np.argsort(-weight, kind="stable")
+    order = table.order
     rows = np.empty(
         len(order), [("places", "<f4", 6), ("colours", "u1", 4), ("rotations", "u1", 4)]
     )
@@ -160,7 +169,7 @@ def _splat(table: _Table) -> bytes:
     return rows.tobytes()
 
 
-def _glb(table: _Table) -> bytes:
+def _glb(table: SplatTable) -> bytes:
     """Returns a binary glTF file with `KHR_gaussian_splatting`, an extension ratified by Khronos."""
     own = "KHR_gaussian_splatting:"
     linear = np.hstack([to_linear(table.shown), table.opacities[:, None]])

@@ -95,7 +95,7 @@ def save_textured(
         raise ValueError(f"up={up!r} with format='glb': glTF has y up; leave it out, or write obj")
     if format == "obj":
         check_beside(path)
-    contents = {path: _glb(mesh)} if format == "glb" else _obj(mesh, path, up or "z")
+    contents = {path: textured_glb(mesh)} if format == "glb" else _obj(mesh, path, up or "z")
     for file, content in contents.items():
         with replacing(file) as temporary:
             temporary.write_bytes(content)
@@ -148,7 +148,7 @@ def _png(mesh: TexturedFile) -> bytes:
     return buffer.getvalue()
 
 
-def _glb(mesh: TexturedFile) -> bytes:
+def textured_glb(mesh: TexturedFile) -> bytes:
     """Returns a binary glTF 2.0 file; its vertices are split where the texture is cut."""
     # Imported here because it takes a second to import.
     import trimesh

@@ -14,6 +14,15 @@ from picardopt_3d.io import replacing
 from picardopt_3d.scenes import Render
 
 
+def film_pixels(size: int) -> int:
+    """Returns the pixels along an edge of a film's views, before they are enlarged.
+
+    Args:
+        size: Along an edge of the views of the run's last step.
+    """
+    return min(max(size, 96), 256) // 16 * 16
+
+
 def frames_of(render: Render, scale: int = 1) -> list[np.ndarray]:
     """Returns one frame per view with colour and normals side by side, each `[height, 2 width, 3]`."""
     both: Tensor = normal_colours(render)

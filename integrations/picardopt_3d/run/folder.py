@@ -6,7 +6,8 @@
     stages/1-NAME/record.json                 losses, strides, drift errors, seconds so far
     stages/1-NAME/progress/step_00100.png     pictures
     stages/1-NAME/contact_sheet.png           six views, where another stage comes after
-    report.json  contact_sheet.png  turntable.mp4  strides.png  tensorboard/
+    report.json  contact_sheet.png  turntable.mp4  strides.png  tensorboard/  wandb/
+    viewer.html                               the object to turn, its views and figures, in one file
     plan.json                                 of `picardopt plan`, before the run
 
 Earlier versions kept the checkpoint, the scene and the pictures of their only stage in the run's folder itself; such a
@@ -101,9 +102,19 @@ class RunFolder:
         return self.path / "strides.png"
 
     @property
+    def page(self) -> Path:
+        """The object to turn in a browser, with its views and figures."""
+        return self.path / "viewer.html"
+
+    @property
     def tensorboard(self) -> Path:
         """Events for TensorBoard."""
         return self.path / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """What Weights & Biases keeps of the run."""
+        return self.path / "wandb"
 
     @property
     def plan(self) -> Path:
@@ -113,10 +124,10 @@ class RunFolder:
     @property
     def own(self) -> tuple[Path, ...]:
         """All files and folders that a run writes, and that --overwrite replaces; also those of earlier versions."""
-        own = (self.config, self.input, self.report, self.sheet, self.film, self.plot)
+        own = (self.config, self.input, self.report, self.sheet, self.film, self.plot, self.page)
         earlier = StageFolder(self.path)
         of_stage = (earlier.checkpoint, earlier.scene, earlier.record, earlier.picture(0).parent)
-        return (*own, self.tensorboard, self.path / _STAGES, *of_stage)
+        return (*own, self.tensorboard, self.wandb, self.path / _STAGES, *of_stage)
 
     def stage(self, index: int, name: str) -> StageFolder:
         """Returns the folder of a stage.

@@ -1,4 +1,4 @@
-"""What is made of a finished scene: film, contact sheet, plot, report."""
+"""What is made of a finished scene: film, contact sheet, plot, page, report."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from picardopt_3d.cameras import orbit_cameras, turntable_cameras
 from picardopt_3d.config import RunConfig
 from picardopt_3d.export.pictures import rows_of, save_contact_sheet
 from picardopt_3d.export.plots import save_strides_plot
-from picardopt_3d.export.turntable import frames_of, save_film
+from picardopt_3d.export.turntable import film_pixels, frames_of, save_film
 from picardopt_3d.io import write_json
 from picardopt_3d.methods import NamedStage
+from picardopt_3d.pages.viewer import save_viewer
 from picardopt_3d.rendering import render_in_parts
 from picardopt_3d.run.drifts import figures_of
 from picardopt_3d.run.finished import open_scene
@@ -56,7 +57,7 @@ def finish(config: RunConfig[Any], started: float) -> dict[str, Any]:
     size, view = int(record.figures["size"]), begun[-1].stage.config.cameras.middle
     scene, yardstick = open_scene(folder.scene, config.device), task.yardstick
     compared = {} if yardstick is None else yardstick.figures(scene, size)
-    shown = _shown(size)
+    shown = film_pixels(size)
     save_turntable(scene, folder.film, view, shown)
     save_sheet(scene, folder.sheet, folder.input, task, view, shown, compared.get("psnr"))
     sweeps = [(each.stage.name, each.record.sweeps) for each in begun] if len(stages) > 1 else []
@@ -68,6 +69,7 @@ def finish(config: RunConfig[Any], started: float) -> dict[str, Any]:
             figures |= _sheet_of_earlier(one, config, size)
         each[-1] |= {name: compared[name] for name in ("psnr",) if compared}
         report |= {"steps": sum(stage.config.steps for stage in stages), "stages": each}
+    save_viewer(folder, scene, report)
     write_json(folder.report, report)
     return report
 
@@ -107,7 +109,7 @@ def _sheet_of_earlier(begun: _Begun, config: RunConfig[Any], size: int) -> dict[
     task, view = config.task, begun.stage.config.cameras.middle
     scene, yardstick = open_scene(begun.folder.scene, config.device), task.yardstick
     found = None if yardstick is None else yardstick.psnr(scene, size)
-    picture, shown = RunFolder(config.out).input, _shown(size)
+    picture, shown = RunFolder(config.out).input, film_pixels(size)
     save_sheet(scene, begun.folder.sheet, picture, task, view, shown, found, begun.stage.name)
     return {} if found is None else {"psnr": found}
 
@@ -154,11 +156,6 @@ def _counts(record: RunRecord) -> dict[str, Any]:
         },
         "restructured": [steps for steps, _ in record.restructured],
     }
-
-
-def _shown(size: int) -> int:
-    """Returns the pixels of a view in film and sheet, for those of the run's last step."""
-    return min(max(size, 96), 256) // 16 * 16
 
 
 def save_turntable(scene: Scene, path: Path, view: View, size: int = 96) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from picardopt import ParallelPicardOptimizer
+from picardopt import ParallelPicardOptimizer, __version__
 from picardopt_3d.config import RunConfig
 from picardopt_3d.devices import pick_device
 from picardopt_3d.guidance.choose import load_guidance
@@ -189,6 +189,7 @@ def _figures(config: RunConfig[Any], stage: StageConfig, device: torch.device) -
         "threads_per_worker": torch.get_num_threads(),
         "device": str(device),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "picardopt": __version__,
         "torch": str(torch.__version__),
         "steps": stage.steps,
         "size": stage.final_pixels,

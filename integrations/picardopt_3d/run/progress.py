@@ -1,4 +1,4 @@
-"""What can be seen of a stage while it runs: a bar, pictures, TensorBoard."""
+"""What can be seen of a stage while it runs: a bar, pictures, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from picardopt_3d.cameras import turntable_cameras
 from picardopt_3d.export.pictures import rows_of, save_png, tile
 from picardopt_3d.problem import Losses
 from picardopt_3d.rendering import render_in_parts
+from picardopt_3d.run.curves import WandbCurves
 from picardopt_3d.run.drifts import group_names
 from picardopt_3d.run.record import Recorder
 from picardopt_3d.scenes import Scene
@@ -25,7 +26,7 @@ _PIXELS = 64  # along an edge of each view of a progress picture
 
 
 class Progress:
-    """Shows each step of a stage; a context manager, since it closes the bar and TensorBoard's file.
+    """Shows each step of a stage; a context manager, since it closes the bar and the curves.
 
     Args:
         recorder: Of the stage.
@@ -34,7 +35,8 @@ class Progress:
         picture_every: Steps between pictures; 0: none.
         picture: Writes a picture of the scene after a step, and returns its path.
         tensorboard: Folder for TensorBoard's events; None: none are written.
-        first_step: Steps of the run before this stage, for TensorBoard.
+        first_step: Steps of the run before this stage, for curves.
+        curves: Where curves go besides; None: nowhere.
     """
 
     def __init__(
@@ -46,17 +48,18 @@ class Progress:
         picture: Callable[[int], Path],
         tensorboard: Path | None = None,
         first_step: int = 0,
+        curves: WandbCurves | None = None,
     ) -> None:
         self.recorder, self.first_step = recorder, first_step
         self.picture_every, self.picture = picture_every, picture
         done = recorder.record.step
         self.bar = tqdm(total=steps, initial=done, desc=title, unit="step")
-        self.writer: Any = None
+        self.writers: list[Any] = [] if curves is None else [curves]
         if tensorboard is not None:
-            self.writer = _writer(tensorboard, first_step + done)
+            self.writers.append(_writer(tensorboard, first_step + done))
 
     def __enter__(self) -> Progress:
-        """Does nothing: the bar and the writer are open."""
+        """Does nothing: the bar and the writers are open."""
         return self
 
     def __exit__(
@@ -66,8 +69,8 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self.bar.close()
-        if self.writer is not None:
-            self.writer.close()
+        for writer in self.writers:
+            writer.close()
 
     def step(self, step: int, losses: Losses) -> None:
         """Shows a step that has become final."""
@@ -85,7 +88,7 @@ class Progress:
         path = None
         if self.picture_every and (step + 1) % self.picture_every == 0:
             path = self.picture(step)
-        if self.writer is not None:
+        if self.writers:
             self._log(self.first_step + step, losses, path)
 
     def _counts(self) -> list[tuple[str, int]]:
@@ -95,20 +98,26 @@ class Progress:
     def _log(self, step: int, losses: Losses, picture: Path | None) -> None:
         values: dict[str, Tensor] = {"loss": losses.total} | losses.terms
         for name, value in values.items():
-            self.writer.add_scalar(f"loss/{name}", float(value), step)
+            self._add(f"loss/{name}", float(value), step)
         stats = self.recorder.stats
         if stats.sweeps:
-            self.writer.add_scalar("picard/stride", stats.records[-1].stride, step)
-            self.writer.add_scalar("picard/steps_per_sweep", stats.mean_stride, step)
+            self._add("picard/stride", stats.records[-1].stride, step)
+            self._add("picard/steps_per_sweep", stats.mean_stride, step)
         names = group_names(self.recorder.problem.measured())
         for kind, shares in (("error", stats.drift_error), ("noise", stats.drift_noise)):
             for name, share in zip(names, shares, strict=False):
-                self.writer.add_scalar(f"drift_{kind}/{name}", share, step)
+                self._add(f"drift_{kind}/{name}", share, step)
         for name, count in self._counts():
-            self.writer.add_scalar(f"counts/{name}", count, step)
+            self._add(f"counts/{name}", count, step)
         if picture is not None:
             pixels = np.asarray(Image.open(picture).convert("RGB"))
-            self.writer.add_image("scene", pixels, step, dataformats="HWC")
+            for writer in self.writers:
+                writer.add_image("scene", pixels, step, dataformats="HWC")
+
+    def _add(self, name: str, value: float, step: int) -> None:
+        """Adds a point to a curve."""
+        for writer in self.writers:
+            writer.add_scalar(name, value, step)
 
 
 def save_progress_picture(scene: Scene, path: Path, step: int, view: tuple[float, float]) -> None:

@@ -196,6 +196,10 @@ class Recorder:
             if not history or history[-1][-1] != count:
                 history.append([steps, self._sweeps, count])
 
+    def leave_out(self, seconds: float) -> None:
+        """Leaves out seconds in which the run stood still."""
+        self._begun += seconds
+
     def count(self) -> None:
         """Adds what the optimizer has counted since the run began or went on."""
         record, before, stats = self.record, self._before, self.stats

@@ -1,0 +1,115 @@
+"""What the trials of other people's code share: empty modules, processes of their own, comparison of bits."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+Train = Callable[..., dict[str, Any]]
+"""Makes a run in this process: of a checkout, for some steps, with options of picardopt or without picardopt (None)."""
+
+
+def checkout(clone: Path, commit: str, paths: Sequence[str], folder: Path) -> None:
+    """Puts files of a commit into a new folder."""
+    folder.mkdir()
+    packed = subprocess.run(
+        ["git", "-C", clone, "archive", commit, "--", *paths], check=True, stdout=subprocess.PIPE
+    )
+    subprocess.run(["tar", "-x", "-C", folder], input=packed.stdout, check=True)
+
+
+def load(name: str, path: Path) -> types.ModuleType:
+    """Imports a file under a name."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Empty(types.ModuleType):
+    """Stands for a package that is not installed, and that is imported but never called: all that it has is None."""
+
+    __path__: ClassVar[list[str]] = []
+
+    def __getattr__(self, name: str) -> None:
+        """Returns None."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+@contextmanager
+def missing(names: Sequence[str]) -> Iterator[None]:
+    """Puts empty modules in the place of packages that are not installed, while others are imported in the block."""
+    found = []
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        if parent in found or (not parent and importlib.util.find_spec(name) is None):
+            sys.modules[name] = Empty(name)
+            found.append(name)
+            if parent:
+                setattr(sys.modules[parent], child, sys.modules[name])
+    yield
+    for name in found:
+        del sys.modules[name]
+
+
+def differences(first: Any, second: Any, name: str = "") -> list[str]:
+    """Names what is not the same in every bit."""
+    if isinstance(first, torch.Tensor):
+        same = first.shape == second.shape and torch.equal(
+            first.contiguous().view(-1).view(torch.uint8),
+            second.contiguous().view(-1).view(torch.uint8),
+        )
+        return [] if same else [name]
+    if isinstance(first, dict):
+        if first.keys() != second.keys():
+            return [f"{name}: other keys"]
+        return [d for key in first for d in differences(first[key], second[key], f"{name}.{key}")]
+    if isinstance(first, list):
+        if len(first) != len(second):
+            return [f"{name}: other length"]
+        pairs = enumerate(zip(first, second, strict=True))
+        return [d for index, (a, b) in pairs for d in differences(a, b, f"{name}.{index}")]
+    return [] if first == second else [name]
+
+
+def run(module: str, processes: int, folder: Path, steps: int, picard: str) -> dict[str, Any]:
+    """Makes a run in processes of its own; the module passes its arguments to `child`."""
+    out = folder / "result.pt"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [*(launcher if processes > 1 else []), "-m", module]
+    arguments = ["--child", str(folder), str(out), str(steps), picard]
+    subprocess.run([sys.executable, *command, *arguments], check=True)
+    result: dict[str, Any] = torch.load(out, weights_only=False)
+    return result
+
+
+def child(train: Train, folder: str, out: str, steps: str, picard: str) -> None:
+    """Makes one run in this process; "NAME=VALUE ..." are options of picardopt, "" means without it."""
+    options = {key: int(value) for key, value in (item.split("=") for item in picard.split())}
+    result = train(Path(folder), int(steps), picard=options or None)
+    if int(os.environ.get("RANK", "0")) == 0:
+        torch.save(result, out)
+
+
+def report(name: str, steps: int, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Prints what became of a run, apart from its strides and what it says of itself."""
+    parts = [str(found.pop("says"))]
+    if "strides" in found:
+        strides = found.pop("strides")
+        parts.append(f"{len(strides)} sweeps of {sum(strides) / len(strides):.2f} steps")
+        differ = differences({k: v for k, v in expected.items() if k != "says"}, found)
+        parts.append("every bit the sequential one" if not differ else f"{len(differ)} differ")
+        parts += [] if not differ else [f"the first is {differ[0]}"]
+    print(f"{name}: {steps} steps, {', '.join(parts)}", flush=True)

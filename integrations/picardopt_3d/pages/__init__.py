@@ -1,0 +1,1 @@
+"""Pages to look at in a browser: one file each, which opens offline and asks no network for anything."""
