@@ -15,9 +15,9 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 _FLAGS = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
-    """Chromium, drawing WebGL on the CPU."""
+    """Chromium, drawing WebGL on the CPU; while it is there, this thread can have no other loop of asyncio."""
     library = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = next((path for name in _NAMES if (path := shutil.which(name))), None)
     if found is None:
