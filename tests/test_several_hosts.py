@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import picardopt
+from picardopt.optimizer import STATE_KEY
 from tests.helpers.hosts import NAMES, TABLE, Host, NoHostsError, Process, Wire, two_hosts
 from tests.helpers.meshes import STEPS, Run, plain_run
 from tests.helpers.pool import ROOT
@@ -39,6 +40,7 @@ from pathlib import Path
 
 import torch
 import picardopt
+from picardopt.optimizer import STATE_KEY
 from tests.helpers.meshes import STEPS, Run, build, make_closure, record
 from tests.helpers.runs import Trace, stats_of
 
@@ -161,6 +163,54 @@ def check(folder: Path) -> tuple[int, float]:
     return start, min(seconds)
 
 
+ECHO = """
+import socket
+with socket.create_server(("", 5000)) as server:
+    print("listens", flush=True)
+    connection, _ = server.accept()
+    while data := connection.recv(65536):
+        connection.sendall(data)
+"""
+ASK = """
+import socket, sys, time
+with socket.create_connection(("host-b", 5000), timeout=10) as connection:
+    connection.settimeout(4)
+    for line in sys.stdin:
+        began, size = time.monotonic(), int(line)
+        connection.sendall(bytes(size))
+        try:
+            while size:
+                size -= len(connection.recv(65536))
+            print(time.monotonic() - began, flush=True)
+        except TimeoutError:
+            print("lost", flush=True)
+"""
+
+
+def test_the_wire_does_what_it_is_told(folder: Path) -> None:
+    with hosts_or_skip(folder) as (hosts, wire):
+        pipe = subprocess.PIPE
+        echo = hosts[1].start([sys.executable, "-c", ECHO], stdout=pipe)
+        assert echo.stdout.readline() == "listens\n"
+        ask = hosts[0].start([sys.executable, "-c", ASK], stdin=pipe, stdout=pipe)
+
+        def asked(size: int) -> str:
+            print(size, file=ask.stdin, flush=True)
+            return ask.stdout.readline().strip()
+
+        assert asked(100_000) != "lost"
+        wire("delay 0.05")
+        assert float(asked(1)) > 0.1
+        wire("delay 0")
+        assert wire("dropped") == "0"
+        wire("loss 0.5")
+        answers = [asked(1) for _ in range(4)]
+        assert any(answer != "lost" for answer in answers)
+        assert int(wire("dropped")) > 0
+        wire("cut")
+        assert asked(1) == "lost"
+
+
 @pytest.mark.parametrize("way", ["static", "c10d"])
 def test_exact(folder: Path, way: str) -> None:
     with hosts_or_skip(folder, relayed=False) as (hosts, _):
@@ -216,15 +266,14 @@ def test_a_rank_that_is_killed(folder: Path, way: str) -> None:
     assert 0 < check(folder)[0] < STEPS
 
 
-def test_a_name_that_means_this_host_alone(folder: Path) -> None:
-    """As /etc/hosts of Debian has it: the error names the host and the remedy, and the remedy helps."""
-    first, second = TABLE.splitlines(keepends=True)[:1], TABLE.splitlines(keepends=True)[1:]
-    table = "".join([*first, f"127.0.1.1 {NAMES[1]}\n", *second])
-    with hosts_or_skip(folder, relayed=False, tables=(TABLE, table)) as (hosts, _):
+def test_names_that_mean_the_host_alone(folder: Path) -> None:
+    """As in /etc/hosts of Debian: the error names the hosts and the remedy, and the remedy helps."""
+    tables = [f"127.0.1.1 {name}\n{TABLE}" for name in NAMES]
+    with hosts_or_skip(folder, relayed=False, tables=tables) as (hosts, _):
         job = Job(hosts, "static", folder, folder, 60.0, "none")
         assert 0 not in job.codes(PATIENCE), str(job)
         for log in job.logs:
-            assert "host-b at 127.0.1.1 (it has the interfaces wire)" in log.read_text()
+            assert "gloo would look for host-a at 127.0.1.1 (it has the interf" in log.read_text()
             assert "GLOO_SOCKET_IFNAME" in log.read_text()
         job = Job(hosts, "static", folder, folder, 60.0, "none", GLOO_SOCKET_IFNAME="wire")
         assert job.codes(PATIENCE) == [0, 0], str(job)
@@ -239,7 +288,7 @@ def test_the_script_of_the_page(folder: Path) -> None:
         job = Job(hosts, "c10d", folder)
         assert job.codes(PATIENCE) == [0, 0], str(job)
     state = picardopt.load_checkpoint(folder / "run.pt")
-    assert state["optimizer"]["step"] == 200
+    assert state["optimizer"][STATE_KEY]["step"] == 200
 
 
 def test_the_benchmark_of_a_slow_link(folder: Path) -> None:

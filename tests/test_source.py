@@ -48,7 +48,7 @@ class Numbers(IterableDataset[int]):
 # -- as windows ask ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_any_window_from_any_step_on_gives_the_sequential_draws(data: st.DataObject) -> None:
     """Sweeps of any stride, repeated questions, a resumption with a new source and another window."""

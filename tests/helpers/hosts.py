@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,19 @@ class Host:
     Attributes:
         pid: A process that lives there; all others of the host end with it.
         enter: What precedes a command that runs there.
+        started: What was started there.
     """
 
     pid: str
     enter: tuple[str, ...]
+    started: list[Process]
 
     def start(self, command: Sequence[str], folder: Path | str = ".", **options: Any) -> Process:
         """Starts a command there, in a folder."""
         there = ["sh", "-c", 'cd "$0" && exec "$@"', str(Path(folder).absolute())]
-        return subprocess.Popen([*self.enter, *there, *command], text=True, **options)
+        process = subprocess.Popen([*self.enter, *there, *command], text=True, **options)
+        self.started.append(process)
+        return process
 
 
 class Wire:
@@ -83,7 +87,8 @@ def two_hosts(
             )
             user = ("--user", "--preserve-credentials")
             inside = ("nsenter", f"--target={holder.pid}", *user)
-        hosts = []
+        hosts: list[Host] = []
+        stack.callback(lambda: [_end(process) for host in hosts for process in host.started])
         for name, table in zip(NAMES, tables, strict=True):
             file = folder / f"hosts of {name}"
             file.write_text(table)
@@ -94,7 +99,7 @@ def two_hosts(
             )
             # The process inside is the only child of the one that made the namespaces.
             pid = Path(f"/proc/{made.pid}/task/{made.pid}/children").read_text().strip()
-            hosts.append(Host(pid, ("nsenter", f"--target={pid}", *user, *_SPACES)))
+            hosts.append(Host(pid, ("nsenter", f"--target={pid}", *user, *_SPACES), []))
         (a, b), wire = hosts, None
         if relayed:
             script = [sys.executable, wire_script.__file__]
@@ -122,6 +127,15 @@ def _living(stack: ExitStack, command: list[str]) -> Process:
     assert process.stdin is not None
     stack.callback(process.stdin.close)
     return process
+
+
+def _end(process: Process) -> None:
+    """Waits for a process whose host is gone."""
+    for file in (process.stdin, process.stdout, process.stderr):
+        if file is not None:
+            with suppress(OSError):
+                file.close()
+    process.wait()
 
 
 def _answer(process: Process) -> str:

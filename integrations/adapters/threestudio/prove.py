@@ -40,7 +40,7 @@ LOOK_FOR_OTHERS = ("diffusers", "pytorch_lightning", "torchmetrics", "transforme
 """What looks for some of these itself: imported while nothing stands for them."""
 SETTINGS = [
     *("name=trial", "tag=trial", "use_timestamp=false"),
-    *("data.batch_size=2", "data.width=24", "data.height=24"),
+    *("data.batch_size=2", "data.width=16", "data.height=16"),
     *("data.camera_distance_range=[1.5,1.8]", "data.fovy_range=[40,45]"),
     *("data.camera_perturb=0", "data.center_perturb=0", "data.up_perturb=0"),
     "system.geometry.radius=0.6",
@@ -51,9 +51,9 @@ SETTINGS = [
     ),
     *(
         f"system.geometry.pos_encoding_config.{name}"
-        for name in ("start_step=10", "update_steps=7", "per_level_scale=1.6")
+        for name in ("start_step=6", "update_steps=5", "per_level_scale=1.6")
     ),
-    *("system.material.ambient_only_steps=15", "system.renderer.num_samples_per_ray=48"),
+    *("system.material.ambient_only_steps=10", "system.renderer.num_samples_per_ray=24"),
     *(
         "system.prompt_processor_type=shipped-prompt-processor",
         "system.guidance_type=shipped-guidance",
@@ -162,7 +162,7 @@ def main() -> None:
     """Makes the runs, each in processes of its own, and compares them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("clone", type=Path)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--window", type=int, default=4)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

@@ -61,7 +61,16 @@ class PicardSystem:
         }
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Wraps the configured optimizer; the scheduler that goes with it is known ahead."""
+        """Wraps the configured optimizer; the scheduler that goes with it is known ahead.
+
+        Raises:
+            ValueError: The trainer scales gradients, or the renderer's estimator is trained itself.
+        """
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision}: its GradScaler expects one gradient a step, so nothing "
+                "can run ahead; take bf16-mixed or 32"
+            )
         base = parse_optimizer(self.cfg.optimizer, self)
         optimizer = ParallelPicardOptimizer(base, **self.picard_options())
         if self.cfg.scheduler is None:
@@ -125,9 +134,18 @@ class PicardSystem:
 
 
 def carried(system: nn.Module) -> Iterator[Tensor]:
-    """Yields the tensors that steps rewrite besides parameters: those of nerfacc's occupancy grids."""
+    """Yields the tensors that steps rewrite besides parameters: those of nerfacc's occupancy grids.
+
+    Raises:
+        ValueError: An estimator has none, because it trains a network of its own.
+    """
     for module in system.modules():
         if hasattr(module, "update_every_n_steps"):
+            if not hasattr(module, "occs"):
+                raise ValueError(
+                    f"{type(module).__name__} steps an optimizer of its own within a step; take "
+                    "system.renderer.estimator=occgrid or importance"
+                )
             yield from (module.get_buffer(name) for name in ("occs", "binaries"))
 
 
