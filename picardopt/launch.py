@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -37,6 +37,7 @@ def init_process_group(backend: str | None = None, **options: Any) -> None:
         options: More arguments of torch's function (`timeout`, `device_id`, ...).
 
     Raises:
+        RankLostError: If another rank does not come within the timeout.
         RuntimeError: If gloo could not join the hosts; the message says how it can (docs/several-hosts.md).
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
@@ -48,9 +49,15 @@ def init_process_group(backend: str | None = None, **options: Any) -> None:
         return
     limit = {"timeout": options["timeout"]} if options.get("timeout") else {}
     store, rank, size = next(iter(rendezvous("env://", **limit)))
-    store = _store_of_attempt(store, rank, size)
-    if backend is None or "gloo" in backend:
-        check_addresses(store, os.environ)
+    try:
+        store = _store_of_attempt(store, rank, size)
+        if backend is None or "gloo" in backend:
+            check_addresses(store, os.environ)
+    except dist.DistStoreError as error:
+        raise RankLostError(
+            f"a rank did not come, or was lost ({error}): run the same torchrun command on every host, and look there "
+            "for the first error"
+        ) from error
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, **options)
 
 
@@ -59,6 +66,9 @@ def _store_of_attempt(store: Store, rank: int, size: int) -> Store:
 
     The store may hold an earlier attempt's values, and TORCHELASTIC_RESTART_COUNT differs between hosts. A rank
     therefore accepts a name only once rank 0 has answered under it with the rank's own token.
+
+    Raises:
+        DistStoreError: If a rank does not come, or does not answer, within the store's timeout.
     """
     from torch.distributed.distributed_c10d import PrefixStore
 
@@ -68,6 +78,8 @@ def _store_of_attempt(store: Store, rank: int, size: int) -> Store:
         for peer in range(1, size):
             store.set(f"{token}/answer/{peer}", store.get(f"{token}/hello/{peer}").decode())
         return PrefixStore(token, store)
+    timeout = cast(Any, store).timeout  # a timedelta, which torch's stubs lack
+    limit = time.monotonic() + timeout.total_seconds()
     while True:
         name = store.get("attempt").decode()
         store.set(f"{name}/hello/{rank}", token)
@@ -75,6 +87,8 @@ def _store_of_attempt(store: Store, rank: int, size: int) -> Store:
         while store.get("attempt").decode() == name:
             if store.check([answer]) and store.get(answer).decode() == token:
                 return PrefixStore(name, store)
+            if time.monotonic() > limit:
+                raise dist.DistStoreError(f"rank 0 did not answer within {timeout}")
             time.sleep(0.01)
 
 

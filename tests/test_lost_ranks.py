@@ -6,7 +6,10 @@ Each test has a pool of its own, since the group is lost with the rank.
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +32,7 @@ from tests.helpers.runs import (
     sequential,
     wrap,
 )
+from tests.test_launch import environment
 
 CASE = Case("network", "Adam", steps=14)
 
@@ -213,6 +217,54 @@ def test_a_stopped_rank() -> None:
     assert report["error"] == RankLostError.__name__
     assert "1" in report["message"]
     assert report["again"] is not None
+
+
+SCRIPT = """
+import os, signal, torch, torch.distributed as dist
+from picardopt import ParallelPicardOptimizer
+
+dist.init_process_group("gloo")
+weight = torch.nn.Parameter(torch.ones(3))
+optimizer = ParallelPicardOptimizer(torch.optim.SGD([weight], lr=0.1), tolerance=0, timeout=2)
+
+def closure(step):
+    if step >= 3 and dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    optimizer.zero_grad()
+    loss = weight.square().sum()
+    loss.backward()
+    return loss
+
+for _ in range(9):
+    optimizer.step(closure)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_ends_with_its_error(tmp_path: Path) -> None:
+    """Though one of its threads still waits for the stopped rank: an exit status, no abort."""
+    script, store = (
+        tmp_path / "train.py",
+        dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False),
+    )
+    script.write_text(SCRIPT)
+    told = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
+    told["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    command, pipe = [sys.executable, str(script)], subprocess.PIPE
+    processes = [
+        subprocess.Popen(
+            command, env=environment() | told | {"RANK": str(rank)}, stderr=pipe, text=True
+        )
+        for rank in range(2)
+    ]
+    try:
+        _, text = processes[0].communicate(timeout=200)
+        assert processes[0].returncode == 1, text
+        assert "RankLostError: rank 1 did not answer within 2 s" in text.splitlines()[-1]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def slow_peer(seconds: float) -> dict[str, Any]:

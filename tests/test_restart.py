@@ -1,5 +1,6 @@
 """torchrun restarts the workers after a crash, and training goes on from the last checkpoint, bitwise."""
 
+import datetime
 import os
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from picardopt import RankLostError
 from picardopt.launch import _store_of_attempt, init_process_group
-from tests.helpers.runs import assert_same_bits
+from tests.helpers.runs import SECONDS, assert_same_bits
 from tests.test_launch import environment
 
 SCRIPT = """
@@ -125,6 +127,23 @@ def test_each_attempt_has_a_store_of_its_own() -> None:
     store = dist.HashStore()
     for late in (0, 1, 2, 0):
         assert meet(store, 3, late) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_does_not_come(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    """An error within the timeout, also where an earlier attempt's name is found; it says what to do."""
+    second = datetime.timedelta(seconds=1)
+    agent = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=second)
+    dist.PrefixStore("picardopt", agent).set("attempt", "an earlier one")
+    told = {"RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    told |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(agent.port)}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    began = time.monotonic()
+    with pytest.raises(RankLostError, match="same torchrun command on every host"):
+        init_process_group("gloo", timeout=second)
+    assert time.monotonic() - began < SECONDS
+    assert not dist.is_initialized()
 
 
 def test_without_a_launcher_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

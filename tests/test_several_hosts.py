@@ -247,6 +247,9 @@ def test_a_link_that_is_cut(folder: Path, way: str) -> None:
         job.wait_for(lambda: all(file.exists() for file in lost), TIMEOUT + SECONDS)
         wire("heal")
         assert job.codes(PATIENCE) == [0, 0], str(job)
+        assert "terminate called" not in str(
+            job
+        )  # every process ended with its error, none by an abort
     for rank, file in enumerate(lost):
         message, seconds, host = torch.load(file)
         assert "rank" in message

@@ -149,7 +149,7 @@ def run_script(script: Path, way: str, window: int | None, out: Path) -> None:
     run.state = tree_leaves(optimizer.base.state_dict())
     run.sweeps = optimizer.stats.sweeps
     if int(os.environ.get("RANK", "0")) == 0:
-        torch.save(run, out)
+        torch.save(vars(run), out)
 
 
 def start(options: argparse.Namespace, way: str, out: Path) -> Run:
@@ -163,8 +163,7 @@ def start(options: argparse.Namespace, way: str, out: Path) -> Run:
         command += ["--window", str(options.window)]
     print(f"--- {way}", flush=True)
     subprocess.run([*command, str(options.script), *options.arguments], check=True)
-    found: Run = torch.load(out, weights_only=False)
-    return found
+    return Run(**torch.load(out))
 
 
 def compare(options: argparse.Namespace) -> bool:
@@ -174,7 +173,7 @@ def compare(options: argparse.Namespace) -> bool:
     order = runs["in order"]
     exact = runs["tolerance 0"].same(order)
     print(
-        f"\n| {'way':<11} | steps | sweeps | steps per sweep | against one step after the other |"
+        f"\n| {'way':<12} | steps | sweeps | steps per sweep | against one step after the other |"
     )
     print("| --- | --- | --- | --- | --- |")
     for way, run in runs.items():
@@ -185,8 +184,9 @@ def compare(options: argparse.Namespace) -> bool:
         elif run.same(order):
             text = "the same bits"
         else:
-            text = f"{100 * run.distance(order):.2g} % of the way trained"
-        print(f"| {way:<11} | {steps:>5} | {run.sweeps or '':>6} | {pace:>15} | {text} |")
+            percent = 100 * run.distance(order)
+            text = f"{percent:.{0 if percent >= 10 else 1}f} % of the way trained"
+        print(f"| {way:<12} | {steps:>5} | {run.sweeps or '':>6} | {pace:>15} | {text} |")
     return exact
 
 

@@ -81,7 +81,7 @@ def llama(folder: Path) -> None:
 
 
 def text(folder: Path) -> None:
-    """Writes FOLDER/data/wikitext-2.txt: words of Python's language reference, for two batches an epoch."""
+    """Writes FOLDER/data/wikitext-2.txt: words of Python's language reference, for three batches an epoch."""
     (folder / "data").mkdir(parents=True)
     words = "\n".join(topics.values()).split()[:3000]
     needed = 35 * (4000 + 2 * 20 + 2)  # pieces for validation and test, and batches of 20

@@ -89,7 +89,7 @@ class PairwiseTransport:
         self._broken = ""
         self._waits: queue.SimpleQueue[_Wait | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._last: tuple[dist.ProcessGroup, _Wait] | None = None
+        self._last: _Wait | None = None
         self._groups: dict[dist.ProcessGroup, RankGroup] = {}
 
     def all_gather(
@@ -137,7 +137,7 @@ class PairwiseTransport:
             name = zlib.crc32(repr((count, payload.out.shape[1])).encode())
             wait.check = payload.check
             wait.payload = _start(payload.out, ranks, _PAYLOAD_TAGS | name >> 2)
-        self._last = ranks.group, wait
+        self._last = wait
         if self._thread is None:
             self._thread = threading.Thread(
                 target=_serve, args=(self._waits,), name="picardopt-exchange", daemon=True
@@ -149,13 +149,11 @@ class PairwiseTransport:
         return wait
 
     def _end(self) -> None:
-        """Aborts an abandoned wait, so that the interpreter can exit."""
-        if self._last is None or self._last[1].done.is_set():
+        """Ends an abandoned wait: a thread that still waits as the interpreter exits would abort the process."""
+        if self._last is None or self._last.done.is_set():
             return
-        group, wait = self._last
-        with suppress(Exception):
-            group._get_backend(self.device).abort()
-        wait.done.wait(2.0)
+        self._close()
+        self._last.done.wait(2.0)
 
     def _close(self) -> None:
         """Closes the connections of all groups in use, so that ranks waiting for this one fail at once.

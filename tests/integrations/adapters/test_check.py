@@ -34,7 +34,7 @@ def runs(folder: Path, *, pure: bool) -> dict[str, Run]:
     script.write_text(SCRIPT.format(pure=pure))
     for way in WAYS:
         run_script(script, way, None, folder / "run.pt")
-        found[way] = torch.load(folder / "run.pt", weights_only=False)
+        found[way] = Run(**torch.load(folder / "run.pt"))
     return found
 
 

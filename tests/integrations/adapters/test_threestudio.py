@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from picardopt import step_rng
+from picardopt import Restructure, step_rng
 from tests.helpers.pool import Pools
 from tests.helpers.runs import assert_same_bits
 from tests.integrations.adapters import threestudio
@@ -146,6 +146,22 @@ def test_two_processes_share_the_window(pools: Pools) -> None:
         assert_same_bits(losses, expected_losses)
         assert_same_bits(result, expected)
         assert max(strides) == 2
+
+
+class Changing(threestudio.System):
+    """Says that something changes after step 9."""
+
+    def picard_options(self) -> dict[str, Any]:
+        return {"restructure": Restructure(lambda step: None, due=lambda step: step == 9)}
+
+
+def test_a_system_names_options_of_its_own() -> None:
+    kind = type("Changing:picard", (extension().PicardSystem, Changing), {})
+    system = kind({"window": 8, "tolerance": float("inf")})
+    train(system)
+    records = system.optimizers().optimizer.stats.records
+    assert 10 in {record.step + record.slots for record in records}
+    assert 10 not in {step for r in records for step in range(r.step + 1, r.step + r.slots)}
 
 
 def test_a_trainer_that_scales_gradients_is_refused() -> None:

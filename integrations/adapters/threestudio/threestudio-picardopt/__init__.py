@@ -50,13 +50,19 @@ class PicardSystem:
         value = value.detach() if isinstance(value, Tensor) else value
         self._logged.append((name, value, args, options))
 
-    def picard_options(self) -> dict[str, Any]:
-        """Returns options of `ParallelPicardOptimizer`; a system that changes the number of parameters adds its own."""
+    def options(self) -> dict[str, Any]:
+        """Returns options of `ParallelPicardOptimizer`.
+
+        Those in the configuration win over those that the system behind this class names in a method
+        `picard_options`: `restructure` where it changes the number of parameters.
+        """
+        own = getattr(super(), "picard_options", dict)
         configured = self.cfg.optimizer.get("picard", {})
         limit = self.trainer.max_steps
         return {
             "carry": list(carried(self)),
             "total_steps": limit if limit > 0 else None,
+            **own(),
             **(config_to_primitive(configured) if configured else {}),
         }
 
@@ -72,7 +78,7 @@ class PicardSystem:
                 "can run ahead; take bf16-mixed or 32"
             )
         base = parse_optimizer(self.cfg.optimizer, self)
-        optimizer = ParallelPicardOptimizer(base, **self.picard_options())
+        optimizer = ParallelPicardOptimizer(base, **self.options())
         if self.cfg.scheduler is None:
             return {"optimizer": optimizer}
         scheduler = parse_scheduler(self.cfg.scheduler, optimizer)
