@@ -76,7 +76,7 @@ bench: $(STAMP)  ## cost of rollout, snapshot and commit, and the overhead of a 
 	$(run) $(BIN)/python benchmarks/overhead.py --out benchmarks/results/overhead.md
 
 docs: $(STAMP)  ## the documentation as a site, in SITE=build/site; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir "$(abspath $(SITE))"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir "$(abspath $(SITE))"
 
 lint: $(STAMP)  ## ruff: rules and format; which module may import which (.importlinter)
 	$(BIN)/ruff check .

@@ -5,7 +5,9 @@ The package runs on torch 2.4 and later and on Python 3.10 and later. Nothing el
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ __all__ = [
     "accelerator_module",
     "add_note",
     "broadcast",
+    "counted_step",
     "gives_in_order",
     "irecv",
     "isend",
@@ -76,6 +79,13 @@ def select_accelerator(index: int) -> None:
 def gives_in_order(loader: DataLoader[Any]) -> bool:
     """Returns whether a loader's batches come in the sampler's order: its `in_order` came with torch 2.6."""
     return bool(getattr(loader, "in_order", True))
+
+
+def counted_step(wrapper: Callable[..., Any]) -> Any:
+    """Returns the function whose calls an LR scheduler's wrapper counts: its `__wrapped__` came after torch 2.4."""
+    if hasattr(wrapper, "__wrapped__"):
+        return wrapper.__wrapped__
+    return inspect.getclosurevars(wrapper).nonlocals.get("func")
 
 
 # Ranks of a group (`group_src`, `group_dst`) came with torch 2.6; before, they were ranks of the default group.

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Optimizer, RMSprop
 
 from picardopt.bases import JoinedOptimizer
+from picardopt.compat import counted_step
 from picardopt.drift import Drift, set_gradients
 from picardopt.layout import ParameterLayout
 
@@ -80,4 +81,4 @@ def _is_patched(member: Optimizer) -> bool:
     if step is None:
         return False
     counts = getattr(step, "_wrapped_by_lr_sched", False)
-    return not (counts and step.__wrapped__ is type(member).step)
+    return not (counts and counted_step(step) is type(member).step)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.pages import DOCUMENTS, LAUNCHED, ROOT, Block, blocks, name_of
-from tests.helpers.versions import needs_3d
+from tests.helpers.versions import needs_3d, tomllib
 
 ELSEWHERE = {"docs/frameworks.md": "tests/frameworks/test_page.py"}
 """Pages whose blocks need what the page takes for granted, and the tests that run them so."""
@@ -25,12 +25,12 @@ TOGETHER = [each for found in PYTHON.values() for each in found if each.processe
 COMMANDS = ("text-to-3d", "image-to-3d")
 
 
-def page_marks(page: str) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.slow] if any(each.note == "slow" for each in RUN[page]) else []
+def marks(found: list[Block]) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if any(each.note == "slow" for each in found) else []
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=page_marks(page)) for page, found in RUN.items() if found]
+    "page", [pytest.param(page, marks=marks(found)) for page, found in RUN.items() if found]
 )
 def test_every_block_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other, as in a notebook: a block may use what one before it made."""
@@ -41,7 +41,9 @@ def test_every_block_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         exec(compile(block.code, page, "exec"), names)
 
 
-@pytest.mark.parametrize("block", TOGETHER, ids=lambda block: f"{block.page}-{block.processes}")
+@pytest.mark.parametrize(
+    "block", [pytest.param(each, marks=marks([each]), id=each.page) for each in TOGETHER]
+)
 def test_a_block_for_several_processes_runs_under_torchrun(block: Block, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(block.code)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -95,11 +97,9 @@ def shown_commands(*pages: str) -> list[list[str]]:
     return found
 
 
-@needs_3d
 def test_the_commands_shown_exist() -> None:
-    from importlib.metadata import entry_points
-
-    known = {point.name for point in entry_points(group="picardopt.commands")}
+    project = tomllib.loads((ROOT / "integrations" / "pyproject.toml").read_text())["project"]
+    known = set(project["entry-points"]["picardopt.commands"])
     shown = {words[0] for words in shown_commands()}
     assert {"text-to-3d", "image-to-3d", "resume", "evaluate", "export", "plan"} <= shown
     assert shown - {"--version"} <= known
@@ -124,6 +124,7 @@ def test_the_runs_shown_can_be_parsed(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @needs_3d
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_commands_of_the_tutorial_run(tmp_path: Path) -> None:
     shown = shown_commands("docs/tutorial.md")
     assert shown

@@ -90,6 +90,7 @@ def test_gaussian_fitting(tmp_path: Path) -> None:
     assert size_of(out) == (32, 32)
 
 
+@pytest.mark.slow
 @needs_3d
 def test_score_distillation(tmp_path: Path) -> None:
     out = tmp_path / "views.png"

@@ -107,7 +107,8 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", ["torchrun", pytest.param("launch", marks=pytest.mark.slow)])
+@pytest.mark.slow  # quicker: `test_restart.py` compares torchrun's bits, here a function is launched
+@pytest.mark.parametrize("way", ["torchrun", "launch"])
 def test_one_script_alone_and_on_two_processes(tmp_path: Path, way: str) -> None:
     """``python train.py`` and ``torchrun ... train.py`` end with the same bits."""
     script = tmp_path / "train.py"

@@ -122,12 +122,31 @@ def test_readers_get_the_drift_itself(kind: Optimizers) -> None:
     assert lends(JoinedOptimizer([kind(parameters[:1], lr=1e-2), torch.optim.Adam(parameters[1:])]))  # type: ignore[call-arg]
 
 
-def test_a_schedulers_count_of_steps_is_no_step_of_its_own() -> None:
+@pytest.mark.parametrize("older", [False, True])
+def test_a_schedulers_count_of_steps_is_no_step_of_its_own(older: bool) -> None:
+    """The wrapper of torch 2.4 and older does not say what it wraps."""
     base = torch.optim.Adam(parameters_of_shapes())
     lending = Lending(base, ParameterLayout(base.param_groups[0]["params"]))
     torch.optim.lr_scheduler.ExponentialLR(base, 0.9)
-    assert "step" in vars(base)
+    counting = vars(base)["step"]
+    if older:
+        vars(counting).pop("__wrapped__", None)
     assert lending.only_reads
+    # The same around a step of somebody's own.
+    counting = count_calls(lambda *_: None)
+    base.step = counting  # type: ignore[method-assign]
+    assert hasattr(counting, "_wrapped_by_lr_sched")
+    assert not lending.only_reads
+
+
+def count_calls(func: Callable[..., Any]) -> Any:
+    """As torch 2.4's schedulers do."""
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return func(*args, **kwargs)
+
+    wrapper._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    return wrapper
 
 
 def random_hooks(base: torch.optim.Optimizer) -> None:

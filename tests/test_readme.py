@@ -97,7 +97,8 @@ def test_the_files_that_it_names_are_there(page):
     for path in links:
         assert ((ROOT / page).parent / path).exists(), path
     for path in named:
-        assert (ROOT / path).exists(), path
+        # Pages on other people's repositories name files of those.
+        assert (ROOT / path).exists() or page.startswith("integrations/adapters/"), path
 
 
 def test_the_guide_names_every_example():

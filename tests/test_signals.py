@@ -171,7 +171,7 @@ def some_slow(*fast: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("start", some_slow("python", "launch function"))
+@pytest.mark.parametrize("start", some_slow("python"))
 def test_ctrl_c(programs: Any, start: str) -> None:
     """As a terminal sends it: to all processes of the program."""
     program = programs(start)
@@ -201,6 +201,7 @@ def test_sigterm_that_the_program_catches(programs: Any, start: str) -> None:
     assert all(told.endswith("True") for told in last)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_rank_ends_all(programs: Any) -> None:
     program = programs("torchrun")
     code, text = program.end(lambda: os.kill(program.worker(1), signal.SIGTERM))

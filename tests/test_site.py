@@ -69,7 +69,7 @@ def test_what_a_page_may_not_have_is_found(hooks: ModuleType, html: str, fault: 
 
 
 def build(project: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir"]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir"]
     return subprocess.run(
         [*command, str(site)],
         cwd=project,

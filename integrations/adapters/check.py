@@ -1,7 +1,8 @@
-"""Runs a training script that uses ParallelPicardOptimizer three ways, and compares what they trained.
+"""Runs a training script that uses ParallelPicardOptimizer four ways, and compares what they trained.
 
 One step after the other (the loop that picardopt replaces), running ahead at tolerance 0, and running ahead as the
-script says. The script itself is not changed; it is run whole, three times, with the arguments that follow its name:
+script says; and, to say what a distance means, one step after the other with other random draws in its steps and
+another order of batches. The script itself is not changed; it is run whole, with the arguments that follow its name:
 
     python integrations/adapters/check.py --window 8 train.py --its own --arguments
     python integrations/adapters/check.py --processes 2 train.py --its own --arguments
@@ -26,11 +27,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import picardopt
-from picardopt import ParallelPicardOptimizer, step_rng
+from picardopt import ParallelPicardOptimizer, StepIndexedLoader, step_rng
 from picardopt.closure import Plain, as_step_closure
 from picardopt.drift import map_tensors
 
-WAYS = ("in order", "tolerance 0", "as it is")
+WAYS = ("in order", "tolerance 0", "as it is", "another seed")
 
 
 @dataclass
@@ -81,13 +82,16 @@ def watched(way: str, window: int | None, runs: list[Any]) -> type[ParallelPicar
         window: Replaces the script's window, if given.
         runs: Receives a pair for each optimizer that the script makes: the object and its `Run`.
     """
+    in_order = way in ("in order", "another seed")
 
     class Watched(ParallelPicardOptimizer):
         def __init__(self, base: Any, **options: Any) -> None:
             if window is not None:
                 options["window"] = window
-            if way == "in order":
+            if in_order:
                 options["window"] = 1
+            if way == "another seed":
+                options["seed"] = options.get("seed", 0) + 1
             if way == "tolerance 0":
                 options["tolerance"] = 0
             super().__init__(base, **options)
@@ -96,7 +100,7 @@ def watched(way: str, window: int | None, runs: list[Any]) -> type[ParallelPicar
 
         def step(self, closure: Any = None) -> Any:
             given = as_step_closure(closure)
-            if way != "in order" or isinstance(given, Plain):
+            if not in_order or isinstance(given, Plain):
                 returned = super().step(closure)
             else:  # the loop that picardopt replaces
                 with step_rng(self.seed, self.step_index), torch.enable_grad():
@@ -111,6 +115,13 @@ def watched(way: str, window: int | None, runs: list[Any]) -> type[ParallelPicar
     return Watched
 
 
+class Reordered(StepIndexedLoader):
+    """The batches of another seed."""
+
+    def __init__(self, loader: Any, *, seed: int = 0) -> None:
+        super().__init__(loader, seed=seed + 1)
+
+
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Returns an optimizer's parameters, in the order of its groups."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -119,13 +130,17 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 def run_script(script: Path, way: str, window: int | None, out: Path) -> None:
     """Runs a script as `python script ...` does, and saves what its last optimizer trained (rank 0's)."""
     runs: list[Any] = []
-    original, path = picardopt.ParallelPicardOptimizer, list(sys.path)
-    picardopt.ParallelPicardOptimizer = watched(way, window, runs)  # type: ignore[misc]
+    path, names = list(sys.path), ("ParallelPicardOptimizer", "StepIndexedLoader")
+    originals = [getattr(picardopt, name) for name in names]
+    loader = Reordered if way == "another seed" else StepIndexedLoader
+    for name, value in zip(names, (watched(way, window, runs), loader), strict=True):
+        setattr(picardopt, name, value)
     sys.path[0] = str(script.resolve().parent)
     try:
         runpy.run_path(str(script), run_name="__main__")
     finally:
-        picardopt.ParallelPicardOptimizer = original  # type: ignore[misc]
+        for name, value in zip(names, originals, strict=True):
+            setattr(picardopt, name, value)
         sys.path[:] = path
     if not runs:
         raise SystemExit(f"{script} made no ParallelPicardOptimizer")
@@ -134,13 +149,13 @@ def run_script(script: Path, way: str, window: int | None, out: Path) -> None:
     run.state = tree_leaves(optimizer.base.state_dict())
     run.sweeps = optimizer.stats.sweeps
     if int(os.environ.get("RANK", "0")) == 0:
-        torch.save(run, out)
+        torch.save(vars(run), out)
 
 
 def start(options: argparse.Namespace, way: str, out: Path) -> Run:
     """Runs the script in processes of its own, and returns what it trained."""
     launcher = [sys.executable]
-    if options.processes > 1 and way != "in order":
+    if options.processes > 1 and way in ("tolerance 0", "as it is"):
         launcher += ["-m", "torch.distributed.run", "--standalone"]
         launcher += ["--nproc-per-node", str(options.processes)]
     command = [*launcher, str(Path(__file__).resolve()), "--way", way, "--out", str(out)]
@@ -148,18 +163,17 @@ def start(options: argparse.Namespace, way: str, out: Path) -> Run:
         command += ["--window", str(options.window)]
     print(f"--- {way}", flush=True)
     subprocess.run([*command, str(options.script), *options.arguments], check=True)
-    found: Run = torch.load(out, weights_only=False)
-    return found
+    return Run(**torch.load(out))
 
 
 def compare(options: argparse.Namespace) -> bool:
-    """Runs the script all three ways and prints the table; returns whether tolerance 0 gave the same bits."""
+    """Runs the script all four ways and prints the table; returns whether tolerance 0 gave the same bits."""
     with tempfile.TemporaryDirectory() as folder:
         runs = {way: start(options, way, Path(folder, f"{i}.pt")) for i, way in enumerate(WAYS)}
     order = runs["in order"]
     exact = runs["tolerance 0"].same(order)
     print(
-        f"\n| {'way':<11} | steps | sweeps | steps per sweep | against one step after the other |"
+        f"\n| {'way':<12} | steps | sweeps | steps per sweep | against one step after the other |"
     )
     print("| --- | --- | --- | --- | --- |")
     for way, run in runs.items():
@@ -170,8 +184,9 @@ def compare(options: argparse.Namespace) -> bool:
         elif run.same(order):
             text = "the same bits"
         else:
-            text = f"{100 * run.distance(order):.2g} % of the way trained"
-        print(f"| {way:<11} | {steps:>5} | {run.sweeps or '':>6} | {pace:>15} | {text} |")
+            percent = 100 * run.distance(order)
+            text = f"{percent:.{0 if percent >= 10 else 1}f} % of the way trained"
+        print(f"| {way:<12} | {steps:>5} | {run.sweeps or '':>6} | {pace:>15} | {text} |")
     return exact
 
 

@@ -81,10 +81,10 @@ def llama(folder: Path) -> None:
 
 
 def text(folder: Path) -> None:
-    """Writes FOLDER/data/wikitext-2.txt: words of Python's language reference, for five batches an epoch."""
+    """Writes FOLDER/data/wikitext-2.txt: words of Python's language reference, for three batches an epoch."""
     (folder / "data").mkdir(parents=True)
     words = "\n".join(topics.values()).split()[:3000]
-    needed = 35 * (4000 + 5 * 20 + 2)  # pieces for validation and test, and batches of 20
+    needed = 35 * (4000 + 2 * 20 + 2)  # pieces for validation and test, and batches of 20
     words = (words * (needed // len(words) + 1))[:needed]
     lines = [
         " ".join(words[i : i + 20]) for i in range(0, 20 * needed // 21, 20)

@@ -24,7 +24,7 @@ TASKS = Path("/proc/self/task")
 WATCHED = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", *os.environ} - {
     "PYTEST_CURRENT_TEST"
 }
-"""Variables of the environment; what is imported sets others."""
+"""Variables of the environment; what a test is the first to import may set others, and add to the import path."""
 
 
 def seed(number: int) -> None:
@@ -52,7 +52,6 @@ def settings() -> dict[str, Any]:
     """What another test would see."""
     return {
         "folder": os.getcwd(),
-        "import path": list(sys.path),
         "handlers": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)],
         "tracing": (sys.gettrace(), threading.gettrace()),
         "garbage is collected": gc.isenabled(),
@@ -73,14 +72,23 @@ def settings() -> dict[str, Any]:
 def running() -> set[str]:
     """Threads that keep the interpreter from ending, and processes that this one started.
 
-    Python's own helpers of multiprocessing stay; the pools' workers are theirs.
+    Python's own helpers of multiprocessing stay; the pools' workers are theirs. What has ended need not be waited for.
     """
     threads = {f"thread {t.name}" for t in threading.enumerate() if not t.daemon}
     helpers = {
         forkserver._forkserver._forkserver_pid,  # type: ignore[attr-defined]
         resource_tracker._resource_tracker._pid,  # type: ignore[attr-defined]
     }
-    children = {
-        int(pid) for file in TASKS.glob("*/children") for pid in file.read_text().split()
-    } - helpers
-    return threads | {f"process {child}" for child in children}
+    children = {int(pid) for file in TASKS.glob("*/children") for pid in _text(file).split()}
+    return threads | {f"process {child}" for child in children - helpers if not _has_ended(child)}
+
+
+def _has_ended(process: int) -> bool:
+    return _text(Path(f"/proc/{process}/stat")).rpartition(")")[2].split()[:1] in ([], ["Z"])
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:  # the thread or the process is no longer there
+        return ""

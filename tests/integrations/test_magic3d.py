@@ -161,7 +161,7 @@ def test_a_run_that_nvdiffrast_draws_says_at_its_start_that_it_is_inexact(
 # -- exact and resumable ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("window", [2, 5])
+@pytest.mark.parametrize("window", [pytest.param(2, marks=pytest.mark.slow), 5])
 def test_both_stages_at_tolerance_0_are_bitwise_the_sequential_ones(
     tmp_path: Path, tiny: Magic3DConfig, alone: TextTo3DConfig, window: int
 ) -> None:

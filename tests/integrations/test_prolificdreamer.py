@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import pickle
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,15 @@ def early_bits(
     return bits(stage), losses, optimizer.stats.drift_evaluations
 
 
+Expected = Callable[[str], tuple[list[Tensor], list[Losses]]]
+
+
+@pytest.fixture(scope="module")
+def expected(folders: dict[str, Path]) -> Expected:
+    """What each stage ends with sequentially, and its losses; run once."""
+    return functools.cache(functools.partial(expected_bits, folders))
+
+
 def expected_bits(folders: dict[str, Path], name: str) -> tuple[list[Tensor], list[Losses]]:
     config, index, previous = before(tiny(folders), name)
     stage = build(config, index, previous)
@@ -175,19 +186,19 @@ def expected_bits(folders: dict[str, Path], name: str) -> tuple[list[Tensor], li
     return bits(stage), losses
 
 
+@pytest.mark.parametrize("window", [pytest.param(2, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("name", NAMES)
 def test_each_stage_at_tolerance_0_is_bitwise_the_sequential_one(
-    name: str, folders: dict[str, Path]
+    name: str, window: int, folders: dict[str, Path], expected: Expected
 ) -> None:
     """Over changes of batch, size, noise levels and weights; with the LoRA and its optimizer."""
-    wanted, losses = expected_bits(folders, name)
-    for window in (2, 5):
-        found, early, evaluations = early_bits(folders, name, window)
-        assert evaluations > len(losses)  # it did run ahead
-        assert same(found, wanted)
-        for one, other in zip(early, losses, strict=True):
-            assert one.terms.keys() == other.terms.keys()
-            assert torch.equal(one.total, other.total)
+    wanted, losses = expected(name)
+    found, early, evaluations = early_bits(folders, name, window)
+    assert evaluations > len(losses)  # it did run ahead
+    assert same(found, wanted)
+    for one, other in zip(early, losses, strict=True):
+        assert one.terms.keys() == other.terms.keys()
+        assert torch.equal(one.total, other.total)
 
 
 def job(folders: dict[str, Path], name: str) -> bytes:
@@ -199,9 +210,9 @@ def job(folders: dict[str, Path], name: str) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_each_stage_on_two_processes_is_bitwise_the_sequential_one(
-    name: str, folders: dict[str, Path], pools: Pools
+    name: str, folders: dict[str, Path], expected: Expected, pools: Pools
 ) -> None:
-    wanted, losses = expected_bits(folders, name)
+    wanted, losses = expected(name)
     for dumped in pools(2).run(job, folders, name, timeout=280):
         found, evaluations = pickle.loads(dumped)
         assert evaluations > len(losses)
@@ -209,9 +220,11 @@ def test_each_stage_on_two_processes_is_bitwise_the_sequential_one(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_stage_resumes_bitwise(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_each_stage_resumes_bitwise(
+    name: str, folders: dict[str, Path], expected: Expected, tmp_path: Path
+) -> None:
     """In the middle, at the change: scene, carry, LoRA and both optimizers go on, the scene before is not read."""
-    wanted, _ = expected_bits(folders, name)
+    wanted, _ = expected(name)
     config, index, previous = before(tiny(folders), name)
 
     def begun(scene: Scene | None) -> tuple[Stage, ParallelPicardOptimizer]:

@@ -231,7 +231,9 @@ SHAPES: dict[str, SceneConfig] = {
 }
 
 
-@pytest.mark.parametrize("kind", list(SHAPES))
+@pytest.mark.parametrize(
+    "kind", ["voxels", pytest.param("nerf", marks=pytest.mark.slow), "sdf"]
+)  # one test above begins with a NeRF
 def test_fields_convert_into_each_other(kind: str) -> None:
     box = voxels(lambda points: points.abs().amax(-1) - 0.25, (0.1, 0.3, 0.9))
     cameras = turntable_cameras(3)

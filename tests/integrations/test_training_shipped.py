@@ -37,6 +37,7 @@ def test_every_model_has_a_card_with_pictures(name: str) -> None:
         assert picture.name in card
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_latent_model_knows_prompts_and_view_words() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(
@@ -50,6 +51,7 @@ def test_the_latent_model_knows_prompts_and_view_words() -> None:
         assert right > wrong_words + 1
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_zero123_twin_finds_new_views() -> None:
     pipeline = Zero123Pipeline.from_pretrained(

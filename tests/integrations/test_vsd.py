@@ -306,6 +306,7 @@ def test_two_processes_at_tolerance_0_are_the_sequential_run_bitwise(
         assert max(strides) >= 2
 
 
+@pytest.mark.slow
 def test_the_usual_optimizers_are_exact_too(folders: dict[str, Path]) -> None:
     run = Run(folders["epsilon"])
     run.sequential([run.adam(), run.vsd.optimizer])

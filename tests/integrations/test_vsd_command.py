@@ -57,6 +57,7 @@ def trained(out: Path, steps: int, *options: str, goes_on: bool = False) -> dict
     return load_checkpoint(RunFolder(out).begun()[0].checkpoint)
 
 
+@pytest.mark.slow
 def test_a_sequential_run_with_the_papers_lora_is_what_it_is_and_resumes_bitwise(
     tmp_path: Path,
 ) -> None:

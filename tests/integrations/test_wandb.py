@@ -51,10 +51,13 @@ def curve(folder: Path, name: str) -> dict[int, float]:
 def test_every_step_and_the_pictures_are_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb", reason="Weights & Biases is not installed")
+    library = pytest.importorskip("wandb", reason="Weights & Biases is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    report = run(options(tmp_path, window=3, wandb=True, picture_every=6))
+    try:
+        report = run(options(tmp_path, window=3, wandb=True, picture_every=6))
+    finally:
+        library.teardown()  # its service, which would serve other runs of this process
     folder = tmp_path / "wandb"
     losses = curve(folder, "loss/loss")
     assert [losses[step] for step in range(12)] == pytest.approx(report["losses"])

@@ -253,6 +253,7 @@ def test_the_layout_of_diffusers_community_pipeline(picture: ImagePrompt, tmp_pa
     assert_same_score(found, expected, picture)
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_loaded_from_the_cache(tmp_path: Path) -> None:
     """In a process of its own, without a network: only the cache can answer."""
     source = "ashawkey/stable-zero123-diffusers"

@@ -45,7 +45,7 @@ def wrap(gui: Any) -> ParallelPicardOptimizer:
         total_steps=None if opt.gui else opt.iters,
         carry=Carry(Statistics(gaussians), partial(record, gui)),
         restructure=Restructure(partial(densify, gui, gaussians), partial(due, opt)),
-        **dict(getattr(opt, "picard", {})),
+        **dict(getattr(opt, "picard", None) or {}),
     )
     optimizer.lr_scheduler = Rates(optimizer, gaussians.xyz_scheduler_args)
     return optimizer

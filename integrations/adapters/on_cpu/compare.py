@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 Train = Callable[..., dict[str, Any]]
-"""Makes a run in this process: of a checkout, for some steps, with options of picardopt or without picardopt (None)."""
+"""Makes a run in this process: a checkout, the number of steps, the seed, options of picardopt (None: without it)."""
 
 
 def checkout(clone: Path, commit: str, paths: Sequence[str], folder: Path) -> None:
@@ -84,32 +84,38 @@ def differences(first: Any, second: Any, name: str = "") -> list[str]:
     return [] if first == second else [name]
 
 
-def run(module: str, processes: int, folder: Path, steps: int, picard: str) -> dict[str, Any]:
+def run(
+    module: str, processes: int, folder: Path, steps: int, picard: str = "", seed: int = 0
+) -> dict[str, Any]:
     """Makes a run in processes of its own; the module passes its arguments to `child`."""
     out = folder / "result.pt"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [*(launcher if processes > 1 else []), "-m", module]
-    arguments = ["--child", str(folder), str(out), str(steps), picard]
+    arguments = ["--child", str(folder), str(out), str(steps), str(seed), picard]
     subprocess.run([sys.executable, *command, *arguments], check=True)
     result: dict[str, Any] = torch.load(out, weights_only=False)
     return result
 
 
-def child(train: Train, folder: str, out: str, steps: str, picard: str) -> None:
+def child(train: Train, folder: str, out: str, steps: str, seed: str, picard: str) -> None:
     """Makes one run in this process; "NAME=VALUE ..." are options of picardopt, "" means without it."""
     options = {key: int(value) for key, value in (item.split("=") for item in picard.split())}
-    result = train(Path(folder), int(steps), picard=options or None)
+    result = train(Path(folder), int(steps), seed=int(seed), picard=options or None)
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(result, out)
 
 
 def report(name: str, steps: int, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Prints what became of a run, apart from its strides and what it says of itself."""
-    parts = [str(found.pop("says"))]
+    """Prints what became of a run: what it says of itself, its sweeps, and how it differs from the expected one."""
+    parts = [str(found["says"])]
     if "strides" in found:
-        strides = found.pop("strides")
-        parts.append(f"{len(strides)} sweeps of {sum(strides) / len(strides):.2f} steps")
-        differ = differences({k: v for k, v in expected.items() if k != "says"}, found)
-        parts.append("every bit the sequential one" if not differ else f"{len(differ)} differ")
-        parts += [] if not differ else [f"the first is {differ[0]}"]
+        parts.append(f"{len(found['strides'])} sweeps")
+    if found is not expected:
+        same = [key for key in expected if key != "says"]
+        differ = differences({k: expected[k] for k in same}, {k: found[k] for k in same})
+        parts.append(f"differs in {len(differ)} tensors" if differ else "every bit the same")
+        pairs = [(found["parameters"][k], v) for k, v in expected["parameters"].items()]
+        if differ and all(a.shape == b.shape for a, b in pairs):
+            squared = sum(float((a - b).square().sum()) for a, b in pairs)
+            parts.append(f"parameters {squared**0.5:.2f} away")
     print(f"{name}: {steps} steps, {', '.join(parts)}", flush=True)

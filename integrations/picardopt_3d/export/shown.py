@@ -80,21 +80,6 @@ class ShownSplats:
             else f"{count:,} of {self.total:,} Gaussians"
         )
 
-    @property
-    def covariances(self) -> npt.NDArray[np.float32]:
-        """Returns the covariance matrices, square world units.
-
-        Shape: [count, 3, 3].
-        """
-        w, x, y, z = self.rotations.T
-        rows = [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-        axes = np.moveaxis(np.array(rows), -1, 0) * self.scales[:, None, :]  # [count, 3, 3]
-        return np.asarray(axes @ axes.swapaxes(1, 2), np.float32)
-
 
 def shown(
     scene: Scene, *, resolution: int = 128, faces: int = _FACES, gaussians: int = _GAUSSIANS

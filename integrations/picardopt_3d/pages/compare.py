@@ -186,9 +186,15 @@ def _flat(content: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]
         if isinstance(value, dict) and value:
             found += _flat(value, f"{name}.")
         else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            found.append((name, text))
+            found.append((name, _text(value)))
     return found
+
+
+def _text(value: Any) -> str:
+    """Returns an option's value as it is written."""
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _settings(options: Sequence[Mapping[str, str]]) -> tuple[list[Row], list[Row], int]:

@@ -134,7 +134,11 @@ class Panel:
                 tuple(series),
                 title=f"{' and '.join(curves)} by {unit}",
                 scales=scales,
-                height=170,
+                axes=(
+                    {},
+                    {"grid": {"show": not logarithmic}},
+                ),  # a line for each tick is a grey field
+                height=130,
             )
 
     def picture(self, path: Path) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 
-from picardopt import step_rng
+from picardopt import Restructure, step_rng
 from tests.helpers.pool import Pools
 from tests.helpers.runs import assert_same_bits
 from tests.integrations.adapters import threestudio
@@ -75,10 +76,18 @@ class Journal(lightning.Callback):
         self.weights.append(float(trainer.callback_metrics["train_params/weight"]))
 
 
-def fit(scheduler: Any = None, **picard: Any) -> tuple[Any, Journal]:
+def make_system(scheduler: Any = None, **picard: Any) -> Any:
     extension()
-    system = threestudio.find("dreamfusion-system:picard")(picard, scheduler)
-    journal = Journal()
+    return threestudio.find("dreamfusion-system:picard")(picard, scheduler)
+
+
+def fit(scheduler: Any = None, **picard: Any) -> tuple[Any, Journal]:
+    system, journal = make_system(scheduler, **picard), Journal()
+    train(system, callbacks=[journal])
+    return system, journal
+
+
+def train(system: Any, **options: Any) -> None:
     torch.manual_seed(3)
     trainer = lightning.Trainer(
         max_steps=STEPS,
@@ -88,11 +97,10 @@ def fit(scheduler: Any = None, **picard: Any) -> tuple[Any, Journal]:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[journal],
+        **options,
     )
     trainer.fit(system, threestudio.make_loader())
     assert trainer.global_step == STEPS
-    return system, journal
 
 
 @pytest.mark.parametrize("scheduler", [None, BY_STEP], ids=["constant rate", "falling rate"])
@@ -112,7 +120,7 @@ def test_at_tolerance_0_every_bit_is_the_sequential_one(window: int, scheduler: 
 
 def test_what_is_logged_is_that_of_the_step_taken() -> None:
     _, journal = fit(window=8, tolerance=float("inf"))
-    weights = [min(1.0, 0.2 + step // 6 / 4) for step in range(STEPS)]
+    weights = [0.2 + 0.05 * step for step in range(STEPS)]
     assert journal.weights == pytest.approx(weights)
 
 
@@ -131,9 +139,39 @@ def fit_on_a_rank() -> Any:
     return journal.losses, present(system), system.optimizers().optimizer.stats.strides
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_window(pools: Pools) -> None:
     expected_losses, expected = sequential()
     for losses, result, strides in pools(2).run(fit_on_a_rank):
         assert_same_bits(losses, expected_losses)
         assert_same_bits(result, expected)
         assert max(strides) == 2
+
+
+class Changing(threestudio.System):
+    """Says that something changes after step 9."""
+
+    def picard_options(self) -> dict[str, Any]:
+        return {"restructure": Restructure(lambda step: None, due=lambda step: step == 9)}
+
+
+def test_a_system_names_options_of_its_own() -> None:
+    kind = type("Changing:picard", (extension().PicardSystem, Changing), {})
+    system = kind({"window": 8, "tolerance": float("inf")})
+    train(system)
+    records = system.optimizers().optimizer.stats.records
+    assert 10 in {record.step + record.slots for record in records}
+    assert 10 not in {step for r in records for step in range(r.step + 1, r.step + r.slots)}
+
+
+def test_a_trainer_that_scales_gradients_is_refused() -> None:
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    with pytest.raises(ValueError, match="take bf16-mixed or 32"):
+        train(make_system(), plugins=[plugin])
+
+
+def test_an_estimator_that_is_trained_is_refused() -> None:
+    system = make_system()
+    del system.renderer.estimator.occs
+    with pytest.raises(ValueError, match="Grid steps an optimizer of its own"):
+        train(system)

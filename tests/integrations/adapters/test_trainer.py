@@ -107,7 +107,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+SLOW = ("plain", "no clipping", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in OPTIONS],
+)
 def test_at_tolerance_0_it_is_the_trainers_own_run(options: str, tmp_path: Path) -> None:
     """Nothing is random in these steps, so the bits are those of the plain Trainer, and so is what it logs."""
     reference = make(tmp_path, Trainer, **OPTIONS[options])

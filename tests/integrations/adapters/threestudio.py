@@ -140,9 +140,10 @@ class Grid(nn.Module):
 
     @torch.no_grad()
     def update_every_n_steps(self, step: int, occ_eval_fn: Callable[[Tensor], Tensor]) -> None:
-        if step % 5 == 0:
+        if step % 3 == 0:
             cells = torch.randint(8, (4,))
-            self.occs[cells] = torch.maximum(self.occs[cells] * 0.5, occ_eval_fn(cells))
+            self.occs.mul_(0.5)
+            self.occs[cells] = torch.maximum(self.occs[cells], occ_eval_fn(cells))
             self.binaries = self.occs > self.occs.mean().clamp(max=0.3)
 
 
@@ -240,7 +241,7 @@ class System(lightning.LightningModule, Updateable):
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         assert batch["stage"] == "train"
         found = self.guidance(self.renderer(), batch["directions"])
-        weight = min(1.0, 0.2 + self.true_global_step // 6 / 4)
+        weight = 0.2 + 0.05 * self.true_global_step
         loss = weight * found["loss_sds"] + 0.1 * quantize(self.renderer.cells).abs().sum()
         self.log("train/level", found["level"])
         self.log("train_params/weight", weight)

@@ -123,7 +123,7 @@ def test_everything_happens_in_these_runs(still: bool) -> None:
     assert min(happened[kind] for kind in ("removed", "halves", "duplicates")) >= 2
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("still", [False, True])
 def test_bitwise_after_every_step(pools: Pools, world_size: int, still: bool) -> None:
     trace, _ = expected(still)
@@ -134,7 +134,9 @@ def test_bitwise_after_every_step(pools: Pools, world_size: int, still: bool) ->
         assert not still or max(strides) > 1  # what other processes evaluated is used
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(1, 2), pytest.param(3, 2, marks=pytest.mark.slow), (2, 3)]
+)
 @pytest.mark.parametrize("at", [4, 6])
 def test_resumes_bitwise_on_another_number_of_processes(
     pools: Pools, before: int, after: int, at: int

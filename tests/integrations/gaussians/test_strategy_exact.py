@@ -224,7 +224,9 @@ class Stop:
         return self
 
 
-@pytest.mark.parametrize("one", [True, False], ids=["one with groups", "one each"])
+@pytest.mark.parametrize(
+    "one", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["one with groups", "one each"]
+)
 def test_an_error_at_any_line_of_a_change_leaves_the_last_step(one: bool) -> None:
     """Step 20 densifies and resets. It fails at its first line, then at the next ..., and at last succeeds."""
     losses, states = sequential(Pulled(one=one), STEPS)

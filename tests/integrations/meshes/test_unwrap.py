@@ -190,7 +190,9 @@ def has_loaded(process: int, library: str) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("ending", ["Ctrl-C", "SIGINT", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize(
+    "ending", ["Ctrl-C", pytest.param("SIGINT", marks=pytest.mark.slow), "SIGTERM", "SIGKILL"]
+)
 def test_nothing_is_left_of_an_unwrapping_that_is_ended(ending: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT.format(rows=220)],

@@ -87,6 +87,7 @@ def test_runs_of_different_methods_and_without_a_film(
     assert shown.page.locator("h1").inner_text() == "3 runs"
     assert shown.page.get_by_text("no film").count() == 1
     assert cells(shown, "PSNR")[2] == "-"
+    shown.page.get_by_text("Settings that only some of the runs have (2)").click()
     assert cells(shown, "recipe.coarse") == ["-", "-", HOSTILE]
     assert shown.page.evaluate("window.hacked") is None
     assert shown.page.evaluate("document.documentElement.scrollWidth") <= 360

@@ -86,7 +86,8 @@ def test_gaussians_are_shown_as_they_are_the_most_important_first() -> None:
     found = [int((own.means - mean).norm(dim=1).argmin()) for mean in torch.tensor(few.means)]
     axes = rotation_matrices(own.rotations) * own.log_scales.exp()[:, None]
     wanted = (axes @ axes.mT).detach().numpy()[found]
-    assert np.allclose(few.covariances, wanted, rtol=1e-4, atol=1e-7)
+    turned = rotation_matrices(torch.tensor(few.rotations)) * torch.tensor(few.scales)[:, None]
+    assert np.allclose((turned @ turned.mT).numpy(), wanted, rtol=1e-4, atol=1e-7)
 
 
 def test_packing_loses_little() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +22,7 @@ from picardopt_3d.run.record import RunRecord
 from picardopt_3d.run.worker import train
 from picardopt_3d.viewer.follow import FollowedRun, Found
 from picardopt_3d.viewer.pauses import Pauses
+from picardopt_3d.viewer.server import LOOPBACK
 from safetensors.torch import load_file
 from torch.distributed import HashStore
 
@@ -225,3 +229,21 @@ def test_a_paused_run_saves_and_its_folder_can_be_looked_at(tmp_path: Path) -> N
     assert all(torch.equal(value, own[name]) for name, value in last.scene.state_dict().items())
     moved = [not torch.equal(value, own[name]) for name, value in first.scene.state_dict().items()]
     assert any(moved)
+
+
+def test_ctrl_c_ends_a_paused_run_and_its_viewer(tmp_path: Path) -> None:
+    config = watched(run_of(tmp_path / "plain"))
+
+    def stop(client: Client) -> None:
+        client.click("Pause")
+        client.wait_for(lambda: paused_after(client))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        beside(config.viewer_port, stop) as clients,
+    ):
+        train(config, time.time())
+    assert record_of(config).step == paused_after(clients[0]) < STEPS
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((LOOPBACK, config.viewer_port), 5.0)

@@ -50,20 +50,35 @@ class PicardSystem:
         value = value.detach() if isinstance(value, Tensor) else value
         self._logged.append((name, value, args, options))
 
-    def picard_options(self) -> dict[str, Any]:
-        """Returns options of `ParallelPicardOptimizer`; a system that changes the number of parameters adds its own."""
+    def options(self) -> dict[str, Any]:
+        """Returns options of `ParallelPicardOptimizer`.
+
+        Those in the configuration win over those that the system behind this class names in a method
+        `picard_options`: `restructure` where it changes the number of parameters.
+        """
+        own = getattr(super(), "picard_options", dict)
         configured = self.cfg.optimizer.get("picard", {})
         limit = self.trainer.max_steps
         return {
             "carry": list(carried(self)),
             "total_steps": limit if limit > 0 else None,
+            **own(),
             **(config_to_primitive(configured) if configured else {}),
         }
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Wraps the configured optimizer; the scheduler that goes with it is known ahead."""
+        """Wraps the configured optimizer; the scheduler that goes with it is known ahead.
+
+        Raises:
+            ValueError: The trainer scales gradients, or the renderer's estimator is trained itself.
+        """
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision}: its GradScaler expects one gradient a step, so nothing "
+                "can run ahead; take bf16-mixed or 32"
+            )
         base = parse_optimizer(self.cfg.optimizer, self)
-        optimizer = ParallelPicardOptimizer(base, **self.picard_options())
+        optimizer = ParallelPicardOptimizer(base, **self.options())
         if self.cfg.scheduler is None:
             return {"optimizer": optimizer}
         scheduler = parse_scheduler(self.cfg.scheduler, optimizer)
@@ -125,9 +140,18 @@ class PicardSystem:
 
 
 def carried(system: nn.Module) -> Iterator[Tensor]:
-    """Yields the tensors that steps rewrite besides parameters: those of nerfacc's occupancy grids."""
+    """Yields the tensors that steps rewrite besides parameters: those of nerfacc's occupancy grids.
+
+    Raises:
+        ValueError: An estimator has none, because it trains a network of its own.
+    """
     for module in system.modules():
         if hasattr(module, "update_every_n_steps"):
+            if not hasattr(module, "occs"):
+                raise ValueError(
+                    f"{type(module).__name__} steps an optimizer of its own within a step; take "
+                    "system.renderer.estimator=occgrid or importance"
+                )
             yield from (module.get_buffer(name) for name in ("occs", "binaries"))
 
 
