@@ -141,10 +141,10 @@ def measure(delay: float, arguments: list[str]) -> list[list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--delays", type=float, nargs="+", default=[0, 10, 50], help="ms each way")
-    parser.add_argument("--parameters", type=int, nargs="+", default=[1_000, 100_000])
-    parser.add_argument("--windows", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--delays", type=float, nargs="+", default=[0, 50], help="ms each way")
+    parser.add_argument("--parameters", type=int, nargs="+", default=[1_000])
+    parser.add_argument("--windows", type=int, nargs="+", default=[8])
+    parser.add_argument("--steps", type=int, default=96)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

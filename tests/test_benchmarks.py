@@ -9,6 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 MODULES = {"tables", "plain_loop", "result_store", "curves", "full_size_models", "paper_stages"}
+MODULES |= {"paper_steps"}
 MODULES |= {"beyond_tables", "beyond_tasks", "plan_tables", "plan_tasks", "unet_task"}
 """What the scripts share."""
 TINY = {

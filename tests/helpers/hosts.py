@@ -88,7 +88,7 @@ def two_hosts(
             user = ("--user", "--preserve-credentials")
             inside = ("nsenter", f"--target={holder.pid}", *user)
         hosts: list[Host] = []
-        stack.callback(lambda: [_end(process) for host in hosts for process in host.started])
+        stack.callback(_end, hosts)
         for name, table in zip(NAMES, tables, strict=True):
             file = folder / f"hosts of {name}"
             file.write_text(table)
@@ -129,13 +129,14 @@ def _living(stack: ExitStack, command: list[str]) -> Process:
     return process
 
 
-def _end(process: Process) -> None:
-    """Waits for a process whose host is gone."""
-    for file in (process.stdin, process.stdout, process.stderr):
-        if file is not None:
-            with suppress(OSError):
-                file.close()
-    process.wait()
+def _end(hosts: Sequence[Host]) -> None:
+    """Waits for what was started on hosts that are gone."""
+    for process in (process for host in hosts for process in host.started):
+        for file in (process.stdin, process.stdout, process.stderr):
+            if file is not None:
+                with suppress(OSError):
+                    file.close()
+        process.wait()
 
 
 def _answer(process: Process) -> str:

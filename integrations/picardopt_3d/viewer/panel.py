@@ -118,6 +118,8 @@ class Panel:
         data = thinned(list(curves.values()), logarithmic)
         if data[0].size < 2:
             return
+        if logarithmic:  # by numbers: a logarithmic axis of the library is all ticks
+            data[1:] = [np.log10(values) for values in data[1:]]
         series: list[Any] = [{"label": unit}]
         for label, colour in zip(curves, (_BLUE, _ORANGE), strict=False):
             series.append({"label": label, "stroke": colour, "width": 1.5})
@@ -127,12 +129,12 @@ class Panel:
                 plot.data = tuple(data)
                 return
             plot.remove()
-        scales: Any = {"x": {"time": False}, "y": {"distr": 3 if logarithmic else 1}}
+        scales: Any = {"x": {"time": False}}
         with self._curves:
             self._plots[name] = self._server.gui.add_uplot(
                 tuple(data),
                 tuple(series),
-                title=f"{' and '.join(curves)} by {unit}",
+                title=f"{' and '.join(curves)} by {unit}{', log10' if logarithmic else ''}",
                 scales=scales,
                 axes=(
                     {},

@@ -76,4 +76,4 @@ class Opened:
         self.settled()
         shot = self.page.locator(selector).first.screenshot()
         pixels = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"), np.float32)
-        return pixels / 255
+        return pixels / np.float32(255)

@@ -53,7 +53,7 @@ class Visitor:
 
     Attributes:
         troubles: Console errors, and errors that nobody caught.
-        hosts: Machines that the page asked for something.
+        hosts: Machines that the page asked for something; None: itself, for data that it holds.
     """
 
     def __init__(self, browser: Any, port: int) -> None:
@@ -154,4 +154,4 @@ def test_a_run_is_watched_turned_paused_and_viewed_afterwards(browser: Any, tmp_
     # The browser says that its connections end with the viewers.
     lost = [text for text in visitor.troubles + after.troubles if "WebSocket" not in text]
     assert lost == []
-    assert visitor.hosts | after.hosts == {LOOPBACK}
+    assert visitor.hosts | after.hosts == {LOOPBACK, None}
