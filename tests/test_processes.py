@@ -81,7 +81,7 @@ def test_exact_on_processes(pool: Pool, case: Case) -> None:
         assert len(trace.stats["residuals"][0]) == pool.world_size
 
 
-@pytest.mark.parametrize("predictor", ["hold", "coast"])
+@pytest.mark.parametrize("predictor", [pytest.param("hold", marks=pytest.mark.slow), "coast"])
 @pytest.mark.parametrize("window", [1, 2, 3, 5, 8])
 def test_any_window_on_any_number_of_processes(pool: Pool, window: int, predictor: Any) -> None:
     """More slots than ranks, fewer, and numbers that do not divide."""

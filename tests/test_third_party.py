@@ -44,8 +44,11 @@ from tests.helpers.third_party import (
 from tests.helpers.versions import needs_package
 
 quick = [entry for entry in entries() if QUICK.fullmatch(entry.name)]
-rest = [entry for entry in entries() if entry not in quick]
-EVERYONE = [*quick, *(pytest.param(entry, marks=pytest.mark.slow) for entry in rest)]
+LARGE = ("pytorch_optimizer.", "torch_optimizer.")
+"""Packages of which a third is run daily."""
+daily = [each for at, each in enumerate(quick) if at % 3 == 0 or not each.name.startswith(LARGE)]
+rest = [entry for entry in entries() if entry not in daily]
+EVERYONE = [*daily, *(pytest.param(entry, marks=pytest.mark.slow) for entry in rest)]
 
 
 def listed(entry: Entry) -> Verdict:
