@@ -7,6 +7,7 @@ PROMPT ?= a blue chair
 OUT ?= outputs/demo
 WORKERS ?= 2
 DIST ?= dist
+JOBS ?= 2
 SITE ?= build/site
 
 # torch is installed first and alone, so that another build of it can be chosen and nothing after replaces it:
@@ -53,8 +54,8 @@ $(STAMP): $(INPUTS)
 demo: $(STAMP)  ## a 3D object from a text prompt, on two worker processes (PROMPT="a red cube", OUT=dir, WORKERS=n)
 	$(run) $(BIN)/picardopt text-to-3d "$(PROMPT)" --out "$(OUT)" --workers $(WORKERS) --overwrite
 
-test: $(STAMP)  ## the tests, without those that take long or need an accelerator
-	$(run) $(BIN)/python -m pytest -m "not slow and not gpu" --durations=10
+test: $(STAMP)  ## the tests, without those that take long or need an accelerator, in JOBS=2 processes
+	$(run) $(BIN)/python -m pytest -m "not slow and not gpu" --durations=10 --numprocesses $(JOBS) --dist loadfile --benchmark-disable
 
 test-slow: $(STAMP)  ## the long tests, the benchmarks' smoke among them
 	$(run) $(BIN)/python -m pytest -m "slow and not gpu" --durations=10
