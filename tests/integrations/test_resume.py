@@ -268,12 +268,12 @@ def test_an_interrupted_picture_leaves_no_half_file_and_the_run_is_finished_earl
     # Ctrl-C in the middle of the second progress picture, after some of its bytes are on disk.
     whole, written = Image.Image.save, []
 
-    def interrupted(image: Image.Image, path: Path, **format_: str) -> None:
+    def interrupted(image: Image.Image, path: Any, *format_: Any, **options: Any) -> None:
         written.append(path)
         if len(written) == 2:
             Path(path).write_bytes(b"\x89PNG half")
             raise KeyboardInterrupt
-        whole(image, path, **format_)
+        whole(image, path, *format_, **options)
 
     monkeypatch.setattr(picardopt_3d.export.pictures.Image.Image, "save", interrupted)
     few = ["--workers", "1", "--recipe.steps", "4", "--picture-every", "1"]
