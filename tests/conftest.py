@@ -70,3 +70,13 @@ def pools() -> Iterator[Pools]:
 def pool(request: pytest.FixtureRequest, pools: Pools) -> Pool:
     """The session's pool, once for each world size; two of them in the daily suite."""
     return pools(request.param)
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """The test starts without what another one told accelerate, and leaves nothing there."""
+    from tests.helpers.accelerated import forget  # not everywhere installed
+
+    forget()
+    yield
+    forget()

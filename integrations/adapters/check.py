@@ -55,7 +55,7 @@ class Run:
     def same(self, other: Run) -> bool:
         """Whether every bit is the same."""
         mine, its = (tree_leaves((run.parameters, run.state, run.losses)) for run in (self, other))
-        return len(mine) == len(its) and all(map(_same, mine, its))
+        return len(mine) == len(its) and all(map(same_bits, mine, its))
 
     def distance(self, other: Run) -> float:
         """How far its parameters are from another run's, in the way that the other one went."""
@@ -70,8 +70,14 @@ class Run:
         return (apart / way) ** 0.5
 
 
-def _same(a: Any, b: Any) -> bool:
-    return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
+def same_bits(a: Any, b: Any) -> bool:
+    """Returns whether two tensors are the same to the last bit, or two other values are equal."""
+    if not isinstance(a, Tensor):
+        return bool(a == b)
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    one, other = (t.detach().contiguous().view(-1).view(torch.uint8) for t in (a, b))
+    return torch.equal(one, other)
 
 
 def watched(way: str, window: int | None, runs: list[Any]) -> type[ParallelPicardOptimizer]:

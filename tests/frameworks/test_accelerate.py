@@ -1,7 +1,6 @@
 """accelerate: a prepared wrapper runs ahead with a closure, and is saved and loaded with the rest."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,7 +10,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor
 
 from picardopt import ParallelPicardOptimizer, StepIndexedLoader, step_rng
@@ -27,20 +25,12 @@ from tests.frameworks.task import (
     weights,
     wrap,
 )
+from tests.helpers.accelerated import forget
 from tests.helpers.pool import Pools
 from tests.helpers.runs import assert_same_bits
 
 STEPS = 2 * BATCHES
-
-
-@pytest.fixture(autouse=True)
-def fresh_state() -> Iterator[None]:
-    """accelerate keeps its state in class attributes; every test starts without."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def train(accelerator: Any, model: Any, optimizer: Any, steps: int, scheduler: Any = None) -> None:
@@ -179,8 +169,7 @@ def on_a_rank() -> tuple[list[Tensor], list[int], int]:
         optimizer = accelerator.prepare(wrap(make_base(network)))
         train(accelerator, network, optimizer, STEPS)
         processes = accelerator.num_processes
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
+        forget()
         return weights(network), optimizer.optimizer.stats.strides, processes
 
 

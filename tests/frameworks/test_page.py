@@ -1,7 +1,6 @@
 """The code of docs/frameworks.md runs as it is written, in a task of the reader's."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import accelerate
 import lightning
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -17,9 +15,9 @@ from picardopt import ParallelPicardOptimizer, StepIndexedLoader
 
 PAGE = Path(__file__).parents[2] / "docs" / "frameworks.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-STATES = (AcceleratorState, GradientState, PartialState)
 
 pytestmark = [
+    pytest.mark.usefixtures("fresh_accelerate"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),
     pytest.mark.filterwarnings(
         "ignore::lightning.fabric.utilities.rank_zero.LightningDeprecationWarning"
@@ -29,16 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*CUDA is not available.*Disabling:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*ModelCheckpoint.*"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def fresh_state() -> Iterator[None]:
-    """accelerate keeps its state in class attributes."""
-    for state in STATES:
-        state._reset_state()
-    yield
-    for state in STATES:
-        state._reset_state()
 
 
 def task() -> dict[str, Any]:

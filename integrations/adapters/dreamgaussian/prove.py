@@ -10,11 +10,9 @@ another seed. README.md says what stands for the compiled extensions and for the
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
-import tempfile
 import types
 from pathlib import Path
 from typing import Any
@@ -108,32 +106,14 @@ def train(folder: Path, steps: int, *, seed: int, picard: dict[str, Any] | None)
     return {**result, "strides": gui.optimizer.stats.strides}
 
 
-def main() -> None:
-    """Makes the runs, each in processes of its own, and compares them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("clone", type=Path)
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--window", type=int, default=4)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        original = checkout(options.clone, Path(scratch, "original"), patched=False)
-        changed = checkout(options.clone, Path(scratch, "changed"), patched=True)
-        sequential = compare.run(MODULE, 1, original, options.steps)
-        compare.report("sequential", options.steps, sequential, sequential)
-        window = f"window={options.window}"
-        for name, processes, picard in (
-            ("tolerance 0", 1, f"{window} tolerance=0"),
-            ("tolerance 0, two processes", 2, f"{window} tolerance=0"),
-            ("default tolerance", 1, window),
-        ):
-            found = compare.run(MODULE, processes, changed, options.steps, picard)
-            compare.report(name, options.steps, found, sequential)
-        found = compare.run(MODULE, 1, original, options.steps, seed=1)
-        compare.report("another seed", options.steps, found, sequential)
+def checkouts(clone: Path, scratch: Path) -> tuple[Path, Path]:
+    """Returns the folders of the unmodified code and of the changed one."""
+    original = checkout(clone, scratch / "original", patched=False)
+    return original, checkout(clone, scratch / "changed", patched=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         compare.child(train, *sys.argv[2:])
     else:
-        main()
+        compare.prove(MODULE, __doc__.splitlines()[0], checkouts)

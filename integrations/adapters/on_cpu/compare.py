@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+
+from integrations.adapters.check import same_bits
 
 Train = Callable[..., dict[str, Any]]
 """Makes a run in this process: a checkout, the number of steps, the seed, options of picardopt (None: without it)."""
@@ -66,12 +70,6 @@ def missing(names: Sequence[str]) -> Iterator[None]:
 
 def differences(first: Any, second: Any, name: str = "") -> list[str]:
     """Names what is not the same in every bit."""
-    if isinstance(first, torch.Tensor):
-        same = first.shape == second.shape and torch.equal(
-            first.contiguous().view(-1).view(torch.uint8),
-            second.contiguous().view(-1).view(torch.uint8),
-        )
-        return [] if same else [name]
     if isinstance(first, dict):
         if first.keys() != second.keys():
             return [f"{name}: other keys"]
@@ -81,7 +79,7 @@ def differences(first: Any, second: Any, name: str = "") -> list[str]:
             return [f"{name}: other length"]
         pairs = enumerate(zip(first, second, strict=True))
         return [d for index, (a, b) in pairs for d in differences(a, b, f"{name}.{index}")]
-    return [] if first == second else [name]
+    return [] if same_bits(first, second) else [name]
 
 
 def run(
@@ -119,3 +117,34 @@ def report(name: str, steps: int, found: dict[str, Any], expected: dict[str, Any
             squared = sum(float((a - b).square().sum()) for a, b in pairs)
             parts.append(f"parameters {squared**0.5:.2f} away")
     print(f"{name}: {steps} steps, {', '.join(parts)}", flush=True)
+
+
+def prove(
+    module: str, description: str, checkouts: Callable[[Path, Path], tuple[Path, Path]]
+) -> None:
+    """Makes the runs of a trial, each in processes of its own, and prints how they compare.
+
+    Args:
+        module: Passes what follows `--child` to `child`.
+        description: Of the command line.
+        checkouts: Puts the code of a clone into an empty folder; returns where it is as it was, and with the adapter.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("clone", type=Path)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--window", type=int, default=4)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        original, changed = checkouts(options.clone, Path(scratch))
+        sequential = run(module, 1, original, options.steps)
+        report("sequential", options.steps, sequential, sequential)
+        window = f"window={options.window}"
+        for name, processes, picard in (
+            ("tolerance 0", 1, f"{window} tolerance=0"),
+            ("tolerance 0, two processes", 2, f"{window} tolerance=0"),
+            ("default tolerance", 1, window),
+        ):
+            found = run(module, processes, changed, options.steps, picard)
+            report(name, options.steps, found, sequential)
+        found = run(module, 1, original, options.steps, seed=1)
+        report("another seed", options.steps, found, sequential)

@@ -16,7 +16,10 @@ from picardopt_3d.pages.pictures import FilmViews, film_views
 from picardopt_3d.run.finished import FinishedRun
 from picardopt_3d.run.folder import RunFolder
 
-_OF_THE_FOLDER = {"out", "overwrite", "picture_every", "checkpoint_every", "tensorboard", "wandb"}
+_OF_THE_FOLDER = {
+    *("out", "overwrite", "picture_every", "checkpoint_every", "tensorboard", "wandb"),
+    *("viewer", "viewer_host", "viewer_port"),
+}
 """Options that change nothing of the object."""
 
 _BARS = 90

@@ -1,7 +1,7 @@
 """The loops of the adapters' diffs with the real libraries: small models, the same calls, the same bits."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import send_to_device
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.optimization import get_scheduler
@@ -26,9 +25,8 @@ from picardopt import ParallelPicardOptimizer, StepIndexedLoader
 from tests.integrations.adapters.quantized import quantized
 from tests.integrations.helpers.tiny_pipelines import latent_unet, save_stable_diffusion
 
-STATES = (AcceleratorState, GradientState, PartialState)
-
 pytestmark = [
+    pytest.mark.usefixtures("fresh_accelerate"),
     pytest.mark.filterwarnings(
         "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
     ),  # by peft
@@ -38,16 +36,6 @@ pytestmark = [
     ),
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def fresh_state() -> Iterator[None]:
-    """accelerate keeps its state in class attributes."""
-    for state in STATES:
-        state._reset_state()
-    yield
-    for state in STATES:
-        state._reset_state()
 
 
 def ways(

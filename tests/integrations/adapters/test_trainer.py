@@ -8,30 +8,23 @@ from unittest import mock
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from integrations.adapters.transformers.picard_trainer import PicardTrainer
+from tests.frameworks.test_trainer import StopAt
+from tests.helpers.accelerated import forget
 from tests.helpers.pool import Pools
 from tests.helpers.runs import assert_same_bits
 from tests.integrations.adapters.quantized import quantized
 
-STATES = (AcceleratorState, GradientState, PartialState)
-pytestmark = pytest.mark.filterwarnings(  # called by peft
-    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
-)
-
-
-@pytest.fixture(autouse=True)
-def fresh_state() -> Iterator[None]:
-    """accelerate keeps its state in class attributes."""
-    for state in STATES:
-        state._reset_state()
-    yield
-    for state in STATES:
-        state._reset_state()
+pytestmark = [
+    pytest.mark.usefixtures("fresh_accelerate"),
+    pytest.mark.filterwarnings(  # called by peft
+        "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+    ),
+]
 
 
 class Sentences(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -45,16 +38,6 @@ class Sentences(torch.utils.data.Dataset[dict[str, Tensor]]):
         labels = tokens.clone()
         labels[: index % 4] = -100
         return {"input_ids": tokens, "labels": labels}
-
-
-class StopAt(TrainerCallback):
-    """Ends a run as if it was cut off, after its checkpoint."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        control.should_training_stop = state.global_step >= self.step
 
 
 def make(folder: Path, kind: Any = PicardTrainer, stop: int = 100, **options: Any) -> Any:
@@ -173,8 +156,7 @@ def on_a_rank(folder: Path) -> tuple[list[Tensor], float, int]:
         trainer = make(folder, picard={"tolerance": 0})
         trainer.train()
         size = trainer.args.world_size
-        for state in STATES:
-            state._reset_state()
+        forget()
         return weights(trainer), trainer.picard.stats.mean_stride, size
 
 
