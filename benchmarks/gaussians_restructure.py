@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from methods import TEXTS, mean, subject
+from method_runs import TEXTS, subject
 from picardopt_3d.methods import Stage
 from picardopt_3d.methods.dreamgaussian import SMALL, DreamGaussianConfig
 from picardopt_3d.picard import PicardOptions
@@ -28,7 +28,7 @@ from picardopt_3d.run.prepare import build_problem
 from picardopt_3d.task import TextTask
 from picardopt_3d.world.yardstick import psnr_against_truth
 from result_store import Figures, ResultStore
-from tables import markdown
+from tables import markdown, mean
 
 from picardopt import ParallelPicardOptimizer, step_rng
 from picardopt.stats import SweepRecord

@@ -13,7 +13,7 @@ from beyond_3d import STEPS as BEYOND_STEPS
 from beyond_3d import Run as BeyondRun
 from beyond_3d import task_of, wrapped
 from beyond_tasks import PRETRAINING
-from methods import PICTURES, RECIPES, TEXTS
+from method_runs import PICTURES, RECIPES, TEXTS
 from picardopt_3d.methods import Context
 from picardopt_3d.methods.dreamfusion import SMALL
 from picardopt_3d.methods.optim import field_rates

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import PICTURES, RECIPES, TEXTS, Run, captions, configuration, optimize, subject
+from method_runs import PICTURES, RECIPES, TEXTS, Run, captions, configuration, subject
+from methods import optimize
 from picardopt_3d.cameras import Cameras, orbit_cameras
 from picardopt_3d.config import RunConfig
 from picardopt_3d.export.pictures import save_contact_sheet, tile

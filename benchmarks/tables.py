@@ -7,8 +7,9 @@ import json
 import math
 import os
 import platform
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -47,6 +48,12 @@ def number(value: float) -> str:
     if rounded == 0:
         return "0"
     return f"{rounded:.{max(0, 2 - math.floor(math.log10(abs(rounded))))}f}"
+
+
+def mean(values: Iterable[float], form: str = "{:.2f}") -> str:
+    """Their mean, or nothing where there are none."""
+    found = list(values)
+    return form.format(statistics.fmean(found)) if found else ""
 
 
 def document(title: str, command: str, where: str, notes: str, table: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import PICTURES, RECIPES, TEXTS, recipe_of, subject
+from method_runs import PICTURES, RECIPES, TEXTS, recipe_of, subject
 from picardopt_3d.cameras import orbit_cameras
 from picardopt_3d.config import ImageTo3DConfig, RunConfig, TextTo3DConfig
 from picardopt_3d.images import save_reference

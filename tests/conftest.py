@@ -1,6 +1,7 @@
 """One thread a process, and one worker pool per world size for the whole session."""
 
 import signal
+import threading
 from collections.abc import Iterator
 
 import hypothesis
@@ -70,6 +71,14 @@ def pools() -> Iterator[Pools]:
 def pool(request: pytest.FixtureRequest, pools: Pools) -> Pool:
     """The session's pool, once for each world size; two of them in the daily suite."""
     return pools(request.param)
+
+
+@pytest.fixture
+def no_thread_is_left() -> Iterator[None]:
+    """Not even one that the end of the interpreter would not wait for."""
+    before = set(threading.enumerate())
+    yield
+    assert not set(threading.enumerate()) - before
 
 
 @pytest.fixture

@@ -1,12 +1,7 @@
-"""Joined calls where something goes wrong: errors, interruptions, misuse. No thread and no half-done step is left."""
+"""Joined calls where something goes wrong: errors and misuse. No thread is left."""
 
 import itertools
-import os
 import signal
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,54 +16,10 @@ from picardopt import (
     StepRelativeTolerance,
     batched,
 )
-from picardopt.rng import RngState
-from picardopt.turns import Unwound, turns
+from tests.helpers.joint_loop import Loop, nothing
 from tests.helpers.shared import SIZE, Scene, assert_same, one_call, run, slot_by_slot, target
-from tests.test_interrupts import Interrupter
 
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    assert not set(threading.enumerate()) - before
-
-
-Extra = Callable[[int, str], None]
-
-
-class Loop:
-    """A run that can be stopped in the middle of a joined sweep, by `extra(step, where)`."""
-
-    def __init__(self, extra: Extra, score: Any = None, **options: Any) -> None:
-        self.scene, self.score = Scene("batchnorm"), batched(target) if score is None else score
-        self.optimizer = ParallelPicardOptimizer(
-            torch.optim.Adam(self.scene.parameters(), lr=0.01),
-            tolerance=StepRelativeTolerance(1.0),
-            **{"window": 4, "carry": self.scene, **options},
-        )
-        self.extra = extra
-
-    def closure(self, step: int) -> Tensor:
-        self.optimizer.zero_grad()
-        seen = self.scene.view()
-        self.extra(step, "before")
-        wanted = self.score(seen.detach(), torch.rand(3, 1, dtype=torch.float64))
-        self.extra(step, "after")
-        loss = (self.scene.second(seen) - wanted).square().mean()
-        loss.backward()
-        return loss
-
-    def steps(self, count: int) -> None:
-        for _ in range(count):
-            self.optimizer.step(self.closure)
-
-    def state(self) -> list[Tensor]:
-        return [t.detach().clone() for t in [*self.scene.parameters(), *self.scene.buffers()]]
-
-
-def nothing(step: int, where: str) -> None:
-    """Lets the run pass."""
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
@@ -77,11 +28,7 @@ def test_a_slot_that_raises_fails_alone(where: str, slot: int) -> None:
     """The steps before it are kept; at the head the error is the user's own."""
     loop = Loop(nothing)
     loop.steps(9)
-    head = loop.optimizer.step_index
-    while loop.optimizer._speculator is not None and loop.optimizer._speculator.queue:
-        loop.steps(1)
-        head = loop.optimizer.step_index
-    bad = head + slot
+    bad = loop.run_out() + slot
 
     def fail(step: int, at: str) -> None:
         if step == bad and at == where:
@@ -142,95 +89,6 @@ def test_the_functions_error_belongs_to_its_slot() -> None:
 
     with step_rng(0, at_the_head), pytest.raises(ValueError, match=r"above 0\.9"):
         loop.closure(at_the_head)
-
-
-class Stop(BaseException):
-    """Meant for the whole program, like SystemExit."""
-
-
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Stop])
-@pytest.mark.parametrize("where", ["before", "after", "function"])
-@pytest.mark.parametrize("slot", [0, 2])
-def test_an_interruption_leaves_everything_at_the_last_commit(
-    kind: type[BaseException], where: str, slot: int
-) -> None:
-    armed: list[bool] = []
-
-    def score(x: Tensor, level: Tensor) -> Tensor:
-        if armed and where == "function":
-            raise kind
-        return target(x, level)
-
-    loop, undisturbed = Loop(nothing, score=batched(score)), Loop(nothing)
-    loop.steps(9)
-    while loop.optimizer._speculator is not None and loop.optimizer._speculator.queue:
-        loop.steps(1)
-    head = loop.optimizer.step_index
-    undisturbed.steps(head)
-    state, generators = loop.state(), RngState.capture()
-
-    def stop(step: int, at: str) -> None:
-        if armed and at == where and step == head + slot:
-            raise kind
-
-    loop.extra = stop
-    armed.append(True)
-    with pytest.raises(kind):
-        loop.steps(1)
-    armed.clear()
-    assert RngState.capture().same(generators)
-    assert loop.optimizer.step_index == head
-    assert all(torch.equal(a, b) for a, b in zip(loop.state(), state, strict=True))
-    loop.steps(6)
-    undisturbed.steps(6)
-    assert all(torch.equal(a, b) for a, b in zip(loop.state(), undisturbed.state(), strict=True))
-
-
-@pytest.mark.parametrize("where", ["before", "after", "function"])
-def test_ctrl_c_reaches_a_closure_on_its_thread_and_the_function(where: str) -> None:
-    """The signal arrives at the main thread while a slot's closure runs on another one."""
-    armed: list[bool] = []
-    cleaned: list[str] = []
-    key = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-
-    def wait() -> None:
-        key.start()
-        end = time.monotonic() + 120
-        try:
-            while time.monotonic() < end:
-                time.sleep(0.01)
-        finally:
-            cleaned.append("up")
-
-    def score(x: Tensor, level: Tensor) -> Tensor:
-        if armed and where == "function":
-            wait()
-        return target(x, level)
-
-    loop = Loop(nothing, score=batched(score))
-    loop.steps(9)
-    while loop.optimizer._speculator is not None and loop.optimizer._speculator.queue:
-        loop.steps(1)
-    state, generators, head = loop.state(), RngState.capture(), loop.optimizer.step_index
-    assert loop.optimizer.stats.joined_calls > 0
-
-    def stop(step: int, at: str) -> None:
-        if armed and at == where and step == head + 1:
-            wait()
-
-    loop.extra = stop
-    armed.append(True)
-    start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        loop.steps(1)
-    assert time.monotonic() - start < 60
-    key.join()
-    assert cleaned == ["up"]
-    armed.clear()
-    assert RngState.capture().same(generators)
-    assert all(torch.equal(a, b) for a, b in zip(loop.state(), state, strict=True))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    loop.steps(6)
 
 
 def mean_of_all(x: Tensor, level: Tensor) -> Tensor:
@@ -388,67 +246,6 @@ def test_a_closure_that_leaves_a_module_changed_around_the_call_is_refused() -> 
 
     with pytest.raises(BatchedCallError, match="Leave nothing changed around the call"):
         run(Scene(), loss)
-
-
-def test_cancelled_functions_are_unwound_once_each() -> None:
-    found: list[Any] = []
-
-    def function(index: int) -> None:
-        from picardopt.turns import present_turn
-
-        turn = present_turn()
-        assert turn is not None
-        try:
-            turn.ask(index)
-        except Unwound:
-            found.append(index)
-            raise
-
-    with (
-        pytest.raises(ZeroDivisionError),
-        turns([lambda i=i: function(i) for i in range(3)]) as all_turns,
-    ):
-        for turn in all_turns[:2]:
-            turn.proceed()
-        raise ZeroDivisionError
-    assert found == [0, 1]
-    assert all_turns[2].ended
-
-
-@pytest.mark.parametrize("every", [211, pytest.param(29, marks=pytest.mark.slow)])
-def test_ctrl_c_at_any_line_of_a_joined_sweep(every: int) -> None:
-    """In picardopt's own lines on the main thread and on the slots' threads."""
-    undisturbed, states = Loop(nothing), {}
-    for step in range(20):
-        states[step] = undisturbed.state()
-        undisturbed.steps(1)
-    hit, at, threads = 0, 1, set(threading.enumerate())
-    while True:
-        loop = Loop(nothing)
-        loop.steps(9)
-        while loop.optimizer._speculator is not None and loop.optimizer._speculator.queue:
-            loop.steps(1)
-        generators = RngState.capture()
-        interrupter = Interrupter(at)
-        sys.settrace(interrupter)
-        threading.settrace(interrupter)
-        try:
-            loop.steps(1)
-        except KeyboardInterrupt:
-            hit += 1
-        finally:
-            sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]
-        assert RngState.capture().same(generators), at
-        step = loop.optimizer.step_index
-        assert all(torch.equal(a, b) for a, b in zip(loop.state(), states[step], strict=True)), at
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        assert not set(threading.enumerate()) - threads, at
-        loop.steps(2)
-        if interrupter.count < at:
-            break
-        at += every
-    assert hit > 3
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1])

@@ -16,8 +16,7 @@ from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.scenes import load_scene
 
 from picardopt.stats import SweepRecord
-from tests.integrations.test_run_stages import RECIPE
-from tests.integrations.test_stages import TwoStages
+from tests.integrations.helpers.two_stages import RECIPE, TwoStages
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -25,12 +24,13 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(BENCHMARKS)
-    for name in ("gaussians_restructure", "methods", "result_store", "tables"):
+    for name in ("gaussians_restructure", "methods", "method_runs", "result_store", "tables"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import gaussians_restructure
+    import method_runs
     import methods
 
-    return {"methods": methods, "restructure": gaussians_restructure}
+    return {"methods": methods, "runs": method_runs, "restructure": gaussians_restructure}
 
 
 def test_every_method_is_measured_on_its_command(
@@ -47,7 +47,7 @@ def test_every_method_is_measured_on_its_command(
         }
         own = METHODS[command][method].presets
         stages = own[preset].stages()
-        if recipe in methods.FIRST_STAGE:
+        if recipe in benchmarks["runs"].FIRST_STAGE:
             stages = stages[:1]
         for config in found.values():
             config.check()
@@ -90,7 +90,7 @@ def test_of_several_stages_each_is_measured_at_one_size_and_counted(
     assert (early["bitwise"], other.get("bitwise", False)) == (True, False)
     assert all(stage["bitwise"] for stage in early["stages"].values())
     assert early["drift_evaluations"] > early["steps"]
-    monkeypatch.setattr(methods, "TEXTS", ("a red cube",))
+    monkeypatch.setattr(benchmarks["runs"], "TEXTS", ("a red cube",))
     monkeypatch.setattr(methods, "RECIPES", {"both": methods.RECIPES["both"]})
     table = methods.body({"runs": runs})[1]
     for part in ("both: coarse", "both: fine", "both"):

@@ -18,7 +18,7 @@ from picardopt_3d.run.folder import RunFolder
 from picardopt_3d.run.pipeline import run
 from picardopt_3d.tolerances import parse_tolerance
 
-from tests.integrations.test_pipeline import TINY
+from tests.integrations.helpers.tiny_runs import TINY
 
 STRIDES = {str(window): 0.95 * window if window > 1 else 1.0 for window in range(1, 17)}
 

@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 
 from picardopt import Restructure
 from tests.integrations.helpers.stopping import stopped
-from tests.integrations.test_pipeline import TINY_OPTIONS, options
+from tests.integrations.helpers.tiny_runs import TINY_OPTIONS, options
 
 
 def record_of(strides: list[int], changes: dict[int, int], sweeps: int | None = None) -> RunRecord:

@@ -21,7 +21,7 @@ from picardopt_3d.run.progress import Progress
 from picardopt_3d.run.record import Recorder, RunRecord
 
 from picardopt import DriftTolerance, ParallelPicardOptimizer
-from tests.integrations.test_pipeline import options
+from tests.integrations.helpers.tiny_runs import options
 from tests.integrations.test_record import Rows
 
 

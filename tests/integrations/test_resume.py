@@ -36,11 +36,11 @@ from picardopt import CheckpointError
 from tests.helpers.pool import Pools
 from tests.integrations.helpers.films import read_film
 from tests.integrations.helpers.stopping import stopped
-from tests.integrations.test_pipeline import (
+from tests.integrations.helpers.tiny_runs import (
     PROMISED,
     TINY,
     TINY_OPTIONS,
-    assert_same_bits,
+    assert_same_scenes,
     names,
     options,
 )
@@ -68,7 +68,7 @@ def test_a_resumed_run_at_tolerance_zero_is_bitwise_the_run_without_a_stop(
     kept = record_of(config.out)
     assert kept.step == at == len(kept.losses)
     again = train(replace(config, window=5), time.time(), resume=True)
-    assert_same_bits(config.out, tmp_path / "whole")
+    assert_same_scenes(config.out, tmp_path / "whole")
     assert again.losses == whole.losses
     assert again.step == sum(again.strides) == 12
 
@@ -105,7 +105,7 @@ def test_a_sequential_run_goes_on_ahead_of_time_and_back(tmp_path: Path) -> None
     run_until(picard, 8, resume=True)
     assert record_of(config.out).step == 8
     train(config, time.time(), resume=True)
-    assert_same_bits(config.out, tmp_path / "whole")
+    assert_same_scenes(config.out, tmp_path / "whole")
 
 
 def test_ctrl_c_within_a_sequential_step_counts_the_step(
@@ -128,7 +128,7 @@ def test_ctrl_c_within_a_sequential_step_counts_the_step(
     kept = record_of(config.out)
     assert len(taken) == kept.step == len(kept.losses) == 2
     assert train(config, time.time(), resume=True).losses == whole.losses
-    assert_same_bits(config.out, tmp_path / "whole")
+    assert_same_scenes(config.out, tmp_path / "whole")
 
 
 def test_two_processes_go_on_with_what_one_began(tmp_path: Path, pools: Pools) -> None:
@@ -136,7 +136,7 @@ def test_two_processes_go_on_with_what_one_began(tmp_path: Path, pools: Pools) -
     config = options(tmp_path / "stopped", window=3, tolerance=0.0)
     run_until(config, 6)
     pools(2).run(train, replace(config, workers=2, window=4), time.time(), True)
-    assert_same_bits(config.out, tmp_path / "whole")
+    assert_same_scenes(config.out, tmp_path / "whole")
 
 
 def test_resume_makes_every_file_and_counts_what_was_before(

@@ -13,7 +13,7 @@ from picardopt_3d.run.memory import memory_of
 from picardopt_3d.run.worker import train
 
 from picardopt import WindowMemoryError
-from tests.integrations.test_pipeline import options
+from tests.integrations.helpers.tiny_runs import options
 
 
 def test_what_a_window_takes_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

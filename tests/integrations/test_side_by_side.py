@@ -18,8 +18,7 @@ from picardopt_3d.scenes import load_scene
 from picardopt_3d.world import render
 from PIL import Image
 
-from tests.integrations.test_run_stages import RECIPE
-from tests.integrations.test_stages import TwoStages
+from tests.integrations.helpers.two_stages import RECIPE, TwoStages
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CUBE = "a red cube"
@@ -29,15 +28,16 @@ CUBE = "a red cube"
 def sheets(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, with one more method of two small stages that is all that it shows."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    for name in ("side_by_side", "methods", "result_store", "tables"):
+    for name in ("side_by_side", "methods", "method_runs", "result_store", "tables"):
         monkeypatch.delitem(sys.modules, name, raising=False)
+    import method_runs
     import methods
     import side_by_side
 
     both = Method(TwoStages, {"small": RECIPE, "paper": RECIPE})
     monkeypatch.setitem(METHODS["text-to-3d"], "both", both)
-    monkeypatch.setitem(methods.RECIPES, "both", ("text-to-3d", "both", "small"))
-    monkeypatch.setattr(methods, "TEXTS", (CUBE,))
+    monkeypatch.setitem(method_runs.RECIPES, "both", ("text-to-3d", "both", "small"))
+    monkeypatch.setattr(method_runs, "TEXTS", (CUBE,))
     monkeypatch.setattr(methods, "VIEWS", 1)
     monkeypatch.setattr(side_by_side, "SIZE", 24)
     return side_by_side
@@ -120,7 +120,7 @@ def test_all_methods_are_shown_and_their_names_are_whole(
     """The sheet's text lies on white, between the edge and the views; only one row has views that are not white."""
     shown = {sheets.RECIPES[recipe][1] for recipe in sheets.METHODS_SHOWN}
     assert shown == {name for methods in METHODS.values() for name in methods} - {"both"}
-    assert not sheets.METHODS_SHOWN.keys() & sys.modules["methods"].FIRST_STAGE
+    assert not sheets.METHODS_SHOWN.keys() & sys.modules["method_runs"].FIRST_STAGE
     white, grey = torch.ones(3, 3, 96, 96), torch.full((3, 3, 96, 96), 0.5)
     found = {recipe: [white] * 3 for recipe in sheets.METHODS_SHOWN}
     found["zero123"] = [grey] * 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from picardopt_3d.cameras import turntable_cameras
 from picardopt_3d.guidance.choose import GuidanceConfig, load_guidance
-from picardopt_3d.methods import METHODS, Context, RecipeConfig, Stage, StageConfig, stage_seed
+from picardopt_3d.methods import METHODS, Context, Stage, StageConfig, stage_seed
 from picardopt_3d.methods.dreamfusion import DreamFusionConfig, DreamFusionWeights
 from picardopt_3d.methods.lighting import ShadingConfig
 from picardopt_3d.methods.optim import check_rates
@@ -34,18 +34,10 @@ from picardopt_3d.scenes.mesh.config import TetrahedralConfig, TexturedMeshConfi
 
 from picardopt import ParallelPicardOptimizer, load_checkpoint, save_checkpoint
 from tests.integrations.helpers.analytic import Balls, voxels
+from tests.integrations.helpers.two_stages import TwoStages
 
 CPU = torch.device("cpu")
 SMALL_HASH = HashConfig(levels=4, log2_size=12, base=8, scale=1.6)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TwoStages(RecipeConfig):
-    """A coarse stage, and a finer one that begins with its scene."""
-
-    coarse: DreamFusionConfig
-    fine: DreamFusionConfig
-    note: str = "no stage"
 
 
 def stage_config(pixels: int, scene: SceneConfig, **numbers: Any) -> DreamFusionConfig:

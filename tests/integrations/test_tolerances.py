@@ -25,7 +25,7 @@ from picardopt_3d.tolerances import (
 )
 
 from picardopt import DriftTolerance, ParallelPicardOptimizer
-from tests.integrations.test_pipeline import TINY, options
+from tests.integrations.helpers.tiny_runs import TINY, options
 
 TEXTS: dict[str, TolConfig] = {
     "0": FixedTol(0.0),

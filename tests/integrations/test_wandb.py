@@ -12,7 +12,7 @@ import pytest
 from picardopt_3d.run import curves
 from picardopt_3d.run.pipeline import run
 
-from tests.integrations.test_pipeline import options
+from tests.integrations.helpers.tiny_runs import options
 
 
 def records(path: Path) -> list[Any]:

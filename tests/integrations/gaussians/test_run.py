@@ -31,8 +31,8 @@ from picardopt import load_checkpoint
 from tests.helpers.pool import Pools
 from tests.helpers.runs import assert_same_bits
 from tests.integrations.helpers.films import read_film
+from tests.integrations.helpers.tiny_runs import KEYS, PROMISED, names
 from tests.integrations.test_counts import gaussians
-from tests.integrations.test_pipeline import KEYS, PROMISED, names
 from tests.integrations.test_resume import group_alive, wait_for
 
 FEW = [

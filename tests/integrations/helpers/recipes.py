@@ -16,10 +16,7 @@ from picardopt_3d.guidance.loading import ModelOptions
 from picardopt_3d.methods import METHODS, Context, Stage, StageConfig
 from picardopt_3d.methods.dreamfusion import DreamFusionConfig, DreamFusionWeights
 from picardopt_3d.methods.dreamgaussian import DreamGaussianConfig, DreamGaussianWeights
-from picardopt_3d.methods.dreamgaussian_texture import (
-    DreamGaussianTextureConfig,
-    TextureWeights,
-)
+from picardopt_3d.methods.dreamgaussian_texture import DreamGaussianTextureConfig, TextureWeights
 from picardopt_3d.methods.lighting import ShadingConfig
 from picardopt_3d.methods.optim import gaussian_rates, texture_rates
 from picardopt_3d.methods.textmesh import TextMeshConfig, TextMeshWeights
@@ -49,6 +46,7 @@ from tests.integrations.helpers.tiny_pipelines import (
 )
 
 CPU = torch.device("cpu")
+COMMANDS = ("text-to-3d", "image-to-3d")
 CHAIR = Subject("chair", "red")
 ENCODING = HashConfig(levels=3, log2_size=8, base=4, scale=1.6)
 SIZES: dict[str, Any] = {
@@ -167,6 +165,13 @@ def tiny(command: str, name: str, folders: dict[str, Path]) -> StageConfig:
     return Zero123Config(**changing, **from_picture, scene=NerfConfig(**SIZES, occupancy=OCCUPANCY))
 
 
+def tiny_text(folders: dict[str, Path], **options: Any) -> DreamGaussianConfig:
+    """DreamGaussian's first stage from a text, of few numbers, with other options."""
+    config = tiny("text-to-3d", "dreamgaussian", folders)
+    assert isinstance(config, DreamGaussianConfig)
+    return replace(config, **options)
+
+
 def tiny_texture(command: str, folders: dict[str, Path]) -> DreamGaussianTextureConfig:
     """DreamGaussian's second stage of few numbers; its batch and size change at step 3."""
     image = command == "image-to-3d"
@@ -193,6 +198,11 @@ def ball() -> Gaussians:
     """Gaussians as a first stage may end with: a sphere whose colour changes with the place."""
     splats = shell(150, 0.35, 0.06)
     return Gaussians(GaussiansConfig(count=150, strategy=None), splats)
+
+
+def textured(config: DreamGaussianTextureConfig, previous: Scene | None = None) -> Stage:
+    """DreamGaussian's second stage on a mesh of the ball, or of another scene."""
+    return build(config, previous=previous or ball())
 
 
 def small(scene: Any) -> Any:

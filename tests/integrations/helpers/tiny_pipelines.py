@@ -133,6 +133,14 @@ def save_stable_diffusion(
     return folder
 
 
+def save_both_predictions(root: Path) -> dict[str, Path]:
+    """Two different Stable Diffusions, by what they predict."""
+    return {
+        "epsilon": save_stable_diffusion(root / "epsilon", seed=0),
+        "v_prediction": save_stable_diffusion(root / "velocity", "v_prediction", seed=1),
+    }
+
+
 def t5_tokenizer() -> T5Tokenizer:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), ("\u2581red", -1.0)]
     pieces += [(letter, -3.0) for letter in [*string.ascii_lowercase, *string.digits, ",", "."]]

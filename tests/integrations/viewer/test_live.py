@@ -30,8 +30,8 @@ from picardopt import ParallelPicardOptimizer, load_checkpoint
 from picardopt.rng import RngState, seed_all
 from tests.helpers.pool import Pools
 from tests.integrations.helpers.recipes import tiny
+from tests.integrations.helpers.tiny_runs import TINY, options
 from tests.integrations.helpers.viewers import Client, beside, free_port
-from tests.integrations.test_pipeline import TINY, options
 
 STEPS = 24
 

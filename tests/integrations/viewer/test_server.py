@@ -19,8 +19,8 @@ from picardopt_3d.run.worker import train
 from picardopt_3d.viewer.command import main
 from picardopt_3d.viewer.server import LOOPBACK, address, serving
 
+from tests.integrations.helpers.tiny_runs import options
 from tests.integrations.helpers.viewers import Client, beside, free_port
-from tests.integrations.test_pipeline import options
 
 
 def test_only_this_machine_reaches_it(capsys: pytest.CaptureFixture[str]) -> None:
