@@ -47,8 +47,8 @@ def strides() -> dict[int, float]:
     """Steps a sweep by window: `rounds.py`'s by the default tolerance, and straight lines between its windows."""
     runs: dict[int, list[float]] = {}
     for name, run in json.loads((RESULTS / "rounds.json").read_text())["runs"].items():
-        _, setting, window, *rule = name.split("/")
-        if setting == SETTING and rule[:1] == ["coast, drift error"]:
+        guidance, setting, window, *rule = name.split("/")
+        if (guidance, setting) == ("diffusion", SETTING) and rule[:1] == ["coast, drift error"]:
             runs.setdefault(int(window.split()[1]), []).append(run["steps_per_sweep"])
     known = Curve({1: 1.0} | {w: statistics.fmean(found) for w, found in runs.items()}, "")
     return {window: known.seconds(window) for window in range(1, max(known.points) + 1)}
@@ -186,7 +186,8 @@ steps a sweep.
 - CPU: the shipped pixel model on one core, in the processor's time ({cpu}): {cpu_points}. There
   joined slots were measured too.
 
-Strides: DreamFusion on voxels ({setting} of [rounds.md](rounds.md), default tolerance): {strides}.
+Strides: DreamFusion on voxels with the model that ships, by the default tolerance ({setting} of [rounds.md](rounds.md)):
+{strides}.
 
 **Modelled**: everything with more than one device, by `picardopt.planner`: nobody has run these on several GPUs.
 Straight lines between measured points (~) and beyond the last of them (*), in batches and in windows. On the GPU joined
