@@ -186,7 +186,7 @@ steps a sweep.
 - CPU: the shipped pixel model on one core, in the processor's time ({cpu}): {cpu_points}. There
   joined slots were measured too.
 
-Strides: DreamFusion on voxels with the model that ships, by the default tolerance ({setting} of [rounds.md](rounds.md)):
+Strides: DreamFusion on voxels with the model that ships, default tolerance ({setting} of [rounds.md](rounds.md)):
 {strides}.
 
 **Modelled**: everything with more than one device, by `picardopt.planner`: nobody has run these on several GPUs.
