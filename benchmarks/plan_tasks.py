@@ -22,7 +22,8 @@ from picardopt_3d.run.loop import closure_of
 from picardopt_3d.run.prepare import build_problem
 from picardopt_3d.tolerances import DriftTol
 from plan_tables import BEYOND, ROUNDS
-from rounds import SETTINGS, guidance_of
+from rounds import SETTINGS
+from small_scenes import guidance_of
 from tolerances import Run as RecipeRun
 from tolerances import configuration
 

@@ -40,8 +40,8 @@ from prompt_tables import (
     reference_of,
 )
 from result_store import ResultStore
-from rounds import distances, guidance_of
 from safetensors.torch import load_file, save_file
+from small_scenes import distances, guidance_of
 
 from picardopt import ParallelPicardOptimizer
 

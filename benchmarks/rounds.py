@@ -21,27 +21,23 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from picardopt_3d.cameras import Cameras
-from picardopt_3d.guidance import ExactScore, ScoreDistillation, SdsConfig
-from picardopt_3d.guidance.choose import load_score
 from picardopt_3d.guidance.embeddings import identity
-from picardopt_3d.guidance.exact_score import Candidates, ViewSet
 from picardopt_3d.guidance.pixel_diffusion import SHIPPED
 from picardopt_3d.io import replacing
 from picardopt_3d.methods import Context
 from picardopt_3d.methods.dreamfusion import SMALL
 from picardopt_3d.methods.optim import field_rates
 from picardopt_3d.run.loop import closure_of
-from picardopt_3d.scenes import Scene, load_scene, save_scene
+from picardopt_3d.scenes import load_scene, save_scene
 from picardopt_3d.world import parse_prompt
-from picardopt_3d.world.yardstick import held_out_cameras, psnr_against_truth
+from picardopt_3d.world.yardstick import psnr_against_truth
 from plain_loop import sequential_step
 from result_store import ResultStore
+from small_scenes import distances, guidance_of
 from tables import markdown, number
 
 from picardopt import (
@@ -53,8 +49,6 @@ from picardopt import (
 
 SETTINGS = {"easy": (2, 0.02), "rough": (4, 0.05)}
 """Batch and learning rate."""
-SCALES = {"exact": 7.5, "diffusion": SMALL.sds.guidance_scale}
-"""Classifier-free guidance; the shipped pipeline's own for the model that ships."""
 WINDOWS = (8, 16, 32, 64)
 RULES = {
     "drift error": lambda: DriftTolerance(),
@@ -101,36 +95,6 @@ def lines() -> list[tuple[str, str]]:
     """Predictor and rule of each line of the table."""
     both = itertools.product(PREDICTORS, RULES)
     return [(p, rule) for p, rule in both if p == "coast" or rule in HELD]
-
-
-class Remembered:
-    """A set of views that renders for each batch of cameras once: every trial sees the same ones.
-
-    Args:
-        views: the set to ask.
-    """
-
-    def __init__(self, views: ViewSet) -> None:
-        self.views, self.captions, self.size = views, views.captions, views.size
-        self.seen: dict[bytes, Candidates] = {}
-
-    def candidates(self, cameras: Cameras) -> Candidates:
-        """What the set answered the first time. All that a view depends on is in the key."""
-        key = cameras.camera_to_world.numpy().tobytes() + cameras.fov.numpy().tobytes()
-        if key not in self.seen:
-            self.seen[key] = self.views.candidates(cameras)
-        return self.seen[key]
-
-
-@cache
-def guidance_of(name: str, prompt: str) -> ScoreDistillation:
-    """One score model a process."""
-    model = "exact" if name == "exact" else "pixel-diffusion"
-    score = load_score(replace(SMALL.guidance, model=model), prompt, 32, "cpu")
-    guidance = ScoreDistillation(score, SdsConfig(guidance_scale=SCALES[name]))
-    if isinstance(guidance.score, ExactScore):
-        guidance.score.view_set = Remembered(guidance.score.view_set)
-    return guidance
 
 
 def scene_file(folder: Path, run: Run) -> Path:
@@ -180,17 +144,6 @@ def optimize(run: Run, prompt: str, steps: int, folder: Path) -> dict[str, Any]:
     figures["psnr"] = psnr_against_truth(stage.scene, subject, recipe.final_pixels)
     figures["seconds"] = time.perf_counter() - begin
     return figures
-
-
-def distances(one: Scene, other: Scene, size: int) -> dict[str, float]:
-    """Root mean square difference of the parameters and of the held-out views."""
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
-    squared = sum(float((a - b).detach().double().square().sum()) for a, b in pairs)
-    cameras = held_out_cameras()
-    with torch.no_grad():
-        apart = (one.render(cameras, size).rgb - other.render(cameras, size).rgb).square().mean()
-    numel = sum(p.numel() for p in one.parameters())
-    return {"parameters": math.sqrt(squared / numel), "pictures": float(apart.sqrt())}
 
 
 def spread(folder: Path, guidance: str, setting: str, seeds: int) -> dict[str, float]:
