@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from picardopt import ParallelPicardOptimizer, PicardWarning, step_rng
+from picardopt import ImpureClosureError, ParallelPicardOptimizer, PicardWarning, step_rng
 from tests.helpers.pool import Pools
 from tests.helpers.problems import quantize
 
@@ -393,6 +393,36 @@ def test_the_step_after_a_change_has_the_new_gradient() -> None:
             case.optimizer.step(closure)
             zero.append(not case.model[0].weight.grad.any())
     assert zero == [False] * 20 + [True] * 10
+
+
+def later(seen: list[bool], drawn: Iterator[float]) -> None:
+    """Trains with a weight that the loop changes before it counts, at step 20, and after that."""
+    case, weight = Smooth(tolerance=1e9, audit="always"), 1.0
+
+    def closure(step: int) -> Tensor:
+        loss = case.loss() * (1.0 if step < 20 else weight) * next(drawn)
+        loss.backward()
+        return loss
+
+    for step in range(50):
+        weight = 0.0 if 10 <= step < 28 else 1.0
+        case.optimizer.step(closure)
+        seen.append(bool(case.model[0].weight.grad.any()))
+
+
+def test_a_change_that_did_no_harm_before_is_no_impure_closure() -> None:
+    seen: list[bool] = []
+    with pytest.warns(PicardWarning, match="`weight`"):
+        later(seen, itertools.repeat(1.0))
+    assert seen == [True] * 20 + [False] * 8 + [True] * 22
+
+
+def test_a_harmless_change_excuses_no_impure_closure() -> None:
+    seen: list[bool] = []
+    drawn = itertools.chain(itertools.repeat(1.0, 34), itertools.count(1.0))
+    with pytest.raises(ImpureClosureError, match="another gradient"):
+        later(seen, drawn)
+    assert 10 < len(seen) < 28
 
 
 def test_flush_is_for_what_cannot_be_seen(tmp_path: Any) -> None:

@@ -46,11 +46,13 @@ class OuterChanges:
     Attributes:
         dropped: How often a change dropped the queue.
         names: How often each name was among the changes that did.
+        ignored: Names that changed since the queue was evaluated and counted as harmless.
     """
 
     def __init__(self) -> None:
         self.dropped = 0
         self.names: Counter[str] = Counter()
+        self.ignored: set[str] = set()
         self._harmless: set[str] = set()
         self._in_a_row = 0
         self._unsaid: str | None = None
@@ -70,6 +72,7 @@ class OuterChanges:
             self._drop(changed, exact=True)
             return Drop(tuple(changed))
         suspects = tuple(name for name in changed if name not in self._harmless)
+        self.ignored.update(self._harmless.intersection(changed))
         if suspects:
             return Recheck(suspects)
         self._in_a_row = 0
@@ -77,8 +80,16 @@ class OuterChanges:
 
     def harmless(self, names: Iterable[str]) -> None:
         """The queued drift came out the same: these names are left to the audit from now on."""
-        self._harmless.update(names)
+        names = set(names)
+        self._harmless |= names
+        self.ignored |= names
         self._in_a_row = 0
+
+    def harmful_after_all(self) -> None:
+        """A later queued drift came out differently: the queue is to be dropped, and what was ignored rechecked."""
+        names = sorted(self.ignored)
+        self._harmless.difference_update(names)
+        self._drop(names, exact=False)
 
     def harmful(self, names: Sequence[str]) -> None:
         """The queued drift came out differently: the queue is to be dropped."""
