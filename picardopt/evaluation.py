@@ -224,7 +224,8 @@ class Evaluator:
         groups = self._base.param_groups
         before = options_of(groups) if self._speculates else []
         rewritten = self._layout.carry if self._carry.update is None else []
-        with self._audit.guard(self._layout, guess, rewritten) if watched else nullcontext():
+        seen = amp.seen_by(closure.source) if watched else ()
+        with self._audit.guard(self._layout, guess, rewritten, seen) if watched else nullcontext():
             try:
                 yield
             except RuntimeError as error:

@@ -574,3 +574,81 @@ def test_inference_mode_is_refused_and_leaves_nothing_behind() -> None:
         case.optimizer.flush()
         case.optimizer.step(case.loss)
     assert case.optimizer.step_index == 2
+
+
+class Transposed:
+    """Sets a gradient that lies in memory column by column, as `torch.autograd.grad` may return it."""
+
+    def __init__(self, make: Callable[..., torch.optim.Optimizer]) -> None:
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(37, 53))
+        self.base = make([self.weight])
+
+    def closure(self, step: int) -> Tensor:
+        drawn = torch.randn(53, 64) @ torch.randn(64, 37)
+        self.weight.grad = (drawn + self.weight.detach().sign().t()).t()
+        return drawn.sum()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        functools.partial(torch.optim.Adafactor, lr=1e-4),
+        functools.partial(torch.optim.SGD, lr=1e-4, momentum=0.9, fused=True),
+        functools.partial(torch.optim.Adam, lr=1e-4),
+    ],
+    ids=["Adafactor", "fused SGD", "Adam"],
+)
+def test_a_gradient_keeps_its_order_in_memory(make: Any) -> None:
+    plain, ahead = Transposed(make), Transposed(make)
+    optimizer = ParallelPicardOptimizer(ahead.base, window=3, tolerance=0)
+    for step in range(8):
+        with step_rng(0, step):
+            plain.closure(step)
+            plain.base.step()
+        optimizer.step(ahead.closure)
+        assert_same_bits(ahead.weight, plain.weight)
+        for key, value in plain.base.state[plain.weight].items():
+            assert_same_bits(ahead.base.state[ahead.weight][key], value)
+        assert ahead.weight.grad is not None
+        assert ahead.weight.grad.stride() == (1, 37)
+    assert optimizer.stats.sweeps < 8
+
+
+@pytest.mark.parametrize("where", ["cell", "attribute"])
+def test_an_average_of_weights_that_the_closure_updates_is_named(where: str) -> None:
+    """Evaluated ahead, and more than once per step, it would average guesses."""
+    case = Weighted()
+    average = torch.optim.swa_utils.AveragedModel(case.net)
+    if where == "attribute":
+        case.average = average  # type: ignore[attr-defined]
+
+    def in_a_cell(step: int) -> Tensor:
+        loss = case.loss()
+        average.update_parameters(case.net)
+        return loss
+
+    def in_an_attribute(step: int) -> Tensor:
+        loss = case.loss()
+        case.average.update_parameters(case.net)  # type: ignore[attr-defined]
+        return loss
+
+    with pytest.raises(ImpureClosureError, match=r"AveragedModel\.module\.weight.*after step"):
+        case.optimizer.step(in_a_cell if where == "cell" else in_an_attribute)
+    assert case.optimizer.step_index == 0
+
+
+def test_an_average_of_weights_that_the_loop_updates_is_fine() -> None:
+    case = Weighted()
+    average = torch.optim.swa_utils.AveragedModel(case.net)
+
+    def closure(step: int) -> Tensor:
+        assert average is not None
+        return case.loss()
+
+    for _ in range(4):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PicardWarning)
+            case.optimizer.step(closure)
+        average.update_parameters(case.net)
+    assert average.n_averaged == 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -97,7 +97,11 @@ class Audit:
         return [] if self._searched else list(self.modules)
 
     def guard(
-        self, layout: ParameterLayout, guess: Row, rewritten: Sequence[Tensor]
+        self,
+        layout: ParameterLayout,
+        guess: Row,
+        rewritten: Sequence[Tensor],
+        seen: Iterable[object] = (),
     ) -> BufferGuard:
         """Returns a context that watches one call of the closure, at a guess, for changed tensors.
 
@@ -105,9 +109,10 @@ class Audit:
             layout: The parameters and the carry.
             guess: Their values.
             rewritten: Tensors that may change.
+            seen: What the closure can see.
         """
         compiles = uses_compile()
         if compiles and not self._searched:
             self.modules.update(live_modules())
             self._searched = True
-        return BufferGuard(self.modules, layout, guess, rewritten, find=not compiles)
+        return BufferGuard(self.modules, layout, guess, rewritten, seen, find=not compiles)
