@@ -395,6 +395,35 @@ def test_the_step_after_a_change_has_the_new_gradient() -> None:
     assert zero == [False] * 20 + [True] * 10
 
 
+def test_another_closure_is_the_one_that_is_evaluated() -> None:
+    """One that returns more now and then, with the same gradient, and one with another loss."""
+    case = Smooth(tolerance=1e9)
+
+    def usual(step: int) -> Tensor:
+        loss = case.loss()
+        loss.backward()
+        return loss
+
+    def shown(step: int) -> dict[str, Tensor]:
+        return {"loss": usual(step)}
+
+    def nothing(step: int) -> str:
+        (case.loss() * 0).backward()
+        return "nothing"
+
+    def train() -> Iterator[type]:
+        for step in range(40):
+            given = shown if step % 10 == 5 else nothing if step == 32 else usual
+            yield type(case.optimizer.step(given))
+            assert bool(case.model[0].weight.grad.any()) == (step != 32)
+
+    with pytest.warns(PicardWarning, match="the closure"):
+        kinds = list(train())
+    assert [step for step, kind in enumerate(kinds) if kind is dict] == [5, 15, 25, 35]
+    assert kinds[32] is str
+    assert case.optimizer.stats.sweeps < 20
+
+
 def later(seen: list[bool], drawn: Iterator[float]) -> None:
     """Trains with a weight that the loop changes before it counts, at step 20, and after that."""
     case, weight = Smooth(tolerance=1e9, audit="always"), 1.0

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _SHOWN = 3
+ITSELF = "the closure"
+"""The name of the closure where another one is given."""
 OFTEN = 8
 """Drops in a row after which the user hears that nothing runs ahead, and only the head is evaluated."""
 _REMEDY = (
@@ -40,6 +42,7 @@ Verdict = Keep | Recheck | Drop
 class OuterChanges:
     """Judges changes that the loop made between two steps.
 
+    Another closure drops the queue: it may return something else, even where its gradient is the same.
     At tolerance 0 a change drops the queue. At another tolerance the next queued drift is first evaluated again: what
     changes at every step and does no harm (a counter, a log, a progress bar) must not stop running ahead.
 
@@ -68,8 +71,8 @@ class OuterChanges:
         """
         if not queued:
             return Keep()
-        if exact and changed:
-            self._drop(changed, exact=True)
+        if (exact and changed) or ITSELF in changed:
+            self._drop(changed, exact=exact)
             return Drop(tuple(changed))
         suspects = tuple(name for name in changed if name not in self._harmless)
         self.ignored.update(self._harmless.intersection(changed))
@@ -116,7 +119,7 @@ class OuterChanges:
 
     @staticmethod
     def _first(names: Sequence[str], exact: bool) -> str:
-        why = "" if exact else ", and the gradient with it"
+        why = "" if exact or ITSELF in names else ", and the gradient with it"
         return (
             f"{_listed(names)} changed between two steps{why}: what was evaluated ahead is dropped and evaluated again "
             "(no result is wrong; said once, counted in stats)"
