@@ -31,6 +31,8 @@ endif
 
 # One thread per process: with several workers on few cores, more threads are slower, and results stay the same from run to run.
 export OMP_NUM_THREADS ?= 1
+# Several test processes, each file in one of them.
+together = --numprocesses $(JOBS) --dist loadfile --benchmark-disable
 # Fonts, models and the like are cached in the repository, never in the home directory.
 run = XDG_CACHE_HOME="$(CURDIR)/.cache" MPLCONFIGDIR="$(CURDIR)/.cache/matplotlib"
 
@@ -55,13 +57,13 @@ demo: $(STAMP)  ## a 3D object from a text prompt, on two worker processes (PROM
 	$(run) $(BIN)/picardopt text-to-3d "$(PROMPT)" --out "$(OUT)" --workers $(WORKERS) --overwrite
 
 test: $(STAMP)  ## the tests, without those that take long or need an accelerator, in JOBS=2 processes
-	$(run) $(BIN)/python -m pytest -m "not slow and not gpu" --durations=10 --numprocesses $(JOBS) --dist loadfile --benchmark-disable
+	$(run) $(BIN)/python -m pytest -m "not slow and not gpu" --durations=10 $(together)
 
-test-slow: $(STAMP)  ## the long tests, the benchmarks' smoke among them
-	$(run) $(BIN)/python -m pytest -m "slow and not gpu" --durations=10
+test-slow: $(STAMP)  ## the long tests, the benchmarks' smoke among them, in JOBS=2 processes
+	$(run) $(BIN)/python -m pytest -m "slow and not gpu" --durations=10 $(together)
 
 nightly: test-slow  ## the long tests, and the property tests on random examples (what fails is kept in .hypothesis/)
-	$(run) $(BIN)/python -m pytest -m "hypothesis and not gpu" --hypothesis-profile=nightly --timeout=1800 --durations=10
+	$(run) $(BIN)/python -m pytest -m "hypothesis and not gpu" --hypothesis-profile=nightly --timeout=1800 --durations=10 $(together)
 	$(run) $(BIN)/python -m pytest tests/test_readme.py tests/test_doc_blocks.py tests/frameworks/test_page.py
 
 test-torch:  ## the core's tests on another torch, in an environment of its own (TORCH="torch==2.6.0", PYTHON=python3.12, TESTS="-x tests/test_theorem.py")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -77,7 +76,7 @@ def main() -> None:
             with processor_time():
                 known[key] = curve(*key, given.steps)
             found = measured_of(known[key]["measured"])
-            print(*key, found.drifts, found.joined, found.strides, file=sys.stderr, flush=True)
+            print(*key, found.drifts, found.joined, found.strides, flush=True)
             curves = {
                 "made by": "benchmarks/recipe_curves.py",
                 "curves": [known[k] for k in sorted(known)],

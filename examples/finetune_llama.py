@@ -1,9 +1,9 @@
 """A small Llama that learns a text byte by byte, and continues from a checkpoint.
 
 The model is transformers' own `LlamaForCausalLM`, made from a configuration; the text is Python's language reference,
-which comes with Python, or a file of yours. Batches come by step from an ordinary shuffling DataLoader
-(`StepIndexedLoader`), so that a step can be evaluated ahead of time; `--checkpoint` saves at the end and continues from
-there, with any other `--window` or number of processes.
+which comes with Python, or a file of yours. `StepIndexedLoader` gives the batches of an ordinary shuffling DataLoader
+by step, so that a step can be evaluated ahead of time. With `--checkpoint` a run saves at its end, and the next one
+continues from there, with any other `--window` or number of processes.
 
     python examples/finetune_llama.py --steps 200 --checkpoint run.ckpt
     torchrun --nproc-per-node 4 examples/finetune_llama.py --steps 300 --checkpoint run.ckpt

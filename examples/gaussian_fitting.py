@@ -1,9 +1,9 @@
 """Gaussians fitted to a picture, splitting where the picture needs more of them: steps that change the model's size.
 
-Built as Gaussian-splatting codebases are: one optimizer per tensor, gradient statistics in buffers, and every `--every`
-steps a densification that replaces parameters and re-keys the optimizers' state: that of the 3D scene, which takes
-Gaussians of two dimensions as well. So this needs picardopt-3d (`pip install "picardopt[3d]"`). picardopt has to know
-when a densification is due (`restructure=`) and that closures rewrite the statistics (`carry=`).
+It is built like Gaussian-splatting codebases: one optimizer per tensor, gradient statistics in buffers, and every
+`--every` steps a densification that replaces parameters and re-keys the optimizers' state. The densification is that of
+the 3D scenes, so this needs picardopt-3d (`pip install "picardopt[3d]"`). picardopt has to know when a densification is
+due (`restructure=`) and that closures rewrite the statistics (`carry=`).
 
     python examples/gaussian_fitting.py --window 8
     torchrun --nproc-per-node 4 examples/gaussian_fitting.py --image photo.png

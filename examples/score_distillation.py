@@ -1,8 +1,8 @@
 """Score distillation in twenty lines: views of an object, optimized until a diffusers pipeline finds them likely.
 
 The parameters are the pixels of a few views. In every step a text-to-image model says what noise it sees in them (SDS,
-arXiv 2209.14988). The model is the one that ships with picardopt-3d, an ordinary diffusers folder; to use another one,
-change how it is loaded and called. Small batches and thousands of steps are what picardopt is for.
+arXiv 2209.14988). The model ships with picardopt-3d as an ordinary diffusers folder. To use another one, change how it
+is loaded and called. picardopt is made for such small batches and thousands of steps.
 
     python examples/score_distillation.py --prompt "a blue chair" --out views.png
     torchrun --nproc-per-node 4 examples/score_distillation.py --window 4

@@ -72,7 +72,7 @@ class JoinedOptimizer(Optimizer):
             TypeError: Always.
         """
         raise TypeError(
-            "several optimizers are stepped as one: call add_param_group on the one that is to hold the group"
+            "several optimizers are stepped as one: call add_param_group on the one that should hold the group"
         )
 
     def __repr__(self) -> str:

@@ -31,7 +31,7 @@ def batched(function: Callable[P, R]) -> Batched[P, R]:
     The function must treat its rows independently, draw no random numbers and change nothing; no gradient flows through
     it. Positional arguments are rows: all their tensors, in nested tuples, lists, dicts and dataclasses, have the same
     length along dim 0, and tensors without dimensions are the same in every slot. Keyword arguments are the same in
-    every slot. Slots whose arguments differ in more than their rows are called by themselves. All tensors of the result
+    every slot. Slots whose arguments differ in more than their rows get separate calls. All tensors of the result
     have one row for each row of the arguments.
 
     Outside a sweep, and at tolerance 0, it is an ordinary call under ``torch.no_grad()``.
@@ -165,8 +165,8 @@ def checked_call(function: Batched[..., Any], args: Any, kwargs: Any) -> Any:
     if not RngState.capture().same(before):
         before.restore()
         raise BatchedCallError(
-            f"{name} drew random numbers: called once for several slots, it would draw others than for each. Draw them "
-            "in the closure and hand them over as an argument"
+            f"{name} drew random numbers: one call for several slots draws others than separate calls. Draw them "
+            "in the closure and pass them as an argument"
         )
     if versions != [t._version for t in tensors]:
         raise BatchedCallError(

@@ -14,14 +14,14 @@ from picardopt.adapters import lightning
 Closure = Callable[..., Any]
 _NO_CLOSURE = (
     "step() without a closure takes a plain step of the base optimizer: nothing runs ahead. Pass a closure that "
-    "computes a step's loss and its gradients from that step's own batch: `def closure(step): batch = "
-    "StepIndexedLoader(loader).batch(step); ...`"
+    "computes a step's loss and its gradients from that step's own batch: `batches = StepIndexedLoader(loader)`, then "
+    "`def closure(step): batch = batches.batch(step); ...`"
 )
 _AUTOMATIC = (
     "Lightning's automatic optimization hands over one batch per call and runs its closure in that call, so "
     "plain steps of the base are taken: nothing runs ahead. Set self.automatic_optimization = False and call "
-    "`self.optimizers().step(closure)` with a closure that takes its batch by step: `def closure(step): batch = "
-    "StepIndexedLoader(loader).batch(step); ...`"
+    "`self.optimizers().step(closure)` with a closure that takes its batch by step: `batches = "
+    "StepIndexedLoader(loader)`, then `def closure(step): batch = batches.batch(step); ...`"
 )
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 

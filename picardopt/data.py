@@ -33,7 +33,7 @@ class StepIndexedLoader:
 
     Args:
         loader: Over a map-style dataset. Its workers are not used.
-        seed: Orders epochs where the loader has no generator of its own: those then depend on (seed, epoch).
+        seed: Orders the epochs if the loader has no generator of its own: their order then depends on (seed, epoch).
 
     Raises:
         TypeError: If the loader's dataset is an iterable one, its sampler cannot be copied, or its class iterates in a
@@ -99,7 +99,9 @@ class _Epochs:
             return divmod(step, self._starts[1])
         while step >= self._starts[-1]:
             if not self.batches(len(self._starts) - 1):
-                raise ValueError(f"loader has no batches in epoch {len(self._starts) - 2}")
+                raise ValueError(
+                    f"loader has no batches in epoch {len(self._starts) - 2}: give it a sampler that has some in each"
+                )
         epoch = bisect.bisect_right(self._starts, step) - 1
         return epoch, step - self._starts[epoch]
 
@@ -197,6 +199,6 @@ def _check(loader: DataLoader[Any]) -> None:
         )
     if loader.num_workers > 1 and not gives_in_order(loader):
         raise ValueError(
-            "loader has in_order=False: its batches come in the order in which workers finish, which no step names; "
+            "loader has in_order=False: its batches come in the order in which workers finish, not by step; "
             "leave it out"
         )

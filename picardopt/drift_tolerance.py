@@ -19,7 +19,7 @@ _NAMES = ("drifts", "lengths", "noises", "distances", "errors", "changes")
 
 
 class DriftTolerance:
-    """Accepts a guess while its drift is off by little beside what drifts vary by from step to step.
+    """Accepts a guess while the error of its drift is small compared with how drifts vary from step to step.
 
     The drift at a guess is off by about ``curvature * |iterate - guess|``. The curvature of each parameter group is
     measured: the first drift that a sweep does not keep is evaluated again by the next one, at the iterate
@@ -27,19 +27,19 @@ class DriftTolerance:
 
         sum over groups of  rate * curvature^2 * |iterate - guess|^2  <=  max(noise * N, drift^2 * D),
 
-    where N is the same sum over the variances of the groups' drifts and D that over their squared lengths. The rate of
-    a group is its step length by its drift's length, so that a group counts as much as it moves the loss.
+    where N is the same sum over the variances of the groups' drifts, and D the sum over their squared lengths. The rate
+    of a group is its step length divided by its drift's length, so that a group counts as much as it moves the loss.
 
-    Curvature and variance are means over the last twenty and fifty steps. A run's drifts may fall a thousandfold within
-    a few sweeps, so that what goes into the means is in units of the drifts and steps of that time.
+    Curvature and variance are means over the last twenty and fifty steps, in units of the drifts and steps of the time,
+    because drifts may fall a thousandfold within a few sweeps.
 
-    Where the bases minimize losses of their own (a scene and the LoRA that guides it), their drifts have no common
-    scale. Each loss then has its own two sides, and the sum over losses of left by right has to be at most 1.
+    If the bases minimize losses of their own (a scene and the LoRA that guides it), their drifts have no common
+    scale. Then each loss has its own left and right side, and their ratios may add up to at most 1.
 
     Args:
-        noise: How much variance the drift's error may add, as a share of the drift's own between neighbouring steps.
-        drift: How far a drift may be off where it has little variance, as a share of its length.
-        losses: How many of the measured parameter groups, in their order, each loss has; None: one loss of all.
+        noise: How much variance the drift's error may add, as a share of the variance between neighbouring steps.
+        drift: How far a drift may be off if it has little variance, as a share of its length.
+        losses: How many of the measured parameter groups, in their order, belong to each loss; None: one loss for all.
 
     Raises:
         ValueError: If an argument is out of range, or, once groups are measured, `losses` has another number of them.

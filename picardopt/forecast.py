@@ -61,7 +61,7 @@ class Forecast:
         self.records = whole[FIRST_SWEEPS:]
         if self._slots < 2 or len(self.records) < FEWEST:
             raise ValueError(
-                f"{len(self.records)} usable sweeps: a forecast needs at least {FEWEST}; take some tens of steps "
+                f"{len(self.records)} usable sweeps: a forecast needs at least {FEWEST}; take a few dozen steps "
                 "first, with a window of at least 2"
             )
         self._exact, self._holds_back = exact, holds_back

@@ -128,6 +128,6 @@ class JointEvaluation:
             self._known.given_up = True
             warn_user(
                 f"the closure raised {type(error).__name__} ({error}) in a thread of its own, where batched calls are "
-                "joined, and nothing on the main thread: its calls are made for each slot from now on (said once)"
+                "joined, but not on the main thread: its calls are made for each slot from now on (warned once)"
             )
         return again

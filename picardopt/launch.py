@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 def init_process_group(backend: str | None = None, **options: Any) -> None:
     """Joins the processes that a launcher started; does nothing where there is no launcher.
 
-    ``torch.distributed.init_process_group``, but one that also works when torchrun restarts the workers
-    (``--max-restarts``): torch 2.13 hands the same key-value store to every attempt, and gloo and NCCL then find
-    the addresses of processes that are dead (pytorch#135712).
+    It is ``torch.distributed.init_process_group``, but also works after torchrun has restarted the workers
+    (``--max-restarts``): torch 2.13 gives the same key-value store to every attempt, where gloo and NCCL then find
+    the addresses of dead processes (pytorch#135712).
 
     Args:
         backend: "gloo", "nccl", ...; None takes one for each kind of device.
@@ -55,8 +55,8 @@ def init_process_group(backend: str | None = None, **options: Any) -> None:
             check_addresses(store, os.environ)
     except dist.DistStoreError as error:
         raise RankLostError(
-            f"a rank did not come, or was lost ({error}): run the same torchrun command on every host, and look there "
-            "for the first error"
+            f"a rank did not join, or was lost ({error}): run the same torchrun command on every host, and look for "
+            "the first error there"
         ) from error
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, **options)
 
@@ -180,7 +180,9 @@ def _wait_for_all() -> None:
     try:
         dist.barrier()
     except RuntimeError as error:
-        raise RankLostError(f"another worker ended before its time ({error})") from error
+        raise RankLostError(
+            f"another worker ended early ({error}): look for its own error"
+        ) from error
 
 
 def _work(target: Callable[..., Any], args: tuple[Any, ...], workers: int) -> Any:

@@ -21,9 +21,9 @@ class Memory:
     Attributes:
         iterates: The window before and after a sweep.
         drifts: One for each slot of the window, and one for each rank that shares a step.
-        gradients: The last step's while others are computed, and those that the audit puts in a closure's way.
+        gradients: The last step's while others are computed, and those with which the audit tests a closure.
         pair: A guess and its drift, from which drift errors are measured.
-        secants: The pairs of drifts that correct others.
+        secants: The pairs of drifts that correct drifts.
         snapshot: The optimizer's state once more, to be put back after a rollout.
     """
 

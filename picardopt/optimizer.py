@@ -53,30 +53,30 @@ class ParallelPicardOptimizer(OptimizerFacade):
     and draws from the global generators of torch, numpy or random, which are seeded for it from (seed, step).
 
     Args:
-        base: The optimizer to run; stepped in place, with its own code. Keep using either object. A list of
+        base: The optimizer to run; stepped in place, with its own code. You may go on using either object. A list of
             optimizers over disjoint parameters is stepped as one.
         window: Steps evaluated per sweep, p; default: the number of Picard ranks.
-        tolerance: What guesses are accepted: a number, the largest squared distance per parameter to the refined
-            iterate (0 is exact), `DriftTolerance` (the default), `StepRelativeTolerance`, `AdaptiveTolerance` or yours.
-        predictor: Fills the window's new slots: "coast" (the base steps on with zero gradients), "hold" (the paper:
-            copies the last iterate), or an object of your own (`picardopt.predictor.Predictor`).
+        tolerance: Which guesses to accept: a number, the largest squared distance per parameter to the refined iterate
+            (0 is exact), `DriftTolerance` (the default), `StepRelativeTolerance`, `AdaptiveTolerance` or your own.
+        predictor: Makes the first guesses for new slots: "coast" (the base steps on with zero gradients), "hold" (as in
+            the paper: copies the last iterate), or an object of your own (`picardopt.predictor.Predictor`).
         total_steps: Steps of the whole run, T, if known: nothing is evaluated beyond it.
         seed: The run's seed; step t draws from a hash of (seed, t).
-        lr_scheduler: The scheduler that your loop steps after each step: running ahead must know future learning
-            rates, and takes them as constant over a window without it. Settable later.
-        mesh: The ranks, a DeviceMesh with the dims "picard" (ranks that evaluate different steps) and "data" (that
-            share a step and split its batch by `data_rank`; their gradients are averaged).
-        process_group: Instead of a mesh the ranks that share the window, a ProcessGroup or a DeviceMesh of one
+        lr_scheduler: The scheduler that your loop steps after each step, from which future learning rates are known.
+            Without it they are taken as constant over a window. It can be set later.
+        mesh: The ranks, a DeviceMesh with the dims "picard" (ranks that evaluate different steps) and "data" (ranks
+            that share a step and split its batch by `data_rank`; their gradients are averaged).
+        process_group: The ranks that share the window, instead of a mesh: a ProcessGroup or a DeviceMesh of one
             dimension; default: torch.distributed's default group if it is initialized, else this process alone.
         carry: Tensors besides the parameters that a step reads and rewrites in place (BatchNorm's statistics, an
             occupancy grid): a list of tensors, a module (its buffers), or a `Carry` with an update of its own.
         restructure: When and how a step changes the number of parameters (densify, prune).
         measured: The bases whose parameters count in residuals (the scene's, for instance, not its LoRA's); default:
             all. At tolerance 0 every parameter counts.
-        secants: Pairs of drifts from which those at wrong guesses are corrected (`picardopt.correction`); 0: none. A
+        secants: Pairs of drifts (gradients) that correct drifts at wrong guesses (`picardopt.correction`); 0: none. A
             pair takes twice the parameters' memory. Default: 8 with a tolerance that reads pairs (`DriftTolerance`).
-        nonfinite: What a gradient with a NaN or an infinity does: "raise", or "skip" the base's step.
-        audit: When to check that the closure is pure: "auto" (often at first, then rarely), "always" or "never".
+        nonfinite: What to do about a gradient with a NaN or an infinity: "raise", or "skip" the base's step.
+        audit: When to check that the closure is repeatable: "auto" (often at first, then rarely), "always" or "never".
         timeout: Seconds to wait for any rank.
 
     Raises:
@@ -259,8 +259,8 @@ class ParallelPicardOptimizer(OptimizerFacade):
         """Loads a state dict of this class or of the base, and drops the queue.
 
         Args:
-            state_dict: From `state_dict` (any window, any number of ranks): the step, the seed and the
-                tolerance go on from there; or from the base's own: then set `step_index`.
+            state_dict: From `state_dict` (any window, any number of ranks), with the step, the seed and the
+                tolerance; or from the base's own `state_dict`: then set `step_index` as well.
 
         Raises:
             CheckpointError: If it does not fit the base's groups or shapes; nothing is changed then.

@@ -138,7 +138,8 @@ def option(
     """
     if data not in measured.parts:
         raise ValueError(
-            f"data={data}: a batch of {measured.batch} was measured in parts for {measured.parts} devices"
+            f"data={data}: a batch of {measured.batch} was only measured for {measured.parts} devices that share it; "
+            "measure a closure for that part of it"
         )
     drifts, window, ranks = measured.drifts[measured.batch // data], picard * slots, picard * data
     line = 1.0 if cores is None else max(1.0, ranks / cores)
@@ -146,7 +147,10 @@ def option(
         exchange = all_reduce(link, data, measured.row_bytes)
         return Option(1, data, 1, 1.0, slowest(drifts, data) + exchange + line * measured.commit)
     if window not in measured.strides:
-        raise ValueError(f"picard={picard}, slots={slots}: the stride of {window} is not known")
+        raise ValueError(
+            f"picard={picard}, slots={slots}: the stride of a window of {window} was not measured; there are those of "
+            f"{sorted(measured.strides)}"
+        )
     stride, joined = measured.strides[window], slots > 1 and bool(measured.joined)
     drift = _drifts(measured, data, slots, ranks)
     exchange = sum(all_gather(link, n, measured.row_bytes) for n in (picard, data)) * slots
@@ -162,7 +166,7 @@ def _drifts(measured: Measured, data: int, slots: int, ranks: int) -> float:
     if slots > 1 and measured.joined:
         if data > 1 or slots not in measured.joined:
             raise ValueError(
-                f"slots={slots}, data={data}: {sorted(measured.joined)} joined slots were measured, of whole batches"
+                f"slots={slots}, data={data}: joined slots were measured for data=1, slots={sorted(measured.joined)}"
             )
         return slowest(measured.joined[slots], ranks)
     drifts = measured.drifts[measured.batch // data]

@@ -40,17 +40,17 @@ def plan(
 ) -> Plan:
     """Predicts what a step would take on several devices, and recommends a way to use them.
 
-    Call it after some tens of your own loop's steps on one device, with a window of 8 or so: their records tell the
-    strides of other windows. The closures are evaluated a few times for their seconds, which changes nothing in the
-    run.
+    Call it after a few dozen steps of your own loop on one device, with a window of 8 or so: their records predict the
+    strides of other windows. The closures are evaluated a few times to measure their seconds, which does not affect
+    the run.
 
     Args:
         optimizer: What the loop steps.
         closure: The step's closure; or closures by batch size, of which the largest is the step's own and the others
-            evaluate a part of its batch. Without them nothing can be said of data parallelism.
-        devices: Number of devices that there are.
+            evaluate a part of its batch. Without these the plan leaves out data parallelism.
+        devices: Number of devices to plan for.
         link: What joins them: `picardopt.links` has NVLINK, PCIE, ETHERNET (25 Gb/s) and LOOPBACK.
-        cores: Processor cores that the devices' processes share, where there may be fewer than processes.
+        cores: Processor cores that the devices' processes share, if there are fewer cores than processes.
 
     Raises:
         ValueError: If `devices` is not positive, or the run is too short or has a window of 1.
@@ -67,7 +67,7 @@ def plan(
 def needed_memory(optimizer: ParallelPicardOptimizer, window: int | None = None) -> Memory:
     """Returns what running ahead takes on every rank besides the plain loop's own memory, at most.
 
-    Before the first step the state of the base is known of torch's own optimizers; of others it counts as none.
+    Before the first step the size of the base's state is known for torch's own optimizers; for others it counts as 0.
 
     Args:
         optimizer: Whose parameters, tolerance and secants count.
@@ -229,7 +229,7 @@ def _require_finite(drift: Drift) -> None:
         raise drift.error
     if drift.outcome is not Outcome.FINITE:
         raise NonFiniteGradientError(
-            f"the gradient of step {drift.step} is not finite: plan a run that works"
+            f"the gradient of step {drift.step} is not finite: mend the run first, then plan it"
         )
 
 

@@ -41,9 +41,9 @@ class Restructure:
         function: Called with the step. Returns the parents: for each new row (dimension 0) of the tensors that it
             changed, the index of the old row that it came from, int64 [rows]; or None to drop all guesses.
         due: Returns whether to call it after a step; must depend on the step alone.
-        across: Whether windows run across such a step, as in the paper; at tolerance 0 they never do. What a closure
-            evaluated before it returned for `Carry.update` then takes the parents' rows too: each of its tensors that
-            has as many rows as the changed tensors had.
+        across: Whether windows run across such a step, as in the paper; at tolerance 0 they never do. Values that a
+            closure returned for `Carry.update` before the step then take the parents' rows too: each of their tensors
+            that has as many rows as the changed tensors had.
     """
 
     function: Callable[[int], Tensor | None]

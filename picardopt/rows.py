@@ -61,7 +61,7 @@ def count_rows(name: str, args: Any) -> int:
     if len(lengths) != 1:
         raise BatchedCallError(
             f"{name} was called with tensors of {' and '.join(map(str, lengths)) or 'no'} rows: give every positional "
-            "tensor one row for each of the batch along dim 0, and by keyword what all rows share"
+            "tensor as many rows (dim 0), and pass what all rows share by keyword"
         )
     return lengths[0]
 
@@ -74,7 +74,7 @@ def check_result(name: str, result: Any, rows: int) -> None:
     """
     if any(type(leaf) in NUMBERS for leaf in leaves(result)):
         raise BatchedCallError(
-            f"{name} returned a number, which would be one for the rows of all slots: return a tensor with one row for "
+            f"{name} returned a number, which cannot be divided among the slots: return a tensor with one row for "
             "each row of the arguments"
         )
 

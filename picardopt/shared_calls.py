@@ -144,7 +144,7 @@ def _call_alone_from_now_on(group: list[Turn], error: Exception) -> None:
     function.findings.alone = True
     warn_user(
         f"{name_of(function)} raised {type(error).__name__} ({error}) when it was called once for {len(group)} slots, "
-        "and nothing when it was called for each: it is called for each from now on (said once)"
+        "but not when it was called for each of them: it is called for each from now on (warned once)"
     )
 
 
@@ -166,6 +166,6 @@ def _hint(keys: Sequence[Any], questions: Sequence[Question]) -> None:
     ]
     warn_user(
         f"{name_of(function)} is batched, but called for each slot by itself, because its keyword arguments "
-        f"({', '.join(names)}) differ between slots: pass by position what has one row for each of the batch (said "
+        f"({', '.join(names)}) differ between slots: pass what has one row per item of the batch by position (warned "
         "once)"
     )

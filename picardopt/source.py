@@ -30,8 +30,8 @@ def needed_from(step: int) -> Iterator[None]:
 class StepIndexedSource:
     """Gives the item that a loop would draw at step t, in any order and any number of times within a window.
 
-    For what can only be read in order: generators, iterable datasets, queues. Items are drawn in order, one a step,
-    each once, and kept from the oldest step that the optimizer may still evaluate::
+    It is for items that can only be read in order: those of generators, iterable datasets, queues. It draws them in
+    order, one per step, each once, and keeps those that the optimizer may still need::
 
         source = StepIndexedSource(DataLoader(iterable_dataset, batch_size=4))
 
@@ -44,7 +44,7 @@ class StepIndexedSource:
 
     Args:
         draw: A function without arguments that returns the next item; or an iterator (a generator), which may end; or
-            an iterable (a DataLoader, an iterable dataset), which is begun anew at its end, as by a loop over epochs.
+            an iterable (a DataLoader, an iterable dataset), which starts again at its end, as in a loop over epochs.
         seed: Seeds what the draws take from the global generators.
         start: The step of the first item: above 0 for a stream that has been moved forward, to resume without drawing
             what went before.
@@ -174,6 +174,6 @@ def _endless(items: Iterable[Any]) -> Iterator[Any]:
             yield item
         if not count:
             raise ValueError(
-                f"the source's {type(items).__name__} gave no item when it was begun anew: an iterable must be one "
-                "that can be iterated more than once"
+                f"the source's {type(items).__name__} gave no item when it was started again at its end: give an "
+                "iterable that can be iterated more than once"
             )

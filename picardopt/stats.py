@@ -78,7 +78,7 @@ class Stats:
         audits: Queued drifts that were evaluated again to check the closure.
         outer_changes: Number of times that the queue was dropped because the loop changed what the closure sees.
         joined_calls: Calls of batched functions (`picardopt.batched`) that this rank made for several slots at once.
-        calls_saved: Calls that it would have made besides, one for each slot.
+        calls_saved: Calls that this saved, compared with one for each slot.
         failed_speculations: Evaluations beyond the head that raised or were not finite.
         drift_error: By parameter group, how far a drift is off that was evaluated at a guess: |error| / |drift|, the
             root of running means. Measured at the first drift that a sweep does not keep, so that those kept are off by

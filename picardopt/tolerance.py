@@ -179,8 +179,8 @@ class AdaptiveTolerance:
 class StepRelativeTolerance:
     """Accepts a residual up to `factor` times the running mean of the squared step length.
 
-    It needs no tuning for learning rates and scales, because both sides are squared distances per
-    parameter; `DriftTolerance` sees more, and measures it. docs/tolerances.md compares them.
+    It needs no tuning for learning rates and scales, because both sides are squared distances per parameter.
+    docs/tolerances.md compares it with `DriftTolerance`, which measures the errors of drifts.
 
     Args:
         factor: Accepted residual in units of the mean squared step length; 0 to infinity.

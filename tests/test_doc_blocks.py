@@ -73,16 +73,20 @@ def test_a_launch_line_stands_first() -> None:
             assert bool(LAUNCHED.search(block.code)) == (block.processes is not None), block.page
 
 
-def test_fragments_import_what_exists() -> None:
-    fragments = [
-        each.code for found in PYTHON.values() for each in found if each.note == "fragment"
-    ]
-    assert fragments
-    for code in fragments:
-        tree = ast.parse(code)
-        imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-        assert imports
-        exec(compile(ast.Module(imports, []), "fragment", "exec"), {})
+def _fragment(found: Block) -> object:
+    needed = [needs_3d] if "picardopt_3d" in found.code else []
+    return pytest.param(found, marks=needed, id=found.page)
+
+
+FRAGMENTS = [each for found in PYTHON.values() for each in found if each.note == "fragment"]
+
+
+@pytest.mark.parametrize("block", list(map(_fragment, FRAGMENTS)))
+def test_a_fragment_imports_what_exists(block: Block) -> None:
+    tree = ast.parse(block.code)
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports
+    exec(compile(ast.Module(imports, []), "fragment", "exec"), {})
 
 
 def shown_commands(*pages: str) -> list[list[str]]:

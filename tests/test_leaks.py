@@ -35,7 +35,7 @@ def test_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     found = left_by(lambda: started.append(subprocess.Popen(["sleep", "100"])), monkeypatch)
     started[0].kill()
     started[0].wait()
-    assert found.startswith(f"left running: ['process {started[0].pid}']")
+    assert found.startswith(f"left running: ['process {started[0].pid}: sleep 100']")
 
 
 def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:

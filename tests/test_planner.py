@@ -89,7 +89,7 @@ def test_a_split_is_what_was_measured_of_it() -> None:
     assert option(measured(), FREE, 1, data=16).seconds == pytest.approx(0.0359 + 0.5e-3)
     with pytest.raises(ValueError, match="data=8"):
         option(measured(), FREE, 1, data=8)
-    with pytest.raises(ValueError, match="stride of 65"):
+    with pytest.raises(ValueError, match="window of 65"):
         option(measured(), FREE, 65)
 
 

@@ -137,6 +137,7 @@ def test_a_rank_that_does_not_come(monkeypatch: pytest.MonkeyPatch, rank: int) -
     dist.PrefixStore("picardopt", agent).set("attempt", "an earlier one")
     told = {"RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     told |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(agent.port)}
+    told["TORCHELASTIC_RESTART_COUNT"] = "0"
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     began = time.monotonic()

@@ -34,7 +34,7 @@ def parse(command: str, argv: Sequence[str] | None, description: str) -> RunConf
     """Reads and checks a new run's arguments; prints what is wrong and exits with 2 if they cannot be used.
 
     `--method` and `--preset` choose the numbers to begin with, `--config FILE.yaml` (one that a run kept, or a part of
-    one) is laid over them, and every other option over that.
+    one) overrides them, and every other option overrides that.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     with cli_errors(command):
@@ -53,7 +53,9 @@ def parse_resume(argv: Sequence[str] | None) -> RunConfig[Any]:
         if run is None:
             if {"-h", "--help"} & set(arguments):
                 print(f"usage: picardopt resume RUN [OPTION ...]\n\n{_RESUME}\n")
-                print("RUN is the folder of a run; with one, --help lists what may change in it.")
+                print(
+                    "RUN is the folder of a run. `picardopt resume RUN --help` lists the options that may change."
+                )
                 raise SystemExit(0)
             raise ValueError(f"{shlex.join(arguments) or 'no RUN'}: give the folder of a run")
         arguments.remove(run)
@@ -175,12 +177,12 @@ def _goes_on(folder: RunFolder) -> str:
 
 
 _HOW = (
-    "several optimizer steps at a time. Its numbers begin as the --preset of the --method has them; --config FILE.yaml "
-    "is laid over those (one that a run kept, or a part of one), and options over that."
+    "several optimizer steps at a time. --method and --preset set defaults. --config FILE.yaml (a run's config.yaml "
+    "or a part of it) overrides them, and options override both."
 )
 _RESUME = (
-    "Go on with a run where its last checkpoint was written, by as many workers and with such a window as you like; at "
-    "tolerance 0 the result is bitwise that of the run without a stop."
+    "Continue a run from its last checkpoint, with any number of workers and any window. At tolerance 0 the result is "
+    "bitwise that of the run without a stop."
 )
 
 

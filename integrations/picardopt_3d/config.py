@@ -25,7 +25,7 @@ R = TypeVar("R", bound=RecipeConfig)
 def _method_help() -> str:
     """The help of `--method`, with the methods of each command."""
     listed = "; ".join(f"{command}: {', '.join(methods)}" for command, methods in METHODS.items())
-    return f"Name of the recipe, whose numbers are `recipe` ({listed})."
+    return f"The method ({listed})."
 
 
 def _preset_help() -> str:
@@ -37,7 +37,7 @@ def _preset_help() -> str:
     }
     also = "".join(f"; of {method} also {names}" for method, names in others.items() if names)
     return (
-        "Which of the recipe's presets the numbers began as: small (minutes on two CPU cores with what ships), paper "
+        "The method's numbers to begin with: small (minutes on two CPU cores with the models that ship), paper "
         f"(the published settings, with models of the hub){also}."
     )
 
@@ -50,31 +50,31 @@ class RunConfig(ABC, Generic[R]):
 
     Attributes:
         out: Folder for the run's files; made if absent, must be empty unless `overwrite`.
-        method: Name of the recipe, whose numbers are `recipe`; `METHODS` has those of each command.
-        preset: Which of the recipe's presets the numbers began as: small (minutes on two CPU cores with what ships),
-            paper (the published settings, with models of the hub), or another one that `METHODS` has.
+        method: The method, one that `METHODS` lists for the command.
+        preset: The method's numbers to begin with: small (minutes on two CPU cores with the models that ship), paper
+            (the published settings, with models of the hub), or another one that `METHODS` has.
         recipe: The numbers: batch, pixels, scene, losses, guidance, ...
-        seed: Of the whole run: the same seed gives the same object.
+        seed: Seed of the whole run: the same seed gives the same object.
         workers: Processes (one device each); None: one per accelerator, else two if the machine has two cores.
-        window: Steps evaluated by one sweep; None: the recipe's, which by default is one per worker. Without either, a
-            preset whose curve was measured takes what the plan from it recommends, and says so. More of them than
-            workers gain on few devices: a worker's steps share the calls of the guidance, unless the tolerance is 0,
-            and what they keep for their backward passes is in memory at once.
+        window: Steps evaluated by one sweep; None: the recipe's, which by default is one per worker. Without `workers`
+            and `window`, a preset that was timed on this kind of device takes what the planner recommends, and says so.
+            A window wider than the number of workers lets the steps of a worker share calls of the guidance (unless the
+            tolerance is 0), at the cost of memory.
         tolerance: Largest residual accepted: a number (0: exactly the sequential run, inf: everything),
             "step-relative[:FACTOR,DISTANCE]", "drift[:NOISE,DRIFT]" (how far a step's gradient may be off),
             "adaptive[:INITIAL,DECAY,STATISTIC]" (the paper's rule), or None: the recipe's.
         predictor: What fills new slots of the window; None: the recipe's.
-        secants: Pairs of drifts from which drifts at wrong guesses are corrected, 0: none; None: the recipe's, which by
-            default is 8 with a tolerance "drift", else 0.
+        secants: Pairs of drifts that correct drifts at wrong guesses, 0: none; None: the recipe's, which by default is
+            8 with a tolerance "drift", else 0.
         sequential: Evaluate nothing ahead: a window of 1 in one process.
         picture_every: Steps between progress pictures; 0: none.
         checkpoint_every: Steps between checkpoints; 0: only at the end and at Ctrl-C.
         tensorboard: Write losses, strides and pictures for TensorBoard as well.
-        wandb: Send them to Weights & Biases as well, if it is installed.
-        viewer: Serve the growing scene, strides and losses to a browser while the run goes on; its bits stay the same.
-        viewer_host: Address at which they are served; by default this machine alone can reach it. There is no password.
-        viewer_port: Port at which they are served; 0: any that is free.
-        threads: CPU threads a process; the same number gives the same bits.
+        wandb: Send losses, strides and pictures to Weights & Biases as well, if it is installed.
+        viewer: Show the growing scene, strides and losses in a browser while the run goes on; results do not change.
+        viewer_host: Address of the viewer; by default only this machine can reach it. There is no password.
+        viewer_port: Port of the viewer; 0: any that is free.
+        threads: CPU threads per process; bits repeat only with the same number.
         device: "auto" (accelerators if there are any), "cpu" or "cuda".
         overwrite: Allow an `out` that holds files of an earlier run.
     """
@@ -182,12 +182,12 @@ class ImageTo3DConfig(RunConfig[R], Generic[R]):
     Attributes:
         image: A picture of the object: RGBA with a transparent background, or another one that `cut_background` or
             rembg, if it is installed, cuts out.
-        elevation: Of the camera that took it, degrees above the horizon.
-        azimuth: Of that camera, degrees about the vertical axis; 0 calls its side the front.
+        elevation: Elevation of the camera that took it, degrees above the horizon.
+        azimuth: Azimuth of that camera, degrees about the vertical axis; 0 makes the side that it shows the front.
         framed: Leave the picture as it is; otherwise the object is centred and scaled to fill most of it.
         cut_background: Cut a plain background, white or of another single colour, without rembg.
-        subject: What it shows, where that is one of the built-in world's ("a red chair"): for comparison with the true
-            views alone, the run does not see it.
+        subject: What it shows, if that is in the built-in world ("a red chair"). Only the comparison with the true
+            views uses it, not the run.
     """
 
     image: Positional[Path]

@@ -53,7 +53,7 @@ class ReferenceImage:
                 "[3, size, size] and [1, size, size]"
             )
         if len(self.camera) != 1:
-            raise ValueError(f"{len(self.camera)} cameras: give the picture's one")
+            raise ValueError(f"{len(self.camera)} cameras: give one, that of the picture")
 
     def prompt(self) -> ImagePrompt:
         """Returns the prompt for a score model."""

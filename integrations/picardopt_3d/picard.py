@@ -21,8 +21,8 @@ class PicardConfig:
         window: Steps evaluated by one sweep; None: one per worker.
         tolerance: Largest residual that is accepted, as `tolerances` describes it; None: the optimizer's own rule.
         predictor: What fills the window's new slots: "coast", or "hold" (the paper's).
-        secants: Pairs of drifts from which drifts at wrong guesses are corrected, 0: none; None: the optimizer's own
-            number for the tolerance.
+        secants: Pairs of drifts that correct drifts at wrong guesses, 0: none; None: the optimizer's own number for the
+            tolerance.
     """
 
     window: int | None = None

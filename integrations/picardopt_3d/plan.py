@@ -26,8 +26,8 @@ WINDOW, STEPS, DEVICES = 8, 48, 8
 number of devices to plan for."""
 _HOW = f"""usage: picardopt plan {{{",".join(COMMANDS)}}} ... [--devices N] [--link NAME] [--probe N]
 
-Tells what a step of a run would take on several devices, and which way to use them is best: one of them, data
-parallelism, or running ahead. It takes the recipe's first steps here, on one device, and writes OUT/plan.json.
+Predicts how long a step of a run would take on several devices, and says what is best: one device, data parallelism,
+or running ahead. It takes the recipe's first steps here, on one device, and writes OUT/plan.json.
 
   --devices N   devices to plan for (default {DEVICES})
   --link NAME   what joins them: {", ".join(LINKS)} (default nvlink)

@@ -176,7 +176,7 @@ class ImagePrompt:
         if self.image.ndim != 3 or self.image.shape[0] != 3:
             raise ValueError(f"image of shape {tuple(self.image.shape)}: give [3, height, width]")
         if len(self.camera) != 1:
-            raise ValueError(f"{len(self.camera)} cameras: give the image's one")
+            raise ValueError(f"{len(self.camera)} cameras: give one, that of the image")
 
 
 def _from_front(cameras: Cameras) -> Tensor:

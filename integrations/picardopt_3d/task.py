@@ -168,7 +168,9 @@ class ImageTask:
             ValueError: There is no picture.
         """
         if reference is None:
-            raise ValueError("reference=None: a run from a picture needs it")
+            raise ValueError(
+                "reference=None: a run from a picture needs the picture, `load_reference(path, ...)`"
+            )
         return reference.prompt()
 
     def caution(self, guidance: GuidanceConfig) -> str | None:

@@ -14,9 +14,9 @@ from picardopt.sweep import same_bits, squares
 
 REMEDY = (
     "Make step t's work a function of the parameters and t alone:\n"
-    "  1. take the data inside the closure, by step: `def closure(step): batch = loader.batch(step)` "
-    "(StepIndexedLoader; StepIndexedSource for what can only be read in order);\n"
-    "  2. draw randomness only from torch's, numpy's or random's global generators, inside the closure;\n"
+    "  1. take the data inside the closure, by step: `def closure(step): batch = batches.batch(step)` with "
+    "batches = StepIndexedLoader(loader) (StepIndexedSource for what can only be read in order);\n"
+    "  2. draw random numbers only from torch's, numpy's or random's global generators, inside the closure;\n"
     "  3. keep counters, iterators and buffers out of it.\n"
     "If your loop changed something that the closure reads where picardopt cannot see it (docs/closures.md), call "
     'optimizer.flush() after the change. (audit="never" switches this check off.)'

@@ -48,7 +48,7 @@ def nothing_is_left() -> Iterator[None]:
     assert not changed, f"left changed, (before, after): {changed}"
     end = time.monotonic() + PATIENCE
     while left := running() - there:
-        assert time.monotonic() < end, f"left running: {sorted(left)}"
+        assert time.monotonic() < end, f"left running: {_described(left)}"
         time.sleep(0.01)
 
 
@@ -76,7 +76,8 @@ def settings() -> dict[str, Any]:
 def running() -> set[str]:
     """Threads that keep the interpreter from ending, and processes that this one started.
 
-    Python's own helpers of multiprocessing stay; the pools' workers are theirs. What has ended need not be waited for.
+    Helpers that serve the process to its end stay: Python's own of multiprocessing, whose children the pools' workers
+    are, and torch's compiler's. What has ended need not be waited for.
     """
     threads = {f"thread {t.name}" for t in threading.enumerate() if not t.daemon}
     helpers = {
@@ -84,7 +85,19 @@ def running() -> set[str]:
         resource_tracker._resource_tracker._pid,  # type: ignore[attr-defined]
     }
     children = {int(pid) for file in TASKS.glob("*/children") for pid in _text(file).split()}
-    return threads | {f"process {child}" for child in children - helpers if not _has_ended(child)}
+    left = {child for child in children - helpers if not _has_ended(child)}
+    return threads | {
+        f"process {child}" for child in left if "_inductor/compile_worker" not in _command(child)
+    }
+
+
+def _command(process: int) -> str:
+    return _text(Path(f"/proc/{process}/cmdline")).replace("\0", " ").strip()
+
+
+def _described(left: set[str]) -> list[str]:
+    commands = {each: _command(int(each.split()[1])) for each in left if each.startswith("process")}
+    return [f"{each}: {commands[each]}" if each in commands else each for each in sorted(left)]
 
 
 def _has_ended(process: int) -> bool:

@@ -160,7 +160,7 @@ def test_geometric_rates_are_a_list_of_names(tmp_path: Path) -> None:
         ("command: image-to-3d", "another command"),
         ("colour: red", "colour"),
         ("- a\n- b", "give a mapping"),
-        ("a: [", "no YAML"),
+        ("a: [", "not valid YAML"),
     ],
 )
 def test_what_a_file_has_wrong_is_named(

@@ -178,7 +178,7 @@ def test_bad_prompts_and_schedules_are_named() -> None:
         ViewWords(side="side view")
     with pytest.raises(ValueError, match="back_threshold=91"):
         ViewWords(back_threshold=91)
-    with pytest.raises(ValueError, match="give the image's one"):
+    with pytest.raises(ValueError, match="give one, that of the image"):
         ImagePrompt(torch.rand(3, 8, 8), orbit_cameras(0.0, torch.zeros(2)))
     with pytest.raises(ValueError, match=r"\[3, height, width\]"):
         ImagePrompt(torch.rand(1, 3, 8, 8), orbit_cameras(0.0, 0.0))

@@ -31,18 +31,18 @@ class ExportConfig:
         run: Folder of a run, or a scene file.
         format: Format of the file; None: the one that the suffix of `out` names, else glb. A scene of Gaussians is
             written as it is to ply, splat and splats-glb (glTF with KHR_gaussian_splatting), as a mesh of its density
-            to glb and obj. Other scenes are written as meshes, to glb, obj and ply. A mesh with a texture keeps it in
-            glb, and in obj with a material and a picture beside it. html is the page that every run has, made anew, for
-            runs of earlier versions too.
+            to glb and obj. Other scenes are written as meshes, to glb, obj and ply. A mesh keeps its texture in glb,
+            and in obj with a material and a picture beside it. html writes the run's page again, also for runs of
+            earlier versions.
         out: The file to write; None: mesh.glb (or .obj, .ply) in the run's folder, or splats.ply (.splat, .glb), or
             viewer.html.
-        resolution: Samples along each edge of the cube around the object; twice as many take eight times as long. Of no
-            use for a scene that consists of triangles, like `level`.
+        resolution: Samples along each edge of the cube around the object; twice as many take eight times as long. Like
+            `level`, not for scenes that consist of triangles.
         level: Value of the scene's level set at the surface: raise it if the mesh is bloated, lower it if parts are
             missing.
         components: Number of connected pieces to keep, the largest ones; None: all.
-        faces: Number of triangles to simplify to, approximately, or as few as preserve the shape (a lower resolution
-            has fewer to begin with); None: do not simplify, or to 50,000 with `texture`.
+        faces: Approximate number of triangles to simplify to, or more if the shape needs them (a lower resolution has
+            fewer to begin with); None: do not simplify, or to 50,000 with `texture`.
         texture: Pixels along each edge of a texture, to which the mesh is unwrapped and the scene's views are baked;
             None: colours at the vertices, or the texture that the scene has.
         up: Axis that points up in the file; None: y in glTF, which requires it, z in the others, as in the scene. Most

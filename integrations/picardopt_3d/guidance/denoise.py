@@ -33,7 +33,7 @@ from picardopt_3d.prompts import ImagePrompt, TextPrompt
 
 
 class Denoising(Guidance):
-    """The squared difference between views and what a score model makes of them, over any score model.
+    """The squared difference between views and what a score model makes of them; for any score model.
 
     Args:
         score: The score model.

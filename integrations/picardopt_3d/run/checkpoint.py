@@ -47,7 +47,8 @@ def load_stage(
         optimizer.load_state_dict(dict(state["optimizer"]))
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{folder.checkpoint} is of another configuration than the run's folder says: {error}"
+            f"{folder.checkpoint} is of another configuration than the run's config.yaml: {error}; resume with "
+            "the options of the run, or start a new one"
         ) from error
     # Sequential runs of earlier versions kept the wrapped optimizer alone, whose state has no step.
     optimizer.step_index = earlier.step

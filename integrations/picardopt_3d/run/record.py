@@ -49,7 +49,7 @@ class RunRecord:
         startup_seconds: From the command to the first step.
         phase_seconds: Of the first worker, by phase of the optimizer.
         joined_calls: Calls of the guidance that the first worker made for several slots at once.
-        calls_saved: Calls that it would have made besides, one for each slot.
+        calls_saved: Calls that this saved, compared with one for each slot.
     """
 
     figures: dict[str, Any] = field(default_factory=dict)

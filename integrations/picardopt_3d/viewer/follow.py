@@ -97,7 +97,9 @@ class FollowedRun:
                     scene = build_scene(stage.scene)
                 scene.load_state_dict(state)
                 return scene.to(pick_device(self._device)).eval().requires_grad_(False)
-        raise ValueError(f"{folder.path} is no stage of the run: its configuration has no such one")
+        raise ValueError(
+            f"{folder.path} is no stage of the run: its configuration names no such stage"
+        )
 
 
 def newest(folder: StageFolder) -> Path:

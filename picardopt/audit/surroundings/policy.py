@@ -12,8 +12,8 @@ ITSELF = "the closure"
 OFTEN = 8
 """Drops in a row after which the user hears that nothing runs ahead, and only the head is evaluated."""
 _REMEDY = (
-    "Compute inside the closure, from the step, what differs at every step: `def closure(step): batch = "
-    "StepIndexedLoader(loader).batch(step)`"
+    "If it differs at every step, compute it inside the closure from the step: `batches = StepIndexedLoader(loader)`, "
+    "then `def closure(step): batch = batches.batch(step)`"
 )
 
 
@@ -122,7 +122,7 @@ class OuterChanges:
         why = "" if exact or ITSELF in names else ", and the gradient with it"
         return (
             f"{_listed(names)} changed between two steps{why}: what was evaluated ahead is dropped and evaluated again "
-            "(no result is wrong; said once, counted in stats)"
+            "(no result is wrong; warned once, counted in stats)"
         )
 
     @staticmethod

@@ -270,7 +270,7 @@ def test_a_scene_without_a_surface_says_what_to_do() -> None:
     vanished.distance.data.fill_(1.0)
     with pytest.raises(ValueError, match="no triangles: its surface has vanished"):
         TexturedMesh.from_scene(SMALL, vanished)
-    with pytest.raises(ValueError, match="give its stage a stage before it"):
+    with pytest.raises(ValueError, match="put a stage that trains one before it"):
         TexturedMesh(SMALL).prepare()
     broken = Gaussians(GaussiansConfig(count=4))
     broken.means.data[0] = torch.nan

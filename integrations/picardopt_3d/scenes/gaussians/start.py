@@ -50,7 +50,8 @@ def _sides(surface: Surface, count: int) -> tuple[Tensor, Tensor]:
         if min(sum(map(len, inside)), sum(map(len, outside))) >= count:
             return torch.cat(inside)[:count], torch.cat(outside)[:count]
     raise ValueError(
-        "the scene before has no surface to put Gaussians on: hardly any point lies inside of it"
+        "the scene before has no surface to put Gaussians on, because hardly any point lies inside of it: train it for "
+        "more steps"
     )
 
 

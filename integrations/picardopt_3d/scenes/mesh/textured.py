@@ -82,7 +82,7 @@ class TexturedMesh(Scene):
         """
         if not len(self.faces):
             raise ValueError(
-                "a textured mesh is made from another scene: give its stage a stage before it"
+                "a textured mesh is made from another scene: put a stage that trains one before it"
             )
         check_usable(self.config.rasterizer, self.device)
 
