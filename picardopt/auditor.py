@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from picardopt.audit import Audit
@@ -69,6 +68,7 @@ class Auditor:
     def end_sweep(self, closure: StepClosure, stride: int) -> None:
         """Records the length of a new queue, and the surroundings of its closure."""
         self._stride = stride
+        self._audit.changes.ignored.clear()
         if self._watches and stride > 1:
             self._surroundings.add_modules(self._audit.ran)
             self._note(closure)
@@ -93,7 +93,7 @@ class Auditor:
         opinions = [each for (each,) in self._engine.share_numbers([opinion])]
         valid = max(opinions) == _KEEP
         if max(opinions) == _RECHECK and self._audit.sharing.comparable(accepted.drift):
-            differences, _ = self._evaluate_again(closure, accepted.drift)
+            differences, *_ = self._evaluate_again(closure, accepted.drift)
             valid = not any(differences)
             if isinstance(verdict, Recheck):
                 changes = self._audit.changes
@@ -101,10 +101,13 @@ class Auditor:
         if valid:
             self._audit.drops_in_a_row = 0
         elif not moved:
-            self._audit.drops_in_a_row += 1
-            self._stats.outer_changes += 1
+            self._count_drop()
         self._warn(opinions)
         return valid
+
+    def _count_drop(self) -> None:
+        self._audit.drops_in_a_row += 1
+        self._stats.outer_changes += 1
 
     @property
     def futile(self) -> bool:
@@ -112,7 +115,7 @@ class Auditor:
         often = self._audit.drops_in_a_row >= OFTEN
         return often and self._stats.sweeps % _RETRY != 0
 
-    def _warn(self, opinions: Sequence[int]) -> None:
+    def _warn(self, opinions: Sequence[float]) -> None:
         """Warns about a change, on the first rank that saw it."""
         text = self._audit.changes.message()
         first = next((rank for rank, opinion in enumerate(opinions) if opinion), None)
@@ -133,8 +136,11 @@ class Auditor:
             moves = squared_distances([(live, head)], numels)[:, 0]
         return not within(moves.tolist(), accepted.threshold, numels)
 
-    def check(self, closure: StepClosure, accepted: Accepted) -> None:
+    def check(self, closure: StepClosure, accepted: Accepted) -> bool:
         """Refuses gradients left over from before the closure, and evaluates a drift again if the schedule asks for it.
+
+        Returns:
+            Whether to commit it; not if the loop changed something that had done no harm before.
 
         Raises:
             ImpureClosureError: If the closure is not a function of (parameters, step).
@@ -142,24 +148,34 @@ class Auditor:
         self._audit.clearing.check(closure, self._layout.parameters)
         ahead, sweep = accepted.slot > 0, accepted.sweep
         if not self._speculates or accepted.remapped or not self._audit.due(sweep, ahead=ahead):
-            return
+            return True
         if not self._audit.draws(accepted.slot, self._stride, self._seed, sweep):
-            return
+            return True
         if not self._audit.sharing.comparable(accepted.drift):
-            return
-        differences, again = self._evaluate_again(closure, accepted.drift)
+            return True
+        differences, excused, again = self._evaluate_again(closure, accepted.drift)
+        if excused:
+            if self._audit.changes.ignored:
+                self._audit.changes.harmful_after_all()
+            self._count_drop()
+            self._warn(differences)
+            return False
         if any(differences):
             error = impure(accepted.drift.step, differences)
             if accepted.drift.calls is not Calls.NONE:
                 add_note(error, f"It makes batched calls: {WHILE_IT_WAITS}.")
             raise error from again.error
         self._audit.passed(sweep, ahead=ahead)
+        return True
 
-    def _evaluate_again(self, closure: StepClosure, queued: Drift) -> tuple[list[float], Drift]:
+    def _evaluate_again(
+        self, closure: StepClosure, queued: Drift
+    ) -> tuple[list[float], bool, Drift]:
         """Evaluates a queued drift at its guess, with the closure of its own call.
 
         Returns:
-            The relative squared difference on each rank, 0 for none; and this rank's new drift.
+            The relative squared difference on each rank, 0 for none; whether there is one that changes of the closure's
+            surroundings explain; and this rank's new drift.
         """
         live, out = self._window.spare(), self._layout.row()
         with phase(self._stats, "audit"):
@@ -167,22 +183,31 @@ class Auditor:
             live.store(self._layout.tensors)
             with self._evaluator.swapped_parameters(live):
                 again = last = self._evaluate(closure, queued, out)
-                difference = differs(queued, again)
-                if 0 < difference < math.inf:
+                difference, repeats = differs(queued, again), False
+                if difference and again.outcome < Outcome.FAILED:
                     last = self._evaluate(closure, queued, self._layout.row())
                     noise = differs(again, last)
-                    parts = self._engine.data_size
-                    if is_noise(difference, noise, self._layout.device, parts):
+                    near = self._layout.device, self._engine.data_size
+                    repeats = noise == 0 or is_noise(noise, noise, *near)
+                    if is_noise(difference, noise, *near):
                         difference = 0.0
             self._window.release([live])
             if self._watches:
                 self._note(closure)
             interrupted = last.outcome is Outcome.INTERRUPTED
             error = last.error if interrupted else None
-            table = self._engine.share_numbers([int(interrupted), float_bits(difference)], error)
-        if any(flag for flag, _ in table):
+            explained = repeats and bool(self._audit.changes.ignored)
+            numbers = [int(interrupted), float_bits(difference), int(explained)]
+            table = self._engine.share_numbers(numbers, error)
+        if any(flag for flag, *_ in table):
             raise error or KeyboardInterrupt
-        return [bits_float(bits) for _, bits in table], again
+        differences = [bits_float(bits) for _, bits, _ in table]
+        reasons = [
+            reason
+            for difference, (*_, reason) in zip(differences, table, strict=True)
+            if difference
+        ]
+        return differences, any(reasons) and all(reasons), again
 
     def _evaluate(self, closure: StepClosure, queued: Drift, out: Row) -> Drift:
         head = self._window.head

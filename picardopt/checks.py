@@ -153,6 +153,19 @@ def check_lr_scheduler(lr_scheduler: object) -> None:
         )
 
 
+def check_mode() -> None:
+    """Refuses inference mode, in which no closure can make gradients.
+
+    Raises:
+        RuntimeError: If it is on.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "step(closure) was called inside torch.inference_mode(), where there are no gradients: call it outside "
+            "(torch.no_grad() around it does no harm)"
+        )
+
+
 def check_step_index(value: object) -> None:
     """Refuses a value that is not a number of committed steps.
 

@@ -54,6 +54,8 @@ class Drift:
         uncleared: Indices of the parameters whose ``.grad`` the closure does not clear; None if that was not tested.
         tainted: Whether the test may have changed the gradients or made the closure raise.
         calls: What its calls of batched functions were.
+        strides: Those of the gradients that lie in memory otherwise than their parameters, by index: a sum over rows
+            or a matrix product may round differently then.
         correction: The coefficients that the row was corrected with, by group (`picardopt.correction`).
     """
 
@@ -68,6 +70,7 @@ class Drift:
     uncleared: tuple[int, ...] | None = None
     tainted: bool = False
     calls: Calls = Calls.NONE
+    strides: dict[int, tuple[int, ...]] = field(default_factory=dict)
     correction: list[Tensor] | None = field(default=None, repr=False)
 
 
@@ -230,7 +233,7 @@ def _collect(drift: Drift, parameters: Sequence[Tensor]) -> None:
             "without a closure)"
         )
     targets, grads = [], []
-    for target, parameter in zip(drift.row.tensors, parameters, strict=True):
+    for index, (target, parameter) in enumerate(zip(drift.row.tensors, parameters, strict=True)):
         grad = parameter.grad
         if grad is None:
             target.zero_()
@@ -242,20 +245,32 @@ def _collect(drift: Drift, parameters: Sequence[Tensor]) -> None:
         else:
             targets.append(target)
             grads.append(grad)
+            if grad.stride() != parameter.stride() and _lies_otherwise(grad, parameter):
+                drift.strides[index] = grad.stride()
     with torch.no_grad():
         torch._foreach_copy_(targets, grads)
     if not drift.row.is_finite():
         drift.outcome = Outcome.NONFINITE
 
 
+def _lies_otherwise(grad: Tensor, parameter: Tensor) -> bool:
+    """Returns whether a gradient without repetitions has other strides, where these matter."""
+    both = zip(grad.stride(), parameter.stride(), grad.shape, strict=True)
+    pairs = [(own, other) for own, other, length in both if length > 1]
+    return any(own != other for own, other in pairs) and all(own for own, _ in pairs)
+
+
 def set_gradients(parameters: Sequence[Tensor], drift: Drift) -> None:
     """Copies the drift into new tensors in the parameters' ``.grad``: some optimizers overwrite or keep them."""
     targets, sources = [], []
-    for parameter, source, present in zip(
-        parameters, drift.row.tensors, drift.present, strict=True
-    ):
+    rows = zip(parameters, drift.row.tensors, drift.present, strict=True)
+    for index, (parameter, source, present) in enumerate(rows):
         if present:  # one by one, so that each takes the memory of the last one freed
-            parameter.grad = torch.empty_like(parameter)
+            strides = drift.strides.get(index)
+            if strides is None:
+                parameter.grad = torch.empty_like(parameter)
+            else:
+                parameter.grad = parameter.new_empty_strided(parameter.shape, strides)
             targets.append(parameter.grad)
             sources.append(source)
         else:

@@ -184,11 +184,13 @@ class Evaluator:
         test_clearing: bool,
     ) -> Drift:
         guess.load(self._layout.tensors)
-        around, made = self._around(closure, guess, watched), Batched.made
+        around, made, call = self._around(closure, guess, watched), Batched.made, closure.call
+        if watched:
+            call = self._audit.outside.finding(call, self._layout.parameters, self._audit.modules)
         torch.clear_autocast_cache()  # keyed by tensor: around `step`, it would outlive the values
         with put_aside_by(LiveState(self._layout, guess, out)):
             drift = evaluate_drift(
-                closure.call,
+                call,
                 self._layout,
                 out,
                 step,
@@ -207,7 +209,8 @@ class Evaluator:
         """Allows guesses in the live tensors; on exit these hold `row` again, as gradients and generators do theirs."""
         parameters = self._layout.parameters
         grads = [p.grad for p in parameters]
-        with preserved_rng():
+        marked = self._audit.outside.marked() if self._speculates else nullcontext()
+        with preserved_rng(), marked:
             try:
                 yield
             finally:
@@ -221,7 +224,8 @@ class Evaluator:
         groups = self._base.param_groups
         before = options_of(groups) if self._speculates else []
         rewritten = self._layout.carry if self._carry.update is None else []
-        with self._audit.guard(self._layout, guess, rewritten) if watched else nullcontext():
+        seen = amp.seen_by(closure.source) if watched else ()
+        with self._audit.guard(self._layout, guess, rewritten, seen) if watched else nullcontext():
             try:
                 yield
             except RuntimeError as error:
@@ -234,7 +238,7 @@ class Evaluator:
         refuse_changed_options(groups, before)
         if not self._layout.describes(parameters_of(self._base), self._carry.present()):
             raise RuntimeError(
-                "the closure changed the optimizer's parameter list or the carry's (other tensors, shapes or "
-                "groups): do that between two calls of step(), which rebuild the window, or with restructure=; "
-                "and write into the carry's tensors in place"
+                "the closure changed the optimizer's parameter list or the carry's (other tensors, shapes, "
+                "groups or requires_grad): do that between two calls of step(), which rebuild the window, or with "
+                "restructure=; and write into the carry's tensors in place"
             )

@@ -55,7 +55,7 @@ class Row:
     def finite(self) -> Tensor:
         """Returns whether no parameter's element is NaN or infinite, as a bool scalar tensor (no host sync)."""
         # The least and the largest element are NaN if any is: one pass, where `isfinite` takes several.
-        ends = [torch.stack(torch.aminmax(flat)) for flat in self.segments if flat.numel()]
+        ends = [torch.stack(torch.aminmax(flat)) for flat in self._numbers if flat.numel()]
         return torch.stack([torch.isfinite(pair).all() for pair in ends]).all()
 
     def is_finite(self) -> bool:
@@ -63,8 +63,13 @@ class Row:
         if not self.buffer.is_cpu:
             return bool(self.finite())
         # A sum of squares is finite only if all elements are; one that is not may have overflowed.
-        sums = [float(torch.dot(flat, flat)) for flat in self.segments]
+        sums = [float(torch.dot(flat, flat)) for flat in self._numbers]
         return all(map(math.isfinite, sums)) or bool(self.finite())
+
+    @property
+    def _numbers(self) -> list[Tensor]:
+        """The segments that can hold a NaN: not those of frozen parameters of integers or flags."""
+        return [flat for flat in self.segments if flat.is_floating_point()]
 
     @torch.no_grad()
     def store(self, tensors: Sequence[Tensor]) -> None:
@@ -103,6 +108,8 @@ class ParameterLayout:
         self._kinds = [_kind(tensor) for tensor in self.tensors]
         self._offsets = [0] * len(self.tensors)
         left_out = {id(p) for p in unmeasured}
+        # Integers and flags are frozen: torch gives them no gradients.
+        left_out |= {id(p) for p in parameters if not (p.is_floating_point() or p.is_complex())}
         counted = [i for i, p in enumerate(self.parameters) if id(p) not in left_out]
         rest = [i for i, p in enumerate(self.parameters) if id(p) in left_out]
         end, spans = self._place(0, counted)

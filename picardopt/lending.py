@@ -47,7 +47,7 @@ class Lending:
 
     def set_gradients(self, drift: Drift) -> None:
         """Sets the parameters' gradients for a step ahead: the drift's row itself, or a copy."""
-        if not self.only_reads:
+        if drift.strides or not self.only_reads:
             set_gradients(self._layout.parameters, drift)
             return
         # A row of zeros has no segments, and its tensors repeat one element, which torch's implementations cannot read.

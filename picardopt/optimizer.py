@@ -19,7 +19,7 @@ from picardopt.audit import Audit
 from picardopt.audit.wrappers import register
 from picardopt.bases import JoinedOptimizer, unmeasured_bases
 from picardopt.carry import Carry, as_carry, check_carry, run_update
-from picardopt.checks import check_arguments, check_base
+from picardopt.checks import check_arguments, check_base, check_mode
 from picardopt.closure import Closure, Plain, as_step_closure
 from picardopt.drift import Accepted
 from picardopt.drift_tolerance import DriftTolerance
@@ -163,6 +163,7 @@ class ParallelPicardOptimizer(OptimizerFacade):
         given = as_step_closure(closure)
         if isinstance(given, Plain):
             return self._plain_step(closure, given.reason)
+        check_mode()
         speculator = self._ready()
         with interrupts_deferred():
             accepted = speculator.next(given, self._step_index)
@@ -196,11 +197,11 @@ class ParallelPicardOptimizer(OptimizerFacade):
 
     def _plain_step(self, closure: Closure | None, reason: str) -> Any:
         """Takes a step as the base's own ``step(closure)`` does, with nothing evaluated ahead."""
+        self.flush()
         # Distributed checkpointing takes a step at rate 0 to create the base's state: no reason to warn.
         if not self._warned_plain and any(float(g.get("lr", 1)) for g in self.param_groups):
             self._warned_plain = True
             warn_user(reason)
-        self.flush()
         returned = None
         if closure is not None:
             with torch.enable_grad():

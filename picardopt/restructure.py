@@ -222,7 +222,7 @@ def remap_queue(old: Ahead, new: Ahead, parents: Tensor | None, *, returned: boo
     # Only the guesses of queued drifts: the others are better made anew, from the new parameters.
     new.window.rows = [remap(row) for row in old.window.rows[: max(1, len(old.queue))]]
     for kept in old.queue:
-        drift = replace(kept.drift, row=remap(kept.drift.row), correction=None)
+        drift = replace(kept.drift, row=remap(kept.drift.row), correction=None, strides={})
         if returned:
             drift = replace(drift, returned=remap.returned(drift.returned))
         new.queue.append(replace(kept, drift=drift, remapped=True))

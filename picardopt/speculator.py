@@ -63,6 +63,7 @@ class Speculator:
         self.queue: deque[Accepted] = deque()
         self._engine, self._auditor = engine, auditor
         self._tolerance, self._options, self._stats = tolerance, options, stats
+        self._running = False
         self._incidents = Incidents(stats, options.nonfinite, warns=engine.rank == 0)
 
     def next(self, closure: StepClosure, step: int) -> Accepted:
@@ -73,6 +74,8 @@ class Speculator:
             NonFiniteGradientError: If the head's gradient is not finite, with ``nonfinite="raise"``.
             ImpureClosureError: If the closure is not a function of (parameters, step).
         """
+        self._refuse_inside()
+        self._running = True
         try:
             with needed_from(step):
                 if self.queue and not self._auditor.valid(closure, self.queue[0]):
@@ -81,7 +84,9 @@ class Speculator:
                     self.drop()  # a hook, say, was added since
                 if not self.queue:
                     self._sweep(closure, step)
-                self._auditor.check(closure, self.queue[0])
+                if not self._auditor.check(closure, self.queue[0]):
+                    self.drop()
+                    self._sweep(closure, step)
             return self.queue[0]
         except WindowMemoryError as error:
             self.drop()
@@ -89,6 +94,16 @@ class Speculator:
         except BaseException:
             self.drop()
             raise
+        finally:
+            self._running = False
+
+    def _refuse_inside(self) -> None:
+        """Raises in a closure that calls its own optimizer's step."""
+        if self._running:
+            raise RuntimeError(
+                "the closure called step() or flush() of its own optimizer: it only computes the loss and its "
+                "gradients (zero_grad, forward, backward, return the loss); step(closure) then takes the step itself"
+            )
 
     def memory(self, window: int) -> Memory:
         """Returns what a window takes besides the plain loop's own memory."""
@@ -104,6 +119,7 @@ class Speculator:
 
     def forget(self) -> None:
         """Forgets the queue, and what was learned of a closure that has changed."""
+        self._refuse_inside()
         self.drop()
         self.rollout.forget()
 

@@ -78,7 +78,9 @@ def squares(a: Sequence[Flat], b: Sequence[Flat] | None = None) -> Tensor:
     if not parts or parts[0][0][0].is_cpu:
         sums = [_squares_on_cpu(*part) for part in parts]
         return torch.tensor(
-            [sum(each) for each in zip(*sums, strict=True)] or [0.0] * len(a), dtype=torch.float64
+            [sum(each) for each in zip(*sums, strict=True)] or [0.0] * len(a),
+            dtype=torch.float64,
+            device="cpu",
         )
     return torch.stack([_squares_on_accelerator(*part) for part in parts]).sum(0)
 
@@ -86,7 +88,7 @@ def squares(a: Sequence[Flat], b: Sequence[Flat] | None = None) -> Tensor:
 def _squares_on_cpu(a: Flat, b: Flat) -> list[float]:
     """Returns squared lengths, with the differences in float32, which is several times as fast as float64."""
     wide, sums = torch.promote_types(a[0].dtype, torch.float32), [0.0] * len(a)
-    room = torch.empty(0, dtype=wide)
+    room = a[0].new_empty(0, dtype=wide)
     for block in blocks(a[0]):
         room.resize_(block.stop - block.start)
         for index in range(len(a)):

@@ -306,3 +306,43 @@ def test_lazy_parameters_are_refused_at_construction() -> None:
     module = torch.nn.LazyLinear(2)
     with pytest.raises(UnsupportedOptimizerError, match=r"uninitialized.*run the model once"):
         ParallelPicardOptimizer(torch.optim.SGD(module.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("tolerance", [0, None])
+def test_frozen_parameters_of_integers_and_flags_stay_as_they_are(tolerance: Any) -> None:
+    """Packed weights, as `model.parameters()` gives them along with what is trained."""
+    trained = nn.Parameter(torch.ones(3))
+    frozen = [
+        nn.Parameter(torch.tensor(values).to(dtype), requires_grad=False)
+        for values, dtype in [([1, 0], torch.bool), ([3, 200], torch.uint8), ([-5], torch.int64)]
+    ]
+    before = [p.clone() for p in frozen]
+    base = torch.optim.Adam([frozen[0], trained, *frozen[1:]], lr=0.1)
+    optimizer = ParallelPicardOptimizer(base, window=3, tolerance=tolerance)
+
+    def closure(step: int) -> Tensor:
+        optimizer.zero_grad()
+        loss = (trained * torch.rand(3)).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(8):
+        optimizer.step(closure)
+    assert optimizer.stats.sweeps < 8
+    assert all(map(torch.equal, frozen, before))
+
+
+def test_a_default_device_concerns_the_users_own_tensors_only() -> None:
+    trained = nn.Parameter(torch.ones(3))
+    optimizer = ParallelPicardOptimizer(torch.optim.SGD([trained], lr=0.1), window=3)
+
+    def closure(step: int) -> Tensor:
+        optimizer.zero_grad()
+        loss = trained.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.device("meta"):
+        for _ in range(6):
+            optimizer.step(closure)
+    assert trained.max() < 1

@@ -3,14 +3,15 @@
 import functools
 import gc
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from picardopt import ParallelPicardOptimizer
+from picardopt import ParallelPicardOptimizer, step_rng
 from tests.helpers.regression import STEPS, Regression, sequential
 from tests.helpers.runs import assert_same_bits
 
@@ -165,3 +166,42 @@ def test_autocast_around_step_sees_every_slots_own_values(audit: str) -> None:
         return model.weight.detach().clone(), losses
 
     assert_same_bits(run(4), run(1))
+
+
+class Transposed:
+    """Sets a gradient that lies in memory column by column, as `torch.autograd.grad` may return it."""
+
+    def __init__(self, make: Callable[..., torch.optim.Optimizer]) -> None:
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(37, 53))
+        self.base = make([self.weight])
+
+    def closure(self, step: int) -> Tensor:
+        drawn = torch.randn(53, 64) @ torch.randn(64, 37)
+        self.weight.grad = (drawn + self.weight.detach().sign().t()).t()
+        return drawn.sum()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        functools.partial(torch.optim.Adafactor, lr=1e-4),
+        functools.partial(torch.optim.SGD, lr=1e-4, momentum=0.9, fused=True),
+        functools.partial(torch.optim.Adam, lr=1e-4),
+    ],
+    ids=["Adafactor", "fused SGD", "Adam"],
+)
+def test_a_gradient_keeps_its_order_in_memory(make: Any) -> None:
+    plain, ahead = Transposed(make), Transposed(make)
+    optimizer = ParallelPicardOptimizer(ahead.base, window=3, tolerance=0)
+    for step in range(8):
+        with step_rng(0, step):
+            plain.closure(step)
+            plain.base.step()
+        optimizer.step(ahead.closure)
+        assert_same_bits(ahead.weight, plain.weight)
+        for key, value in plain.base.state[plain.weight].items():
+            assert_same_bits(ahead.base.state[ahead.weight][key], value)
+        assert ahead.weight.grad is not None
+        assert ahead.weight.grad.stride() == (1, 37)
+    assert optimizer.stats.sweeps < 8

@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from picardopt import ParallelPicardOptimizer, PicardWarning, step_rng
+from picardopt import ImpureClosureError, ParallelPicardOptimizer, PicardWarning, step_rng
 from tests.helpers.loops import Net, error
 
 
@@ -106,6 +106,65 @@ def test_the_step_after_a_change_has_the_new_gradient() -> None:
             case.optimizer.step(closure)
             zero.append(not case.model[0].weight.grad.any())
     assert zero == [False] * 20 + [True] * 10
+
+
+def test_another_closure_is_the_one_that_is_evaluated() -> None:
+    """One that returns more now and then, with the same gradient, and one with another loss."""
+    case = Smooth(tolerance=1e9)
+
+    def usual(step: int) -> Tensor:
+        loss = case.loss()
+        loss.backward()
+        return loss
+
+    def shown(step: int) -> dict[str, Tensor]:
+        return {"loss": usual(step)}
+
+    def nothing(step: int) -> str:
+        (case.loss() * 0).backward()
+        return "nothing"
+
+    def train() -> Iterator[type]:
+        for step in range(40):
+            given = shown if step % 10 == 5 else nothing if step == 32 else usual
+            yield type(case.optimizer.step(given))
+            assert bool(case.model[0].weight.grad.any()) == (step != 32)
+
+    with pytest.warns(PicardWarning, match="the closure"):
+        kinds = list(train())
+    assert [step for step, kind in enumerate(kinds) if kind is dict] == [5, 15, 25, 35]
+    assert kinds[32] is str
+    assert case.optimizer.stats.sweeps < 20
+
+
+def later(seen: list[bool], drawn: Iterator[float]) -> None:
+    """Trains with a weight that the loop changes before it counts, at step 20, and after that."""
+    case, weight = Smooth(tolerance=1e9, audit="always"), 1.0
+
+    def closure(step: int) -> Tensor:
+        loss = case.loss() * (1.0 if step < 20 else weight) * next(drawn)
+        loss.backward()
+        return loss
+
+    for step in range(50):
+        weight = 0.0 if 10 <= step < 28 else 1.0
+        case.optimizer.step(closure)
+        seen.append(bool(case.model[0].weight.grad.any()))
+
+
+def test_a_change_that_did_no_harm_before_is_no_impure_closure() -> None:
+    seen: list[bool] = []
+    with pytest.warns(PicardWarning, match="`weight`"):
+        later(seen, itertools.repeat(1.0))
+    assert seen == [True] * 20 + [False] * 8 + [True] * 22
+
+
+def test_a_harmless_change_excuses_no_impure_closure() -> None:
+    seen: list[bool] = []
+    drawn = itertools.chain(itertools.repeat(1.0, 34), itertools.count(1.0))
+    with pytest.raises(ImpureClosureError, match="another gradient"):
+        later(seen, drawn)
+    assert 10 < len(seen) < 28
 
 
 def test_two_optimizers_that_train_each_others_network_are_told_so() -> None:

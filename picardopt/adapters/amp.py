@@ -19,11 +19,14 @@ _TWICE = "unscale_() has already been called"  # torch's error at a second call 
 
 
 def scalers_of(closure: Callable[..., Any]) -> list[GradScaler]:
-    """Returns the scalers that a closure can see: its variables, the globals it names, and their attributes."""
-    return list({id(scaler): scaler for scaler in _seen(closure)}.values())
+    """Returns the scalers that a closure can see."""
+    # isinstance may run a proxy's own code
+    found = [value for value in seen_by(closure) if issubclass(type(value), GradScaler)]
+    return list({id(scaler): scaler for scaler in found}.values())
 
 
-def _seen(closure: Callable[..., Any]) -> Iterator[GradScaler]:
+def seen_by(closure: Callable[..., Any]) -> Iterator[Any]:
+    """Yields what a closure can see: its variables, the globals it names, and their attributes."""
     function = inspect.unwrap(getattr(closure, "func", closure))
     values = [getattr(function, "__self__", None)]
     function = getattr(function, "__func__", function)
@@ -33,9 +36,7 @@ def _seen(closure: Callable[..., Any]) -> Iterator[GradScaler]:
     for value in values:
         kind = type(value)
         attributes = {} if kind is types.ModuleType else getattr(value, "__dict__", {})
-        for candidate in (value, *attributes.values()):
-            if issubclass(type(candidate), GradScaler):  # isinstance may run a proxy's own code
-                yield candidate
+        yield from (value, *attributes.values())
 
 
 def refuse_unscaling(scalers: Collection[GradScaler], optimizers: Collection[int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from picardopt.audit.buffers import BufferGuard
 from picardopt.audit.gradients import GradientClearing
 from picardopt.audit.modules import live_modules, uses_compile
+from picardopt.audit.outside import OutsideGradients
 from picardopt.audit.sharing import CallSharing
 from picardopt.audit.surroundings import OuterChanges
 from picardopt.layout import ParameterLayout, Row
@@ -29,6 +30,7 @@ class Audit:
         mode: The constructor's argument.
         clearing: The gradients that a closure does not clear.
         sharing: The closures that make batched calls.
+        outside: The gradients that closures leave on parameters of others.
         changes: The harmful and harmless changes of the closure's surroundings.
         drops_in_a_row: Number of queues in a row that such changes dropped; the same on all ranks.
         modules: Modules that ran in closures so far.
@@ -49,6 +51,7 @@ class Audit:
         self._next = {False: 0, True: 0}
         self.clearing = GradientClearing()
         self.sharing = CallSharing()
+        self.outside = OutsideGradients()
         self.changes = OuterChanges()
         self.drops_in_a_row = 0
         self._searched = False
@@ -56,7 +59,7 @@ class Audit:
 
     def __getstate__(self) -> dict[str, Any]:
         # Weak references cannot be pickled; the modules are found again.
-        lost = ("modules", "clearing", "sharing")
+        lost = ("modules", "clearing", "sharing", "outside")
         kept = {key: value for key, value in vars(self).items() if key not in lost}
         return {**kept, "_searched": False}
 
@@ -64,6 +67,7 @@ class Audit:
         self.__dict__.update(
             state, modules=weakref.WeakSet(), clearing=GradientClearing(), sharing=CallSharing()
         )
+        self.outside = OutsideGradients()
 
     def due(self, sweep: int, *, ahead: bool) -> bool:
         """Returns whether to evaluate a drift of this sweep again: the head's, or one beyond it."""
@@ -93,7 +97,11 @@ class Audit:
         return [] if self._searched else list(self.modules)
 
     def guard(
-        self, layout: ParameterLayout, guess: Row, rewritten: Sequence[Tensor]
+        self,
+        layout: ParameterLayout,
+        guess: Row,
+        rewritten: Sequence[Tensor],
+        seen: Iterable[object] = (),
     ) -> BufferGuard:
         """Returns a context that watches one call of the closure, at a guess, for changed tensors.
 
@@ -101,9 +109,10 @@ class Audit:
             layout: The parameters and the carry.
             guess: Their values.
             rewritten: Tensors that may change.
+            seen: What the closure can see.
         """
         compiles = uses_compile()
         if compiles and not self._searched:
             self.modules.update(live_modules())
             self._searched = True
-        return BufferGuard(self.modules, layout, guess, rewritten, find=not compiles)
+        return BufferGuard(self.modules, layout, guess, rewritten, seen, find=not compiles)

@@ -69,6 +69,7 @@ def average_drifts(drifts: Sequence[Drift], row: Row) -> Drift:
     present = tuple(map(any, zip(*(drift.present for drift in drifts), strict=True)))
     drift = Drift(first.step, row, present, rng=first.rng, outcome=worst.outcome)
     drift.calls = max(other.calls for other in drifts)
+    drift.strides = first.strides
     if any(other.uncleared is not None for other in drifts):
         drift.uncleared = tuple(sorted({i for other in drifts for i in other.uncleared or ()}))
     try:

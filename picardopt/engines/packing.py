@@ -34,6 +34,7 @@ def pack(drift: Drift) -> dict[str, Any]:
         "trace": drift.trace,
         "uncleared": drift.uncleared,
         "calls": drift.calls,
+        "strides": drift.strides,
     }
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _SHOWN = 3
+ITSELF = "the closure"
+"""The name of the closure where another one is given."""
 OFTEN = 8
 """Drops in a row after which the user hears that nothing runs ahead, and only the head is evaluated."""
 _REMEDY = (
@@ -40,17 +42,20 @@ Verdict = Keep | Recheck | Drop
 class OuterChanges:
     """Judges changes that the loop made between two steps.
 
+    Another closure drops the queue: it may return something else, even where its gradient is the same.
     At tolerance 0 a change drops the queue. At another tolerance the next queued drift is first evaluated again: what
     changes at every step and does no harm (a counter, a log, a progress bar) must not stop running ahead.
 
     Attributes:
         dropped: How often a change dropped the queue.
         names: How often each name was among the changes that did.
+        ignored: Names that changed since the queue was evaluated and counted as harmless.
     """
 
     def __init__(self) -> None:
         self.dropped = 0
         self.names: Counter[str] = Counter()
+        self.ignored: set[str] = set()
         self._harmless: set[str] = set()
         self._in_a_row = 0
         self._unsaid: str | None = None
@@ -66,10 +71,11 @@ class OuterChanges:
         """
         if not queued:
             return Keep()
-        if exact and changed:
-            self._drop(changed, exact=True)
+        if (exact and changed) or ITSELF in changed:
+            self._drop(changed, exact=exact)
             return Drop(tuple(changed))
         suspects = tuple(name for name in changed if name not in self._harmless)
+        self.ignored.update(self._harmless.intersection(changed))
         if suspects:
             return Recheck(suspects)
         self._in_a_row = 0
@@ -77,8 +83,16 @@ class OuterChanges:
 
     def harmless(self, names: Iterable[str]) -> None:
         """The queued drift came out the same: these names are left to the audit from now on."""
-        self._harmless.update(names)
+        names = set(names)
+        self._harmless |= names
+        self.ignored |= names
         self._in_a_row = 0
+
+    def harmful_after_all(self) -> None:
+        """A later queued drift came out differently: the queue is to be dropped, and what was ignored rechecked."""
+        names = sorted(self.ignored)
+        self._harmless.difference_update(names)
+        self._drop(names, exact=False)
 
     def harmful(self, names: Sequence[str]) -> None:
         """The queued drift came out differently: the queue is to be dropped."""
@@ -105,7 +119,7 @@ class OuterChanges:
 
     @staticmethod
     def _first(names: Sequence[str], exact: bool) -> str:
-        why = "" if exact else ", and the gradient with it"
+        why = "" if exact or ITSELF in names else ", and the gradient with it"
         return (
             f"{_listed(names)} changed between two steps{why}: what was evaluated ahead is dropped and evaluated again "
             "(no result is wrong; warned once, counted in stats)"

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from picardopt.audit.surroundings import readers
+from picardopt.audit.surroundings.policy import ITSELF
 from picardopt.audit.surroundings.values import (
     CONTAINERS,
     MISSING,
@@ -80,7 +81,7 @@ class Surroundings:
         names: list[str] = []
         if self._root is None or not self._root.takes(closure):
             if self._root is not None:
-                names.append("the closure")
+                names.append(ITSELF)
             self.forget()
             self._root = self._enter_closure(closure)
         else:
