@@ -176,10 +176,10 @@ seed 0, five texts or five pictures of the built-in world. *Another seed* is seq
 how far apart two runs are that differ by nothing but chance. *Tolerance 0* has a window of 2 (a wider one
 changes nothing but the work that is thrown away), *default* is what a recipe does of itself with a window of 8:
 the optimizer's default tolerance, or for `textmesh` and `prolificdreamer` its own numbers of it; *step-relative* is
-`StepRelativeTolerance`, the default of earlier versions (measured then, as the paper's rule was; the LoRA of
-`prolificdreamer` was not judged in those runs); *the paper's rule* the method's row of Tables 3
-and 4: window 7, adaptive tolerance, `hold`. *PSNR*:
-32 held-out views against the true ones; *apart*: mean absolute difference from the sequential run's.
+`StepRelativeTolerance`, the default of earlier versions (measured then; the LoRA of `prolificdreamer` was not
+judged in those runs); *the paper's rule* the method's row of Tables 3 and 4: window 7, adaptive tolerance, `hold`
+(measured then, too, but for `prolificdreamer`, whose LoRA is judged with the scene). *PSNR*: 32 held-out views
+against the true ones; *apart*: mean absolute difference from the sequential run's.
 *R-precision*: the share of 120 azimuths at 12 degrees whose own caption the shipped CLIP prefers to those
 of the 63 others. *Steps a sweep* is the ceiling of the speed-up by as many devices as the window is wide.
 *CPU seconds* are of one process that evaluates its window's slots one after the other, on a machine with
