@@ -54,16 +54,16 @@ def interrupts_deferred() -> Iterator[None]:
             signal.signal(number, _hold)
         yield
     finally:
-        # From here on our handlers call the earlier ones at once, so that one left installed does no harm.
-        _Gate.active, _Gate.open = False, True
         try:
-            for number, handler in handlers.items():
-                found = signal.signal(number, handler)
-                if found is not _hold:  # the closure installed one of its own
-                    signal.signal(number, found)
+            # From here on our handlers call the earlier ones at once, so that one left installed does no harm.
+            _Gate.active, _Gate.open = False, True
+            _put_back(handlers)
         finally:
-            _deliver_waiting()
-            _Gate.raised = None
+            try:
+                _put_back(handlers)  # again: a signal may have interrupted it
+            finally:
+                _deliver_waiting()
+                _Gate.raised = None
 
 
 @contextmanager
@@ -95,6 +95,13 @@ def _present_handlers() -> dict[int, Handler]:
         if callable(handler):
             handlers[number] = handler
     return handlers
+
+
+def _put_back(handlers: dict[int, Handler]) -> None:
+    """Installs the earlier handlers, but where the closure has installed one of its own."""
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is _hold:
+            signal.signal(number, handler)
 
 
 def _hold(number: int, frame: FrameType | None) -> None:

@@ -236,6 +236,24 @@ def test_sigterm_at_any_line(preemptible):
     assert at > 400
 
 
+def test_ctrl_c_at_any_line_of_the_delay_itself_puts_the_handlers_back():
+    """Whichever signals were delayed."""
+    for at in range(1, 1000):
+        interrupter = Interrupter(at)
+        sys.settrace(interrupter)
+        try:
+            with interrupts_deferred():
+                pass
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, at
+        if interrupter.count < at:
+            break
+    assert at > 20
+
+
 @pytest.mark.parametrize("slot", [0, 1, 2])
 def test_what_a_handler_raises_in_the_closure_is_for_the_program(preemptible, slot):
     """At a guess too, where the closure's own exceptions only shorten the stride."""
