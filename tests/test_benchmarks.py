@@ -9,7 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 MODULES = {"tables", "plain_loop", "result_store", "curves", "full_size_models", "paper_stages"}
-MODULES |= {"paper_steps"}
+MODULES |= {"paper_steps", "small_scenes"}
 MODULES |= {"beyond_tables", "beyond_tasks", "plan_tables", "plan_tasks", "unet_task"}
 MODULES |= {"gpu_runs", "method_runs", "prompt_tables", "winner_cells"}
 """What the scripts share."""
