@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,3 +137,17 @@ def captured_by(function: object) -> list[object]:
     if not inspect.isfunction(function):
         return []
     return list(inspect.getclosurevars(inspect.unwrap(function)).nonlocals.values())
+
+
+def seen_by(closure: Closure) -> Iterator[Any]:
+    """Yields what a closure can see: its variables, the globals it names, and their attributes."""
+    function = inspect.unwrap(getattr(closure, "func", closure))
+    values = [getattr(function, "__self__", None)]
+    function = getattr(function, "__func__", function)
+    if inspect.isfunction(function):
+        variables = inspect.getclosurevars(function)
+        values += [*variables.nonlocals.values(), *variables.globals.values()]
+    for value in values:
+        kind = type(value)
+        attributes = {} if kind is types.ModuleType else getattr(value, "__dict__", {})
+        yield from (value, *attributes.values())

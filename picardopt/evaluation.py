@@ -16,7 +16,7 @@ from picardopt.audit.modules import any_ddp
 from picardopt.audit.options import options_of, refuse_changed_options
 from picardopt.batched import Batched
 from picardopt.carry import Carry
-from picardopt.closure import StepClosure
+from picardopt.closure import StepClosure, seen_by
 from picardopt.drift import Calls, Drift, Outcome, evaluate_drift
 from picardopt.engines import Engine, SweepHeader
 from picardopt.joint import JointEvaluation
@@ -224,7 +224,7 @@ class Evaluator:
         groups = self._base.param_groups
         before = options_of(groups) if self._speculates else []
         rewritten = self._layout.carry if self._carry.update is None else []
-        seen = amp.seen_by(closure.source) if watched else ()
+        seen = seen_by(closure.source) if watched else ()
         with self._audit.guard(self._layout, guess, rewritten, seen) if watched else nullcontext():
             try:
                 yield
@@ -234,7 +234,7 @@ class Evaluator:
                     raise
                 raise explained from error
         if watched:
-            amp.refuse_unscaling(amp.scalers_of(closure.source), self._optimizers)
+            amp.refuse_unscaling(amp.scalers_of(seen_by(closure.source)), self._optimizers)
         refuse_changed_options(groups, before)
         if not self._layout.describes(parameters_of(self._base), self._carry.present()):
             raise RuntimeError(

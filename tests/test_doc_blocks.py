@@ -60,6 +60,7 @@ def test_a_block_for_several_processes_runs_under_torchrun(block: Block, tmp_pat
 def test_the_pages_that_should_have_blocks_have_some() -> None:
     for page in ("docs/tutorial.md", "docs/guide.md", "docs/how-it-works.md", "docs/closures.md"):
         assert RUN[page], page
+    assert FRAGMENTS
     assert {each.page for each in TOGETHER} >= {"docs/tutorial.md", "docs/data-parallel.md"}
     for page, test in ELSEWHERE.items():
         assert PYTHON[page]

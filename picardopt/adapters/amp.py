@@ -6,9 +6,7 @@ ranks would each see another step's gradient.
 
 from __future__ import annotations
 
-import inspect
-import types
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch.amp.grad_scaler import GradScaler, OptState
@@ -18,25 +16,11 @@ from picardopt.errors import ImpureClosureError
 _TWICE = "unscale_() has already been called"  # torch's error at a second call before update()
 
 
-def scalers_of(closure: Callable[..., Any]) -> list[GradScaler]:
-    """Returns the scalers that a closure can see."""
+def scalers_of(seen: Iterable[object]) -> list[GradScaler]:
+    """Returns the scalers among what a closure can see (`picardopt.closure.seen_by`)."""
     # isinstance may run a proxy's own code
-    found = [value for value in seen_by(closure) if issubclass(type(value), GradScaler)]
+    found: list[Any] = [value for value in seen if issubclass(type(value), GradScaler)]
     return list({id(scaler): scaler for scaler in found}.values())
-
-
-def seen_by(closure: Callable[..., Any]) -> Iterator[Any]:
-    """Yields what a closure can see: its variables, the globals it names, and their attributes."""
-    function = inspect.unwrap(getattr(closure, "func", closure))
-    values = [getattr(function, "__self__", None)]
-    function = getattr(function, "__func__", function)
-    if inspect.isfunction(function):
-        variables = inspect.getclosurevars(function)
-        values += [*variables.nonlocals.values(), *variables.globals.values()]
-    for value in values:
-        kind = type(value)
-        attributes = {} if kind is types.ModuleType else getattr(value, "__dict__", {})
-        yield from (value, *attributes.values())
 
 
 def refuse_unscaling(scalers: Collection[GradScaler], optimizers: Collection[int]) -> None:

@@ -39,10 +39,8 @@ def nothing_is_left() -> Iterator[None]:
     """Fails where the block changes a setting, or leaves a thread or a process that does not end."""
     before, there = settings(), running()
     yield
-    if (
-        settings() != before
-    ):  # an optimizer's hook ends with it, and errors keep their frames in cycles
-        gc.collect()
+    if settings() != before:
+        gc.collect()  # an optimizer's hook ends with it, and errors keep their frames in cycles
     after = settings()
     changed = {name: (before[name], after[name]) for name in before if after[name] != before[name]}
     assert not changed, f"left changed, (before, after): {changed}"
